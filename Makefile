@@ -1,0 +1,72 @@
+# Everything a newcomer runs. Needs Python 3.11 or newer, a C compiler and make; no root.
+#
+#   make demo     the whole path on a live database, with a table of what was measured
+#   make test     lint, then the tests on the release build and the core's tests again on the debug build
+#   make bench    every workload beside the same one on a raw file
+#   make build    the editable install in .venv          make sdist wheel    what is released
+#   make lint     ruff, cython-lint, mypy, stubtest       make clean          away with what was built
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
+EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch])
+STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
+
+# What pytest runs: never the checkout (-P keeps it off the path), always a copy installed from it.
+PYTEST = PYTHONPATH=build/$(1)-site COWENGINE_EXPECT_DEBUG=$(2) $(BIN)/python -P -m pytest
+# The tests that exercise the compiled core hardest; the debug build runs them with bounds checks and assertions.
+DEBUG_TESTS := $(wildcard tests/core tests/engine tests/model tests/format tests/store)
+
+.PHONY: all venv build lint test test-release test-debug demo bench sdist wheel clean
+.DELETE_ON_ERROR:
+
+all: build
+
+venv: $(VENV)/.dependencies
+
+$(VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cowengine needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=23.1" "setuptools>=77" "cython>=3.1"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[all]"
+	touch $@
+
+build: $(VENV)/.extensions
+
+$(VENV)/.extensions: $(VENV)/.dependencies $(EXTENSIONS)
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+build/%-site: $(VENV)/.extensions $(SOURCES)
+	rm -rf $@ build/$*/lib*
+	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) $(BIN)/python -m pip install -q --no-build-isolation --no-deps --target $@ .
+	touch $@
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint cowengine
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest $(STUBBED)
+
+test: lint test-release test-debug
+
+test-release: build/release-site
+	$(call PYTEST,release,0) tests
+	$(call PYTEST,release,0) bench --benchmark-disable
+
+test-debug: build/debug-site
+	$(call PYTEST,debug,1) tests/package/test_flavour.py $(DEBUG_TESTS)
+
+demo: build
+	$(BIN)/python bench/demo.py
+
+bench: build
+	$(BIN)/python -P -m pytest bench --benchmark-only
+
+sdist wheel: %: $(VENV)/.dependencies
+	$(BIN)/python -m pip install -q build
+	$(BIN)/python -m build --$* --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info cowengine/core/*.so $(VENV)/.dependencies $(VENV)/.extensions .pytest_cache .mypy_cache .ruff_cache

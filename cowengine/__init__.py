@@ -1,0 +1,115 @@
+"""cowengine: snapshots of live data, made by redirecting writes.
+
+The public names, each imported when it is first asked for: `import cowengine` alone loads no extension and no
+dependency. Has no logic of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowengine.version import __version__
+
+if TYPE_CHECKING:
+    from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
+    from cowengine.engine.report import Report
+    from cowengine.errors import (
+        BackupError,
+        BusyError,
+        CancelledError,
+        ClosedError,
+        CorruptionError,
+        CowEngineError,
+        ExistsError,
+        FormatError,
+        FullBackupRequired,
+        NoSpaceError,
+        NotFoundError,
+        OutOfRangeError,
+        PoisonedError,
+        ProviderError,
+        ReadOnlyError,
+        RetentionError,
+        UnsupportedVersionError,
+        WriterError,
+        WriterTimeout,
+        WriterVeto,
+    )
+    from cowengine.snapshot import Snapshot
+    from cowengine.store import SnapshotSet, Store, connect
+    from cowengine.volume import Volume
+    from cowengine.vss import Job, Provider, Requestor, Writer, WriterMetadata
+
+__all__ = [
+    "Backup",
+    "BackupError",
+    "BusyError",
+    "CancelledError",
+    "ClosedError",
+    "CorruptionError",
+    "CowEngineError",
+    "ExistsError",
+    "FormatError",
+    "FullBackupRequired",
+    "Job",
+    "NoSpaceError",
+    "NotFoundError",
+    "OutOfRangeError",
+    "PoisonedError",
+    "Provider",
+    "ProviderError",
+    "ReadOnlyError",
+    "Report",
+    "Requestor",
+    "RetentionError",
+    "Snapshot",
+    "SnapshotSet",
+    "Store",
+    "UnsupportedVersionError",
+    "Volume",
+    "Writer",
+    "WriterError",
+    "WriterMetadata",
+    "WriterTimeout",
+    "WriterVeto",
+    "__version__",
+    "connect",
+    "copy_backup",
+    "list_backups",
+    "restore",
+    "verify_backup",
+]
+
+# Where the names that are no error live; every other public name is in cowengine.errors.
+_MODULES = {
+    "Backup": "backup",
+    "Job": "vss",
+    "Provider": "vss",
+    "Report": "engine.report",
+    "Requestor": "vss",
+    "Snapshot": "snapshot",
+    "SnapshotSet": "store",
+    "Store": "store",
+    "Volume": "volume",
+    "Writer": "vss",
+    "WriterMetadata": "vss",
+    "connect": "store",
+    "copy_backup": "backup",
+    "list_backups": "backup",
+    "restore": "backup",
+    "verify_backup": "backup",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

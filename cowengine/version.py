@@ -1,0 +1,3 @@
+"""The version of cowengine: the one place that says it; pyproject.toml reads it from here."""
+
+__version__ = "0.1.0"
