@@ -1,0 +1,220 @@
+"""Events of a log record (docs/format.md section 6): what happens to heads and snapshots, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cowengine.errors import CorruptionError, UnsupportedVersionError
+from cowengine.format.layout import (
+    EPOCH_MAX,
+    EVENT_BEFORE,
+    EVENT_DELETE,
+    EVENT_HEADER,
+    EVENT_HEADER_BYTES,
+    EVENT_PAYLOADS,
+    EVENT_RECLAIM,
+    EVENT_RECLAIMED,
+    EVENT_ROLLBACK,
+    EVENT_SNAPSHOT,
+    EVENT_STORE,
+    ID_MAX,
+    LINEAGE_AUTOMATIC,
+    METADATA_BYTES_MAX,
+    NAME_BYTES_MAX,
+    NO_UUID,
+    SNAPSHOT_FIXED_BYTES,
+    struct_of,
+)
+from cowengine.format.lineage import decode_name, size_is_legal
+
+_HEADER = struct_of(EVENT_HEADER, EVENT_HEADER_BYTES)
+_FIXED = {kind: struct_of(table, table[-1].offset + table[-1].bytes) for kind, table in EVENT_PAYLOADS.items()}
+
+
+@dataclass(slots=True)
+class SnapshotEvent:
+    """A snapshot of head 0 is taken: it gets `id` and `epoch`, and the head goes on in the next epoch."""
+
+    id: int
+    epoch: int
+    tag: int
+    created_ns: int
+    name: str
+    set_id: bytes = NO_UUID
+    flags: int = 0
+    metadata: bytes = b""
+    before: bool = False
+
+
+@dataclass(slots=True)
+class DeleteEvent:
+    """Snapshot `id` is deleted; its space comes back with reclaim."""
+
+    id: int
+    before: bool = False
+
+
+@dataclass(slots=True)
+class ReclaimEvent:
+    """Reclaim of snapshot `id` is done with all blocks below `cursor`."""
+
+    id: int
+    cursor: int
+    before: bool = False
+
+
+@dataclass(slots=True)
+class ReclaimedEvent:
+    """Reclaim of snapshot `id` is complete: its record is dropped and its children take its parent."""
+
+    id: int
+    before: bool = False
+
+
+@dataclass(slots=True)
+class RollbackEvent:
+    """Head `head` now stands on snapshot `to`, in epoch `epoch`, with `size` bytes."""
+
+    head: int
+    to: int
+    epoch: int
+    size: int
+    before: bool = False
+
+
+@dataclass(slots=True)
+class StoreEvent:
+    """The volume holds the store log up to and with record `store_sequence`."""
+
+    store_sequence: int
+    before: bool = False
+
+
+Event = SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent
+
+
+def encode_event(event: Event) -> bytes:
+    """The bytes of one event, header and padding included."""
+    if isinstance(event, SnapshotEvent):
+        kind = EVENT_SNAPSHOT
+        payload = _encode_snapshot(event)
+    elif isinstance(event, DeleteEvent):
+        kind = EVENT_DELETE
+        payload = _FIXED[kind].pack(event.id)
+    elif isinstance(event, ReclaimEvent):
+        kind = EVENT_RECLAIM
+        payload = _FIXED[kind].pack(event.id, event.cursor)
+    elif isinstance(event, ReclaimedEvent):
+        kind = EVENT_RECLAIMED
+        payload = _FIXED[kind].pack(event.id)
+    elif isinstance(event, RollbackEvent):
+        kind = EVENT_ROLLBACK
+        payload = _FIXED[kind].pack(event.head, event.to, event.epoch, event.size)
+    else:
+        kind = EVENT_STORE
+        payload = _FIXED[kind].pack(event.store_sequence)
+    padding = -len(payload) % 8
+    count = EVENT_HEADER_BYTES + len(payload) + padding
+    return _HEADER.pack(kind, EVENT_BEFORE if event.before else 0, count) + payload + bytes(padding)
+
+
+def _encode_snapshot(event: SnapshotEvent) -> bytes:
+    name = event.name.encode()
+    assert 1 <= len(name) <= NAME_BYTES_MAX, "the engine checks names before they come here"
+    assert len(event.metadata) <= METADATA_BYTES_MAX, "the engine checks metadata before it comes here"
+    fixed = _FIXED[EVENT_SNAPSHOT].pack(
+        event.id, event.epoch, event.tag, event.created_ns, event.set_id, len(name), event.flags, len(event.metadata)
+    )
+    return fixed + name + event.metadata
+
+
+def decode_events(data: bytes) -> list[Event]:
+    """All events in `data`. Raises CorruptionError, or UnsupportedVersionError for an unknown type."""
+    events: list[Event] = []
+    position = 0
+    while position < len(data):
+        if len(data) - position < EVENT_HEADER_BYTES:
+            raise CorruptionError("event: cut off")
+        kind, flags, count = _HEADER.unpack_from(data, position)
+        if not EVENT_HEADER_BYTES <= count <= len(data) - position or count % 8:
+            raise CorruptionError(f"event: {count} bytes where {len(data) - position} are left")
+        decode = _DECODERS.get(kind)
+        if decode is None:
+            raise UnsupportedVersionError(f"an event of unknown type {kind}: upgrade cowengine")
+        if flags & ~EVENT_BEFORE:
+            raise CorruptionError(f"event: unknown flags {flags:#x}")
+        events.append(decode(data[position + EVENT_HEADER_BYTES : position + count], bool(flags)))
+        position += count
+    return events
+
+
+def _unpack(kind: int, payload: bytes) -> tuple[int, ...]:
+    layout = _FIXED[kind]
+    if len(payload) != layout.size:
+        raise CorruptionError(f"event of type {kind}: a payload of {len(payload)} bytes")
+    return layout.unpack(payload)
+
+
+def _id(number: int) -> int:
+    if number > ID_MAX:
+        raise CorruptionError(f"event: id {number}")
+    return number
+
+
+def _epoch(number: int) -> int:
+    if not 1 <= number <= EPOCH_MAX:
+        raise CorruptionError(f"event: epoch {number}")
+    return number
+
+
+def _decode_snapshot(payload: bytes, before: bool) -> Event:
+    if len(payload) < SNAPSHOT_FIXED_BYTES:
+        raise CorruptionError("snapshot event: cut off")
+    fields = _FIXED[EVENT_SNAPSHOT].unpack_from(payload)
+    id_, epoch, tag, created_ns, set_id, name_bytes, flags, metadata_bytes = fields
+    end = SNAPSHOT_FIXED_BYTES + name_bytes + metadata_bytes
+    if metadata_bytes > METADATA_BYTES_MAX or len(payload) != end + -end % 8 or any(payload[end:]):
+        raise CorruptionError(f"snapshot event {id_}: name and metadata do not fill it")
+    if flags & ~LINEAGE_AUTOMATIC or id_ == 0:
+        raise CorruptionError(f"snapshot event {id_}: flags {flags:#x}")
+    name = decode_name(payload[SNAPSHOT_FIXED_BYTES : SNAPSHOT_FIXED_BYTES + name_bytes], name_bytes)
+    metadata = payload[SNAPSHOT_FIXED_BYTES + name_bytes : end]
+    return SnapshotEvent(_id(id_), _epoch(epoch), tag, created_ns, name, set_id, flags, metadata, before)
+
+
+def _decode_delete(payload: bytes, before: bool) -> Event:
+    (id_,) = _unpack(EVENT_DELETE, payload)
+    return DeleteEvent(_id(id_), before)
+
+
+def _decode_reclaim(payload: bytes, before: bool) -> Event:
+    id_, cursor = _unpack(EVENT_RECLAIM, payload)
+    return ReclaimEvent(_id(id_), cursor, before)
+
+
+def _decode_reclaimed(payload: bytes, before: bool) -> Event:
+    (id_,) = _unpack(EVENT_RECLAIMED, payload)
+    return ReclaimedEvent(_id(id_), before)
+
+
+def _decode_rollback(payload: bytes, before: bool) -> Event:
+    head, to, epoch, size = _unpack(EVENT_ROLLBACK, payload)
+    if not size_is_legal(size):
+        raise CorruptionError(f"rollback event: size {size}")
+    return RollbackEvent(_id(head), _id(to), _epoch(epoch), size, before)
+
+
+def _decode_store(payload: bytes, before: bool) -> Event:
+    (store_sequence,) = _unpack(EVENT_STORE, payload)
+    return StoreEvent(store_sequence, before)
+
+
+_DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
+    EVENT_SNAPSHOT: _decode_snapshot,
+    EVENT_DELETE: _decode_delete,
+    EVENT_RECLAIM: _decode_reclaim,
+    EVENT_RECLAIMED: _decode_reclaimed,
+    EVENT_ROLLBACK: _decode_rollback,
+    EVENT_STORE: _decode_store,
+}

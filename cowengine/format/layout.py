@@ -1,0 +1,249 @@
+"""The byte tables of docs/format.md as data, and the numbers that go with them.
+
+Each table is a tuple of `Field`; the `struct.Struct` that packs it and the gaps that must read as zero follow from it,
+so a table is written down once. `tests/format/test_document.py` compares every row with the document.
+
+Does no I/O and knows no objects: the other modules of this package make objects of the bytes.
+
+Threads   constants only.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from cowengine.errors import CorruptionError
+
+SLOT_BYTES: Final = 4096
+SLOT_SHIFT: Final = 12
+LEAF_ENTRIES: Final = 256
+FANOUT: Final = 128
+RECORDS_PER_LEAF: Final = 8
+BITS_PER_LEAF: Final = 32768
+LEVEL_MAX: Final = 6
+
+FORMAT_VERSION: Final = 1
+MAGIC: Final = b"COWENG\r\n"
+RECORD_MAGIC: Final = b"CWRC"
+NONE_ID: Final = 2**64 - 1
+NO_CURSOR: Final = 2**64 - 1
+NO_UUID: Final = bytes(16)
+EPOCH_SKIP: Final = 1024
+
+FEATURES_INCOMPATIBLE: Final = 0
+FEATURES_READ_ONLY_COMPATIBLE: Final = 0
+
+MASK64: Final = 2**64 - 1
+SLOT_MASK: Final = 2**48 - 1
+SLOTS_MAX: Final = 2**48
+EPOCH_MAX: Final = 2**48 - 1
+SIZE_MIN: Final = 512
+SIZE_MAX: Final = 2**48 - 4096
+BLOCK_SHIFT_MIN: Final = 12
+BLOCK_SHIFT_MAX: Final = 20
+LOG_SHIFTS: Final = (9, 12)
+LOG_BYTES_MIN: Final = 16 * 1024
+LOG_BYTES_MAX: Final = 64 * 1024 * 1024
+REGIONS_MAX: Final = 8
+NAME_BYTES_MAX: Final = 255
+METADATA_BYTES_MAX: Final = 4096
+ID_MAX: Final = RECORDS_PER_LEAF * FANOUT**LEVEL_MAX - 1
+
+TREE_MAP: Final = 1
+TREE_LINEAGE: Final = 2
+TREE_FREE_MAP: Final = 3
+
+POINTER_HOLE: Final = 0
+POINTER_RUN: Final = 1
+POINTER_NODE: Final = 2
+
+ENTRY_HOLE: Final = 0
+ENTRY_MAPPED: Final = 1
+
+LINEAGE_UNUSED: Final = 0
+LINEAGE_HEAD: Final = 1
+LINEAGE_SNAPSHOT: Final = 2
+LINEAGE_DELETED: Final = 1
+LINEAGE_ANCHOR: Final = 2
+LINEAGE_AUTOMATIC: Final = 4
+
+EVENT_SNAPSHOT: Final = 1
+EVENT_DELETE: Final = 2
+EVENT_RECLAIM: Final = 3
+EVENT_RECLAIMED: Final = 4
+EVENT_ROLLBACK: Final = 5
+EVENT_STORE: Final = 6
+EVENT_BEFORE: Final = 1
+
+RECORD_ONE_BARRIER: Final = 1
+
+
+class Field(NamedTuple):
+    """One row of a byte table."""
+
+    name: str
+    offset: int
+    bytes: int
+
+
+def struct_of(table: tuple[Field, ...], size: int) -> struct.Struct:
+    """The little-endian struct of `size` bytes that holds the fields of `table`; gaps are written as zero."""
+    codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
+    parts = ["<"]
+    position = 0
+    for field in table:
+        if field.offset > position:
+            parts.append(f"{field.offset - position}x")
+        raw = field.name == "magic" or field.bytes not in codes
+        parts.append(f"{field.bytes}s" if raw else codes[field.bytes])
+        position = field.offset + field.bytes
+    if size > position:
+        parts.append(f"{size - position}x")
+    return struct.Struct("".join(parts))
+
+
+def gaps_of(table: tuple[Field, ...], size: int) -> tuple[tuple[int, int], ...]:
+    """The reserved spans (begin, end) of a table."""
+    gaps = []
+    position = 0
+    for field in (*table, Field("end", size, 0)):
+        if field.offset > position:
+            gaps.append((position, field.offset))
+        position = field.offset + field.bytes
+    return tuple(gaps)
+
+
+def check_gaps(data: bytes, gaps: tuple[tuple[int, int], ...], what: str) -> None:
+    """Raise CorruptionError unless every reserved span of `data` is zero."""
+    for begin, end in gaps:
+        if data.count(0, begin, end) != end - begin:
+            raise CorruptionError(f"{what}: reserved bytes {begin} to {end - 1} are not zero")
+
+
+SUPERBLOCK: Final = (
+    Field("magic", 0, 8),
+    Field("format_version", 8, 4),
+    Field("block_shift", 12, 1),
+    Field("log_shift", 13, 1),
+    Field("clean", 14, 1),
+    Field("needs_store", 15, 1),
+    Field("features_incompatible", 16, 8),
+    Field("features_read_only_compatible", 24, 8),
+    Field("features_compatible", 32, 8),
+    Field("volume_uuid", 40, 16),
+    Field("store_uuid", 56, 16),
+    Field("generation", 72, 8),
+    Field("salt", 80, 8),
+    Field("created_ns", 88, 8),
+    Field("log_first", 96, 8),
+    Field("log_slots", 104, 8),
+    Field("base_sequence", 112, 8),
+    Field("base_checksum", 120, 8),
+    Field("base_offset", 128, 8),
+    Field("tip_sequence", 136, 8),
+    Field("tip_checksum", 144, 8),
+    Field("epoch", 152, 8),
+    Field("next_id", 160, 8),
+    Field("store_sequence", 168, 8),
+    Field("region_count", 176, 8),
+    Field("regions", 184, 192),
+    Field("lineage_root", 376, 32),
+    Field("free_map_root", 408, 32),
+    Field("seal_root", 440, 32),
+    Field("name_root", 472, 32),
+    Field("checksum", 4088, 8),
+)
+SUPERBLOCK_CHECKSUM_OFFSET: Final = 4088
+
+POINTER_BYTES: Final = 32
+POINTER: Final = (
+    Field("target", 0, 8),
+    Field("birth", 8, 8),
+    Field("checksum", 16, 8),
+)
+
+ENTRY_BYTES: Final = 16
+MAP_ENTRY: Final = (
+    Field("target", 0, 8),
+    Field("birth", 8, 8),
+)
+
+LINEAGE_BYTES: Final = 512
+LINEAGE_RECORD: Final = (
+    Field("kind", 0, 1),
+    Field("flags", 1, 1),
+    Field("name_bytes", 2, 2),
+    Field("metadata_bytes", 4, 4),
+    Field("id", 8, 8),
+    Field("parent", 16, 8),
+    Field("epoch", 24, 8),
+    Field("frozen", 32, 8),
+    Field("size", 40, 8),
+    Field("created_ns", 48, 8),
+    Field("tag", 56, 8),
+    Field("root", 64, 32),
+    Field("cursor", 96, 8),
+    Field("set_id", 104, 16),
+    Field("retain_until_ns", 120, 8),
+    Field("metadata_slot", 128, 8),
+    Field("metadata_checksum", 136, 8),
+    Field("name", 192, 255),
+)
+
+RECORD_HEADER_BYTES: Final = 128
+RECORD_HEADER: Final = (
+    Field("magic", 0, 4),
+    Field("record_bytes", 4, 4),
+    Field("salt", 8, 8),
+    Field("sequence", 16, 8),
+    Field("generation", 24, 8),
+    Field("previous", 32, 8),
+    Field("epoch", 40, 8),
+    Field("time_ns", 48, 8),
+    Field("flags", 56, 4),
+    Field("delta_count", 60, 4),
+    Field("freed_count", 64, 4),
+    Field("freed_node_count", 68, 4),
+    Field("check_count", 72, 4),
+    Field("event_bytes", 76, 4),
+    Field("size", 80, 8),
+    Field("checksum", 120, 8),
+)
+RECORD_CHECKSUM_OFFSET: Final = 120
+
+DELTA_BYTES: Final = 32
+DELTA: Final = (
+    Field("block", 0, 8),
+    Field("count", 8, 8),
+    Field("target", 16, 8),
+    Field("birth", 24, 8),
+)
+
+PAIR_BYTES: Final = 16
+"""Freed runs, freed nodes (slot, count) and checks (slot, checksum)."""
+
+EVENT_HEADER_BYTES: Final = 8
+EVENT_HEADER: Final = (
+    Field("type", 0, 2),
+    Field("flags", 2, 2),
+    Field("bytes", 4, 4),
+)
+EVENT_PAYLOADS: Final = {
+    EVENT_SNAPSHOT: (
+        Field("id", 0, 8),
+        Field("epoch", 8, 8),
+        Field("tag", 16, 8),
+        Field("created_ns", 24, 8),
+        Field("set_id", 32, 16),
+        Field("name_bytes", 48, 2),
+        Field("lineage_flags", 50, 2),
+        Field("metadata_bytes", 52, 4),
+    ),
+    EVENT_DELETE: (Field("id", 0, 8),),
+    EVENT_RECLAIM: (Field("id", 0, 8), Field("cursor", 8, 8)),
+    EVENT_RECLAIMED: (Field("id", 0, 8),),
+    EVENT_ROLLBACK: (Field("head", 0, 8), Field("to", 8, 8), Field("epoch", 16, 8), Field("size", 24, 8)),
+    EVENT_STORE: (Field("store_sequence", 0, 8),),
+}
+SNAPSHOT_FIXED_BYTES: Final = 56

@@ -1,0 +1,254 @@
+"""Records of the commit log (docs/format.md section 6): encode, decode, validate, scan.
+
+`encode_record` runs in every commit, so it packs with prepared structs and copies little. What the records mean, and
+which of them form the chain, is recovery's and the checker's.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+from cowengine.core.checksum import xxh64
+from cowengine.errors import CorruptionError
+from cowengine.format.events import Event, decode_events, encode_event
+from cowengine.format.layout import (
+    DELTA,
+    DELTA_BYTES,
+    ENTRY_HOLE,
+    ENTRY_MAPPED,
+    EPOCH_MAX,
+    MASK64,
+    PAIR_BYTES,
+    RECORD_CHECKSUM_OFFSET,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    RECORD_MAGIC,
+    RECORD_ONE_BARRIER,
+    SLOT_MASK,
+    SLOTS_MAX,
+    check_gaps,
+    gaps_of,
+    struct_of,
+)
+from cowengine.format.lineage import size_is_legal
+
+Buffer = bytes | bytearray | memoryview
+
+_HEADER = struct_of(RECORD_HEADER, RECORD_HEADER_BYTES)
+_GAPS = gaps_of(RECORD_HEADER, RECORD_HEADER_BYTES)
+_DELTA = struct_of(DELTA, DELTA_BYTES)
+_PAIR = struct.Struct("<QQ")
+_CHECKSUM = struct.Struct("<Q")
+
+SCAN_BUDGET = 16
+"""`scan_records` reads at most this many times the log. Records of a lap do not overlap: no honest log needs more."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One commit. `deltas` are packed (`encode_delta`); freed runs and nodes are (slot, count), checks (slot, checksum)."""
+
+    salt: int
+    sequence: int
+    generation: int
+    previous: int
+    epoch: int
+    time_ns: int
+    size: int
+    one_barrier: bool = False
+    deltas: Buffer = b""
+    freed: Sequence[tuple[int, int]] = ()
+    freed_nodes: Sequence[tuple[int, int]] = ()
+    checks: Sequence[tuple[int, int]] = ()
+    events: Sequence[Event] = field(default_factory=list)
+
+
+class RecordHeader(NamedTuple):
+    """The header of a record, as it lies in the log."""
+
+    magic: bytes
+    record_bytes: int
+    salt: int
+    sequence: int
+    generation: int
+    previous: int
+    epoch: int
+    time_ns: int
+    flags: int
+    delta_count: int
+    freed_count: int
+    freed_node_count: int
+    check_count: int
+    event_bytes: int
+    size: int
+    checksum: int
+
+    @property
+    def contents_bytes(self) -> int:
+        """What record_bytes must be by the counts; exact, as Python's integers do not wrap."""
+        pairs = self.freed_count + self.freed_node_count + self.check_count
+        return RECORD_HEADER_BYTES + DELTA_BYTES * self.delta_count + PAIR_BYTES * pairs + self.event_bytes
+
+
+class Delta(NamedTuple):
+    """A range of blocks and what they are now: mapped from `slot` on, or holes, with that birth."""
+
+    block: int
+    count: int
+    kind: int
+    slot: int
+    birth: int
+    head: int
+
+
+def encode_delta(block: int, count: int, kind: int, slot: int, birth: int, head: int = 0) -> bytes:
+    """The 32 bytes of a delta."""
+    return _DELTA.pack(block, count, slot | kind << 56, birth | head << 48)
+
+
+def iter_deltas(deltas: Buffer) -> Iterator[Delta]:
+    """The deltas packed in `deltas`, whose length is a multiple of 32; no validation (decode_record has done it)."""
+    for block, count, target, birth in _DELTA.iter_unpack(deltas):
+        yield Delta(block, count, target >> 56, target & SLOT_MASK, birth & EPOCH_MAX, birth >> 48)
+
+
+def record_bytes_for(record: Record) -> int:
+    """How long `record` will be, without padding."""
+    pairs = len(record.freed) + len(record.freed_nodes) + len(record.checks)
+    events = sum(len(encode_event(event)) for event in record.events)
+    return RECORD_HEADER_BYTES + len(record.deltas) + PAIR_BYTES * pairs + events
+
+
+def encode_record(record: Record, fold: int) -> bytes:
+    """The bytes of a record, checksum included, without padding."""
+    r = record
+    events = b"".join([encode_event(event) for event in r.events])
+    pairs = (*r.freed, *r.freed_nodes, *r.checks)
+    pairs_end = RECORD_HEADER_BYTES + len(r.deltas) + PAIR_BYTES * len(pairs)
+    data = bytearray(pairs_end + len(events))
+    _HEADER.pack_into(
+        data, 0,
+        RECORD_MAGIC, len(data), r.salt, r.sequence, r.generation, r.previous, r.epoch, r.time_ns,
+        RECORD_ONE_BARRIER if r.one_barrier else 0, len(r.deltas) // DELTA_BYTES, len(r.freed), len(r.freed_nodes),
+        len(r.checks), len(events), r.size, 0,
+    )  # fmt: skip
+    data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + len(r.deltas)] = r.deltas
+    if pairs:
+        struct.pack_into(f"<{2 * len(pairs)}Q", data, RECORD_HEADER_BYTES + len(r.deltas), *chain.from_iterable(pairs))
+    data[pairs_end:] = events
+    _CHECKSUM.pack_into(data, RECORD_CHECKSUM_OFFSET, xxh64(data, (fold + r.sequence) & MASK64))
+    return bytes(data)
+
+
+def record_checksum(encoded: Buffer) -> int:
+    """The checksum written in an encoded record: what the next one names as `previous`."""
+    checksum: int = _CHECKSUM.unpack_from(encoded, RECORD_CHECKSUM_OFFSET)[0]
+    return checksum
+
+
+def peek_header(buffer: Buffer, offset: int, limit: int) -> RecordHeader | None:
+    """The header at `offset` if magic and bounds are those of a record that ends at or before `limit`."""
+    if limit > len(buffer) or offset < 0 or limit - offset < RECORD_HEADER_BYTES:
+        return None
+    header = RecordHeader._make(_HEADER.unpack_from(buffer, offset))
+    if header.magic != RECORD_MAGIC or not RECORD_HEADER_BYTES <= header.record_bytes <= limit - offset:
+        return None
+    return header if header.record_bytes == header.contents_bytes else None
+
+
+def _checked_bytes(buffer: Buffer, offset: int, header: RecordHeader, fold: int) -> bytes | None:
+    """A copy of the record with a zero checksum field, if its checksum is right."""
+    data = bytearray(memoryview(buffer)[offset : offset + header.record_bytes])
+    _CHECKSUM.pack_into(data, RECORD_CHECKSUM_OFFSET, 0)
+    return bytes(data) if xxh64(data, (fold + header.sequence) & MASK64) == header.checksum else None
+
+
+def decode_record(buffer: Buffer, offset: int, limit: int, fold: int, sequence: int) -> tuple[Record, int, int] | None:
+    """The record with this sequence that begins at `offset` and ends by `limit`, its checksum and its length in bytes.
+
+    None if there is no such record. Raises CorruptionError if its checksum is right and its contents are impossible,
+    and UnsupportedVersionError if it holds an event of a newer version.
+    """
+    header = peek_header(buffer, offset, limit)
+    if header is None or header.sequence != sequence:
+        return None
+    data = _checked_bytes(buffer, offset, header, fold)
+    if data is None:
+        return None
+    _check_header(data, header)
+    deltas_end = RECORD_HEADER_BYTES + DELTA_BYTES * header.delta_count
+    freed_end = deltas_end + PAIR_BYTES * header.freed_count
+    nodes_end = freed_end + PAIR_BYTES * header.freed_node_count
+    checks_end = nodes_end + PAIR_BYTES * header.check_count
+    record = Record(
+        header.salt, header.sequence, header.generation, header.previous, header.epoch, header.time_ns, header.size,
+        bool(header.flags & RECORD_ONE_BARRIER), data[RECORD_HEADER_BYTES:deltas_end],
+        _pairs(data, deltas_end, freed_end), _pairs(data, freed_end, nodes_end), _pairs(data, nodes_end, checks_end),
+        decode_events(data[checks_end:]),
+    )  # fmt: skip
+    _check_contents(record)
+    return record, header.checksum, header.record_bytes
+
+
+def _pairs(data: bytes, begin: int, end: int) -> list[tuple[int, int]]:
+    numbers = struct.unpack_from(f"<{(end - begin) // 8}Q", data, begin)
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _check_header(data: bytes, header: RecordHeader) -> None:
+    what = f"record {header.sequence}"
+    check_gaps(data, _GAPS, what)
+    if header.flags & ~RECORD_ONE_BARRIER:
+        raise CorruptionError(f"{what}: unknown flags {header.flags:#x}")
+    if not 1 <= header.epoch <= EPOCH_MAX:
+        raise CorruptionError(f"{what}: epoch {header.epoch}")
+    if not size_is_legal(header.size):
+        raise CorruptionError(f"{what}: size {header.size}")
+
+
+def _check_contents(record: Record) -> None:
+    what = f"record {record.sequence}"
+    for delta in iter_deltas(record.deltas):
+        if not _delta_is_legal(delta, record.epoch):
+            raise CorruptionError(f"{what}: impossible {delta}")
+    for slot, count in chain(record.freed, record.freed_nodes):
+        if slot < 2 or count < 1 or slot + count > SLOTS_MAX:
+            raise CorruptionError(f"{what}: freed run of {count} slots at {slot}")
+    for slot, _ in record.checks:
+        if not 2 <= slot < SLOTS_MAX:
+            raise CorruptionError(f"{what}: check of slot {slot}")
+
+
+def _delta_is_legal(delta: Delta, epoch: int) -> bool:
+    block, count, kind, slot, birth, head = delta
+    if count < 1 or block + count > SLOTS_MAX or birth > epoch or head:
+        return False
+    if kind == ENTRY_MAPPED:
+        return birth >= 1 and slot >= 2 and slot + count <= SLOTS_MAX
+    return kind == ENTRY_HOLE and slot == 0
+
+
+def scan_records(
+    log: Buffer, log_shift: int, fold: int, *, generation_above: int = -1
+) -> Iterator[tuple[int, RecordHeader]]:
+    """Every (offset, header) at which a record with a right checksum lies, of whatever sequence, ascending.
+
+    Only those that name a generation above `generation_above`. Of a hostile log no more than SCAN_BUDGET times its size
+    is read; what lies behind is then not found.
+    """
+    budget = SCAN_BUDGET * len(log)
+    for offset in range(0, len(log), 1 << log_shift):
+        if log[offset : offset + len(RECORD_MAGIC)] != RECORD_MAGIC:
+            continue
+        header = peek_header(log, offset, len(log))
+        if header is None or header.generation <= generation_above:
+            continue
+        budget -= header.record_bytes
+        if budget < 0:
+            return
+        if _checked_bytes(log, offset, header, fold) is not None:
+            yield offset, header
