@@ -50,7 +50,7 @@ SCAN_BUDGET = 16
 
 @dataclass(slots=True)
 class Record:
-    """One commit. `deltas` are packed (`encode_delta`); freed runs and nodes are (slot, count), checks (slot, checksum)."""
+    """One commit. `deltas` are packed (`encode_delta`), freed runs and nodes (slot, count), checks (slot, checksum)."""
 
     salt: int
     sequence: int
@@ -98,7 +98,7 @@ class Delta(NamedTuple):
     """A range of blocks and what they are now: mapped from `slot` on, or holes, with that birth."""
 
     block: int
-    count: int
+    block_count: int
     kind: int
     slot: int
     birth: int

@@ -8,7 +8,7 @@ from cowengine.errors import CorruptionError
 from cowengine.format.layout import (
     BITS_PER_LEAF,
     EPOCH_MAX,
-    FANOUT,
+    FANOUT_SHIFT,
     LEAF_ENTRIES,
     LEVEL_MAX,
     POINTER,
@@ -84,7 +84,7 @@ def hole(level: int = 0, birth: int = 0) -> Pointer:
 
 def span(tree: int, level: int) -> int:
     """Keys that a node of this level covers."""
-    return KEYS_PER_LEAF[tree] * FANOUT**level
+    return KEYS_PER_LEAF[tree] << FANOUT_SHIFT * level
 
 
 def level_for(tree: int, key_count: int) -> int:
