@@ -45,7 +45,7 @@ build/%-site: $(VENV)/.extensions $(SOURCES)
 
 lint: build
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint cowengine
+	PATH=$(BIN):$$PATH cython-lint cowengine
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest $(STUBBED)
 

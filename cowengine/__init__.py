@@ -93,6 +93,7 @@ _MODULES = {
     "Volume": "volume",
     "Writer": "vss",
     "WriterMetadata": "vss",
+    "__version__": "version",
     "connect": "store",
     "copy_backup": "backup",
     "list_backups": "backup",

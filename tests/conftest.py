@@ -1,7 +1,7 @@
 """What holds for every test: Hypothesis without deadlines, and what happens to a test whose needs are not met.
 
-`@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs. Without them it is skipped,
-and the run's last lines count such tests; with CI=true it fails, because there the machine must have them.
+`@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs. Without them it is
+skipped, and the run's last lines count such tests; with CI=true it fails, because there the machine must have them.
 """
 
 from __future__ import annotations
