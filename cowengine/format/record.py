@@ -28,6 +28,7 @@ from cowengine.format.layout import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
     RECORD_ONE_BARRIER,
+    SLOT_BITS,
     SLOT_MASK,
     SLOTS_MAX,
     check_gaps,
@@ -212,9 +213,9 @@ def _check_header(data: bytes, header: RecordHeader) -> None:
 
 def _check_contents(record: Record) -> None:
     what = f"record {record.sequence}"
-    for delta in iter_deltas(record.deltas):
-        if not _delta_is_legal(delta, record.epoch):
-            raise CorruptionError(f"{what}: impossible {delta}")
+    for block, count, target, birth in _DELTA.iter_unpack(record.deltas):
+        if not _delta_is_legal(block, count, target, birth, record.epoch):
+            raise CorruptionError(f"{what}: an impossible delta of {count} blocks from {block} to {target:#x}")
     for slot, count in chain(record.freed, record.freed_nodes):
         if slot < 2 or count < 1 or slot + count > SLOTS_MAX:
             raise CorruptionError(f"{what}: freed run of {count} slots at {slot}")
@@ -223,13 +224,14 @@ def _check_contents(record: Record) -> None:
             raise CorruptionError(f"{what}: check of slot {slot}")
 
 
-def _delta_is_legal(delta: Delta, epoch: int) -> bool:
-    block, count, kind, slot, birth, head = delta
-    if count < 1 or block + count > SLOTS_MAX or birth > epoch or head:
+def _delta_is_legal(block: int, count: int, target: int, birth: int, epoch: int) -> bool:
+    """Of head 0 (a number above bit 48 of the birth makes it too large), and in bounds."""
+    if count < 1 or block + count > SLOTS_MAX or birth > epoch:
         return False
-    if kind == ENTRY_MAPPED:
+    slot = target & SLOT_MASK
+    if target >> SLOT_BITS == ENTRY_MAPPED << 8:
         return birth >= 1 and slot >= 2 and slot + count <= SLOTS_MAX
-    return kind == ENTRY_HOLE and slot == 0
+    return target == ENTRY_HOLE
 
 
 def scan_records(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -167,11 +168,11 @@ def _check_geometry(sb: Superblock) -> None:
         _require(region.first_block >= next_block, f"region {number} is not behind the one before it")
         _require(end_block <= SLOTS_MAX // block_slots, f"region {number} ends at block {end_block}")
         end = region.slot + region.block_count * block_slots
-        _require(2 <= region.slot and end <= SLOTS_MAX, f"region {number} lies in slots {region.slot} to {end}")
+        _require(region.slot >= 2 and end <= SLOTS_MAX, f"region {number} lies in slots {region.slot} to {end}")
         spans.append((region.slot, end, f"region {number}"))
         next_block = end_block
     spans.sort()
-    for (_, end, one), (begin, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
         _require(end <= begin, f"{one} and {other} overlap")
 
 

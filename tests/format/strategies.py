@@ -1,0 +1,131 @@
+"""Hypothesis strategies for everything the format can hold."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from cowengine import format as f
+
+u64 = st.integers(0, 2**64 - 1)
+uuids = st.binary(min_size=16, max_size=16)
+epochs = st.integers(1, f.EPOCH_MAX)
+ids = st.integers(0, f.ID_MAX)
+slots = st.integers(2, f.SLOT_MASK)
+sizes = st.integers(1, f.SIZE_MAX // 512).map(lambda n: n * 512)
+names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=60)
+node_pointers = st.builds(
+    f.Pointer, st.just(f.POINTER_NODE), slots, st.integers(0, 6), st.integers(0, f.EPOCH_MAX), u64
+)
+hole_pointers = st.builds(f.hole, st.integers(0, 6), st.integers(0, f.EPOCH_MAX))
+run_pointers = st.builds(f.Pointer, st.just(f.POINTER_RUN), slots, st.integers(0, 6), epochs, st.just(0))
+pointers = node_pointers | hole_pointers | run_pointers
+
+
+@st.composite
+def superblocks(draw):
+    base_sequence = draw(st.integers(0, 2**40))
+    tip_sequence = base_sequence + draw(st.integers(0, 2**20))
+    block_shift = draw(st.integers(12, 20))
+    log_shift = draw(st.sampled_from(f.LOG_SHIFTS))
+    log_slots = draw(st.integers(4, 64))
+    regions, block, slot = [], 0, 2 + log_slots
+    for _ in range(draw(st.integers(1, f.REGIONS_MAX))):
+        block += draw(st.integers(0, 5))
+        slot += draw(st.integers(0, 5))
+        count = draw(st.integers(1, 2**24))
+        regions.append(f.Region(block, slot, count))
+        block += count
+        slot += count << (block_shift - 12)
+    return f.Superblock(
+        block_shift=block_shift,
+        log_shift=log_shift,
+        volume_uuid=draw(uuids),
+        log_first=2,
+        log_slots=log_slots,
+        regions=tuple(regions),
+        generation=draw(st.integers(1, 2**64 - 1)),
+        salt=draw(u64),
+        created_ns=draw(u64),
+        clean=draw(st.booleans()),
+        needs_store=draw(st.booleans()),
+        features_read_only_compatible=draw(u64),
+        features_compatible=draw(u64),
+        store_uuid=draw(uuids),
+        base_sequence=base_sequence,
+        base_checksum=draw(u64) if base_sequence else 0,
+        base_offset=draw(st.integers(0, log_slots * 4096 >> log_shift)) << log_shift,
+        tip_sequence=tip_sequence,
+        tip_checksum=draw(u64) if tip_sequence else 0,
+        epoch=draw(epochs),
+        next_id=draw(st.integers(1, f.ID_MAX + 1)),
+        store_sequence=draw(u64),
+        lineage_root=draw(node_pointers)._replace(birth=0),
+        free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
+    )
+
+
+@st.composite
+def lineage_records(draw):
+    kind = draw(st.sampled_from([f.LINEAGE_HEAD, f.LINEAGE_SNAPSHOT]))
+    epoch = draw(epochs)
+    metadata_bytes = draw(st.integers(0, f.METADATA_BYTES_MAX))
+    return f.LineageRecord(
+        kind=kind,
+        id=draw(ids),
+        name=draw(names),
+        epoch=epoch,
+        size=draw(sizes),
+        flags=draw(st.integers(0, 7)),
+        parent=draw(ids | st.just(f.NONE_ID)),
+        frozen=draw(st.integers(0, epoch - 1)) if kind == f.LINEAGE_HEAD else 0,
+        created_ns=draw(u64),
+        tag=draw(u64),
+        root=draw(pointers),
+        cursor=draw(u64),
+        set_id=draw(uuids),
+        retain_until_ns=draw(u64),
+        metadata_bytes=metadata_bytes,
+        metadata_slot=draw(slots) if metadata_bytes else 0,
+        metadata_checksum=draw(u64) if metadata_bytes else 0,
+    )
+
+
+before = st.booleans()
+events = st.one_of(
+    st.builds(
+        f.SnapshotEvent,
+        st.integers(1, f.ID_MAX), epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
+        st.binary(max_size=f.METADATA_BYTES_MAX), before,
+    ),
+    st.builds(f.DeleteEvent, ids, before),
+    st.builds(f.ReclaimEvent, ids, u64, before),
+    st.builds(f.ReclaimedEvent, ids, before),
+    st.builds(f.RollbackEvent, ids, ids, epochs, sizes, before),
+    st.builds(f.StoreEvent, u64, before),
+)  # fmt: skip
+
+
+@st.composite
+def records(draw):
+    epoch = draw(epochs)
+    births = st.integers(1, epoch)
+    counts = st.integers(1, 2**20)
+    blocks = st.integers(0, 2**40)
+    mapped = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_MAPPED), st.integers(2, 2**40), births)
+    holes = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_HOLE), st.just(0), st.integers(0, epoch))
+    runs = st.lists(st.tuples(st.integers(2, 2**40), counts), max_size=4)
+    return f.Record(
+        salt=draw(u64),
+        sequence=draw(u64),
+        generation=draw(u64),
+        previous=draw(u64),
+        epoch=epoch,
+        time_ns=draw(u64),
+        size=draw(sizes),
+        one_barrier=draw(st.booleans()),
+        deltas=b"".join(draw(st.lists(mapped | holes, max_size=5))),
+        freed=draw(runs),
+        freed_nodes=draw(runs),
+        checks=draw(st.lists(st.tuples(slots, u64), max_size=4)),
+        events=draw(st.lists(events, max_size=3)),
+    )
