@@ -1,0 +1,202 @@
+"""The verbs of a backup."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cowengine.cli.output import Document, Output, Rows, shown, table
+from cowengine.cli.sizes import shown_size
+from cowengine.cli.store import STORE
+from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
+from cowengine.cli.volume import emit_report
+from cowengine.cli.writer import WRITERS
+from cowengine.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from cowengine import Backup
+
+NOUN = Noun("backup", "write, list, verify, restore, copy and delete backups")
+
+TARGET = argument("target", metavar="TARGET", help="the directory that backups are written to")
+TARGET_OR_STREAM = argument("target", metavar="TARGET", help="a directory of backups, or - for a stream on stdin")
+BACKUP = argument("backup", metavar="BACKUP", help="the backup's id")
+KINDS = ("full", "incremental", "differential", "copy")
+
+
+def describe_backup(backup: Backup) -> Document:
+    """What every verb says about a backup."""
+    return {
+        "id": backup.id,
+        "kind": backup.kind,
+        "base": backup.base,
+        "volumes": list(backup.volumes),
+        "bytes_written": int(backup.bytes_written),
+    }
+
+
+@NOUN.verb(
+    "create",
+    "freeze the writers, snapshot, thaw, and back the snapshot up",
+    STORE,
+    argument("volumes", metavar="NAME", nargs="*", help="volumes of the store (default: all)"),
+    argument("--target", required=True, metavar="DIR|-", help="a directory, or - for a stream on stdout"),
+    argument("--kind", choices=KINDS, default="full", help="how much (default full)"),
+    argument("--chain", default="default", metavar="NAME", help="chains do not disturb one another (default: default)"),
+    WRITERS,
+    PROGRESS,
+    examples=(
+        "cowengine backup create /srv/store --target /mnt/backup",
+        "cowengine backup create /srv/store mail --target /mnt/backup --kind incremental --chain nightly",
+        "cowengine backup create /srv/store --target - --writer sqlite | ssh tape 'cat > /dev/nst0'",
+    ),
+)
+def create(options: Options, out: Output) -> None:
+    from cowengine import Requestor, Store
+
+    target: Any = out.data() if options.target == "-" else options.target
+    with Store.open(options.store) as store, out.progress("backup") as progress:
+        backup = Requestor(store, writers=options.writer).backup(
+            target,
+            kind=options.kind,
+            volumes=options.volumes or None,
+            chain=options.chain,
+            progress=progress.update,
+        )
+    document = describe_backup(backup)
+    out.emit(document, f"{document['id']}: {document['kind']}, {shown_size(document['bytes_written'])} written")
+
+
+@NOUN.verb(
+    "list",
+    "list the backups in a target, oldest first",
+    TARGET,
+    examples=("cowengine backup list /mnt/backup", "cowengine backup list /mnt/backup --json"),
+)
+def list_(options: Options, out: Output) -> None:
+    from cowengine import list_backups
+
+    def line(row: Document) -> str:
+        base = f"on {row['base']}" if row["base"] else ""
+        return f"{row['id']}  {row['kind']:<12} {shown_size(row['bytes_written']):>10}  {shown(base)}"
+
+    rows = map(describe_backup, list_backups(options.target))
+    out.emit({"target": options.target}, rows=Rows("backups", rows, line))
+
+
+def find_backup(target: str, backup_id: str) -> Backup:
+    """The backup of that id; raises NotFoundError."""
+    from cowengine import list_backups
+
+    for backup in list_backups(target):
+        if str(backup.id) == backup_id:
+            return backup
+    raise NotFoundError(f"no backup {backup_id!r} in {target}; `cowengine backup list` shows what there is")
+
+
+@NOUN.verb(
+    "show",
+    "show one backup with its manifest",
+    TARGET,
+    BACKUP,
+    examples=("cowengine backup show /mnt/backup ID --json",),
+)
+def show(options: Options, out: Output) -> None:
+    backup = find_backup(options.target, options.backup)
+    document = {**describe_backup(backup), "manifest": backup.manifest}
+    text = [
+        ("id", document["id"]),
+        ("kind", document["kind"]),
+        ("base", document["base"] or "-"),
+        ("volumes", ", ".join(document["volumes"])),
+        ("written", shown_size(document["bytes_written"])),
+    ]
+    out.emit(document, table(text))
+
+
+@NOUN.verb(
+    "verify",
+    "read a backup, or all of a target, and trust nothing in it (exit code 4 if damaged)",
+    TARGET_OR_STREAM,
+    argument("backup", metavar="BACKUP", nargs="?", help="the backup's id (default: all)"),
+    PROGRESS,
+    examples=("cowengine backup verify /mnt/backup", "ssh tape 'cat /dev/nst0' | cowengine backup verify -"),
+)
+def verify(options: Options, out: Output) -> int:
+    from cowengine import verify_backup
+
+    with out.progress("verify"):
+        report = verify_backup(_source(options.target), options.backup)
+    return emit_report(report, out, options.target)
+
+
+def _source(target: str) -> Any:
+    return sys.stdin.buffer if target == "-" else target
+
+
+@NOUN.verb(
+    "restore",
+    "bring a backup back: into a store, or as raw files into a directory",
+    TARGET_OR_STREAM,
+    argument("destination", metavar="DESTINATION", help="a store, or a directory for raw files"),
+    argument("--backup", metavar="BACKUP", default=None, help="the backup's id (default: the newest)"),
+    argument("--volume", action="append", default=[], metavar="NAME", help="only this volume; repeatable"),
+    WRITERS,
+    PROGRESS,
+    examples=(
+        "cowengine backup restore /mnt/backup /srv/store2",
+        "cowengine backup restore /mnt/backup raw/ --backup ID --volume mail",
+        "ssh tape 'cat /dev/nst0' | cowengine backup restore - /srv/store2",
+    ),
+)
+def restore(options: Options, out: Output) -> None:
+    from cowengine import restore as restore_backup
+
+    backup_id = options.backup
+    with out.progress("restore") as progress:
+        result = restore_backup(
+            _source(options.target),
+            backup_id,
+            options.destination,
+            volumes=options.volume or None,
+            writers=options.writer,
+        )
+        del progress
+    document = {"backup": backup_id, "destination": options.destination, "result": result}
+    out.emit(document, f"restored to {shown(options.destination)}")
+
+
+@NOUN.verb(
+    "copy",
+    "make a second copy of a backup in another target, and verify it",
+    TARGET,
+    BACKUP,
+    argument("other", metavar="OTHER", help="the other target's directory"),
+    PROGRESS,
+    examples=("cowengine backup copy /mnt/backup ID /mnt/second",),
+)
+def copy(options: Options, out: Output) -> None:
+    from cowengine import copy_backup
+
+    copy_backup(options.target, options.backup, options.other)
+    document = {"backup": options.backup, "target": options.target, "other": options.other}
+    out.emit(document, f"copied {shown(options.backup)} to {shown(options.other)}")
+
+
+@NOUN.verb(
+    "delete",
+    "delete a backup; refused if another one stands on it",
+    TARGET,
+    BACKUP,
+    DRY_RUN,
+    examples=("cowengine backup delete /mnt/backup ID --dry-run", "cowengine backup delete /mnt/backup ID"),
+)
+def delete(options: Options, out: Output) -> None:
+    from cowengine.backup import delete_backup
+
+    document = {**describe_backup(find_backup(options.target, options.backup)), "deleted": not options.dry_run}
+    delete_backup(options.target, options.backup, dry_run=options.dry_run)
+    did = "would delete" if options.dry_run else "deleted"
+    out.emit(document, f"{did} {shown(options.backup)}: {shown_size(document['bytes_written'])}")
+
+

@@ -1,0 +1,174 @@
+"""The verbs of a snapshot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from cowengine.cli.address import open_snapshot, open_volume, split_snapshot
+from cowengine.cli.output import Document, Output, Rows, shown, shown_time, table
+from cowengine.cli.progress import Progress
+from cowengine.cli.sizes import shown_size, size
+from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
+from cowengine.errors import OutOfRangeError
+
+if TYPE_CHECKING:
+    from cowengine import Snapshot, Volume
+
+NOUN = Noun("snapshot", "take, read, roll back to and delete snapshots")
+
+SNAPSHOT = argument("snapshot", metavar="SNAPSHOT", help="VOLUME@NAME, or VOLUME@#ID")
+SNAPSHOTS_PER_CALL = 1000
+READ_SIZE = 1 << 20     # bytes
+
+
+def describe_snapshot(snapshot: Snapshot) -> Document:
+    """What every verb says about a snapshot."""
+    return {
+        "id": int(snapshot.id),
+        "name": snapshot.name,
+        "epoch": int(snapshot.epoch),
+        "created": snapshot.created,
+        "size": int(snapshot.size),
+        "change_id": snapshot.change_id,
+        "metadata": snapshot.metadata,
+    }
+
+
+@NOUN.verb(
+    "create",
+    "take a snapshot; durable when the command returns",
+    argument("snapshot", metavar="SNAPSHOT", help="VOLUME@NAME"),
+    argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="kept with the snapshot; repeatable"),
+    examples=(
+        "cowengine snapshot create disk.cow@monday",
+        "cowengine snapshot create /srv/store:mail@before-upgrade --metadata ticket=4711",
+    ),
+)
+def create(options: Options, out: Output) -> None:
+    address, name = split_snapshot(options.snapshot)
+    metadata = dict(pair.partition("=")[::2] for pair in options.metadata) or None
+    with open_volume(address, read_only=False) as volume:
+        document = describe_snapshot(volume.snapshot(name, metadata=metadata))
+    out.emit(document, f"{shown(options.snapshot)}: id {document['id']}")
+
+
+@NOUN.verb(
+    "list",
+    "list a volume's snapshots, oldest first",
+    argument("volume", metavar="VOLUME", help="a volume file's path, or STORE:NAME"),
+    examples=("cowengine snapshot list disk.cow", "cowengine snapshot list /srv/store:mail --json"),
+)
+def list_(options: Options, out: Output) -> None:
+    def line(row: Document) -> str:
+        return f"{row['id']:>8}  {shown_time(row['created'])}  {shown_size(row['size']):>10}  {shown(row['name'])}"
+
+    with open_volume(options.volume, read_only=True) as volume:
+        out.emit({"volume": options.volume}, rows=Rows("snapshots", _all_snapshots(volume), line))
+
+
+def _all_snapshots(volume: Volume) -> Iterator[Document]:
+    start = 0
+    while page := volume.snapshots(start, SNAPSHOTS_PER_CALL):
+        yield from map(describe_snapshot, page)
+        start += len(page)
+
+
+@NOUN.verb(
+    "show",
+    "show one snapshot",
+    SNAPSHOT,
+    examples=("cowengine snapshot show disk.cow@monday", "cowengine snapshot show disk.cow@#12 --json"),
+)
+def show(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=True) as (_, snapshot):
+        document = describe_snapshot(snapshot)
+    text = [(name.replace("_", " "), value) for name, value in document.items() if name not in ("created", "size")]
+    text += [("created", shown_time(document["created"])), ("size", shown_size(document["size"]))]
+    out.emit(document, table(text))
+
+
+@NOUN.verb(
+    "delete",
+    "delete a snapshot and give its space back",
+    SNAPSHOT,
+    DRY_RUN,
+    examples=("cowengine snapshot delete disk.cow@monday", "cowengine snapshot delete disk.cow@monday --dry-run"),
+)
+def delete(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=options.dry_run) as (volume, snapshot):
+        document = {**describe_snapshot(snapshot), "deleted": not options.dry_run}
+        if not options.dry_run:
+            snapshot.delete()
+            volume.reclaim()
+    did = "would delete" if options.dry_run else "deleted"
+    out.emit(document, f"{did} {shown(options.snapshot)}")
+
+
+@NOUN.verb(
+    "rollback",
+    "make the live volume what it was; what it replaces is kept as a snapshot of its own",
+    SNAPSHOT,
+    DRY_RUN,
+    examples=("cowengine snapshot rollback disk.cow@monday --dry-run", "cowengine snapshot rollback disk.cow@monday"),
+)
+def rollback(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=options.dry_run) as (volume, snapshot):
+        changed = int(volume.changed_extents(snapshot)[:, 1].sum())
+        document: Document = {"snapshot": describe_snapshot(snapshot), "changed_bytes": changed, "kept": None}
+        if not options.dry_run:
+            document["kept"] = describe_snapshot(volume.rollback(snapshot))
+    target = shown(options.snapshot)
+    if options.dry_run:
+        text = f"would roll back to {target}, replacing {shown_size(changed)}"
+    else:
+        text = f"rolled back to {target}; what was there is snapshot {shown(document['kept']['name'])}"
+    out.emit(document, text)
+
+
+@NOUN.verb(
+    "cat",
+    "write a snapshot's bytes to stdout or into a new file",
+    SNAPSHOT,
+    argument("--start", type=size, default=0, metavar="SIZE", help="begin at this byte (default 0)"),
+    argument("--length", type=size, default=None, metavar="SIZE", help="so many bytes (default: to the end)"),
+    argument("--output", metavar="FILE", default="-", help="a new file instead of stdout"),
+    PROGRESS,
+    examples=(
+        "cowengine snapshot cat disk.cow@monday | sha256sum",
+        "cowengine snapshot cat disk.cow@monday --output monday.raw",
+        "cowengine snapshot cat disk.cow@monday --start 1M --length 4K | xxd",
+    ),
+)
+def cat(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=True) as (_, snapshot):
+        end = snapshot.size if options.length is None else options.start + options.length
+        if options.start > end or end > snapshot.size:
+            raise OutOfRangeError(f"bytes {options.start} to {end} are not within the snapshot's {snapshot.size}")
+        with out.progress("snapshot cat") as progress:
+            if options.output == "-":
+                _copy(snapshot, options.start, end, out.data(), progress)
+            else:
+                _copy_to_file(snapshot, options.start, end, options.output, progress)
+    document = {"snapshot": options.snapshot, "offset": options.start, "length": end - options.start}
+    if out.as_json or not out.carries_data:
+        out.emit(document, f"{shown(options.output)}: {shown_size(document['length'])}")
+
+
+def _copy(snapshot: Snapshot, start: int, end: int, stream: BinaryIO, progress: Progress) -> None:
+    for offset in range(start, end, READ_SIZE):
+        stream.write(snapshot.pread(min(READ_SIZE, end - offset), offset))
+        progress.update(offset - start, end - start)
+    stream.flush()
+
+
+def _copy_to_file(snapshot: Snapshot, start: int, end: int, path: str, progress: Progress) -> None:
+    """Into a new file, durably; a copy that fails leaves no file."""
+    with open(path, "xb") as stream:
+        try:
+            _copy(snapshot, start, end, stream, progress)
+            os.fsync(stream.fileno())
+        except BaseException:
+            os.unlink(path)
+            raise

@@ -1,0 +1,69 @@
+"""The verbs of a store."""
+
+from __future__ import annotations
+
+from cowengine.cli import exits
+from cowengine.cli.output import Document, Output, Rows, shown, table
+from cowengine.cli.sizes import shown_size
+from cowengine.cli.verb import Noun, Options, argument
+from cowengine.cli.volume import describe_volume
+
+NOUN = Noun("store", "create, inspect and check a store: a directory of volumes with one owner")
+
+STORE = argument("store", metavar="STORE", help="the store's directory")
+
+
+@NOUN.verb("create", "make a new, empty store", STORE, examples=("cowengine store create /srv/store",))
+def create(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    with Store.create(options.store):
+        pass
+    out.emit({"store": options.store}, f"{shown(options.store)}: a new store")
+
+
+@NOUN.verb(
+    "info",
+    "show a store's volumes and snapshot sets",
+    STORE,
+    examples=("cowengine store info /srv/store", "cowengine store info /srv/store --json"),
+)
+def info(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    volumes = []
+    with Store.open(options.store, read_only=True) as store:
+        for name in store.volumes():
+            with store.open_volume(name) as volume:
+                volumes.append({"name": name, "snapshot_count": len(volume.snapshots()), **describe_volume(volume)})
+        set_count = len(store.snapshot_sets())
+    total = sum(volume["size"] for volume in volumes)
+    document = {"store": options.store, "volumes": volumes, "size": total, "snapshot_set_count": set_count}
+    lines = [("store", options.store), ("volumes", len(volumes)), ("size", shown_size(total)), ("sets", set_count)]
+    lines += [(f"  {shown(volume['name'])}", shown_size(volume["size"])) for volume in volumes]
+    out.emit(document, table(lines))
+
+
+@NOUN.verb(
+    "check",
+    "verify every volume of a store (exit code 4 if one is damaged)",
+    STORE,
+    examples=("cowengine store check /srv/store", "cowengine store check /srv/store --json"),
+)
+def check(options: Options, out: Output) -> int:
+    from cowengine import Store
+
+    reports: list[Document] = []
+    with Store.open(options.store, read_only=True) as store:
+        for name in store.volumes():
+            with store.open_volume(name) as volume:
+                report = volume.check()
+            reports.append({"name": name, "ok": report.ok, "problems": list(report.problems), "counts": report.counts})
+    ok = all(report["ok"] for report in reports)
+
+    def line(report: Document) -> str:
+        lines = [f"{shown(report['name'])}: {'ok' if report['ok'] else 'damaged'}"]
+        return "\n".join(lines + [f"  problem: {shown(str(problem))}" for problem in report["problems"]])
+
+    out.emit({"store": options.store, "ok": ok}, rows=Rows("volumes", reports, line))
+    return exits.OK if ok else exits.CORRUPT

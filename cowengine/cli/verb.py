@@ -1,0 +1,67 @@
+"""Nouns and verbs as data: a noun's file declares its verbs, and parser, help and completion are built from that.
+
+Importing a noun's file must import nothing heavy; a verb imports the engine when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cowengine.cli.output import Output
+
+Options = argparse.Namespace
+Run = Callable[[Options, Output], "int | None"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a verb, as argparse takes it."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def argument(*flags: str, **settings: Any) -> Argument:
+    """Declare an argument of a verb; the words are those of argparse's add_argument."""
+    return Argument(flags, settings)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What can be done with a noun: `run` returns the exit code, None meaning 0."""
+
+    name: str
+    summary: str
+    arguments: tuple[Argument, ...]
+    examples: tuple[str, ...]
+    run: Run
+
+
+@dataclass
+class Noun:
+    """What the command line is about; `verbs` by name in the order of declaration."""
+
+    name: str
+    summary: str
+    verbs: dict[str, Verb] = field(default_factory=dict)
+
+    def verb(self, name: str, summary: str, *arguments: Argument, examples: tuple[str, ...]) -> Callable[[Run], Run]:
+        """Declare the decorated function to be a verb of this noun."""
+
+        def declare(run: Run) -> Run:
+            self.verbs[name] = Verb(name, summary, arguments, examples, run)
+            return run
+
+        return declare
+
+
+DRY_RUN = argument("--dry-run", action="store_true", help="only say what would be destroyed")
+PROGRESS = argument(
+    "--progress",
+    choices=("auto", "json", "none"),
+    default="auto",
+    help="a bar on a terminal (auto), JSON lines on stderr, or none",
+)

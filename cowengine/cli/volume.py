@@ -1,0 +1,234 @@
+"""The verbs of a volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from cowengine.cli import exits
+from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store
+from cowengine.cli.output import Document, Output, Rows, shown, table
+from cowengine.cli.sizes import shown_size, size
+from cowengine.cli.verb import DRY_RUN, Noun, Options, argument
+from cowengine.errors import BusyError
+
+if TYPE_CHECKING:
+    from cowengine import Report, Volume
+
+NOUN = Noun("volume", "create, inspect and remove volumes")
+
+VOLUME = argument("volume", metavar="VOLUME", help="a volume file's path, or STORE:NAME")
+START = argument("--start", type=size, default=0, metavar="SIZE", help="begin at this byte (default 0)")
+LENGTH = argument("--length", type=size, default=None, metavar="SIZE", help="so many bytes (default: to the end)")
+EXTENTS_PER_CALL = 65536
+
+
+def describe_volume(volume: Volume) -> Document:
+    """What every verb says about a volume."""
+    return {
+        "path": str(volume.path),
+        "id": str(volume.id),
+        "size": int(volume.size),
+        "block_size": int(volume.block_size),
+        "epoch": int(volume.epoch),
+    }
+
+
+@NOUN.verb(
+    "create",
+    "make a new, empty, sparse volume",
+    VOLUME,
+    argument("size", metavar="SIZE", type=size, help="a multiple of 512 bytes, such as 10G"),
+    argument("--block-size", type=size, default=4096, metavar="SIZE", help="4K to 1M, a power of two (default 4K)"),
+    examples=("cowengine volume create disk.cow 10G", "cowengine volume create /srv/store:mail 1T --block-size 64K"),
+)
+def create(options: Options, out: Output) -> None:
+    from cowengine import Store, Volume
+
+    in_store = split_store(options.volume)
+    if in_store is None:
+        with Volume.create(options.volume, options.size, block_size=options.block_size) as volume:
+            document = describe_volume(volume)
+    else:
+        path, name = in_store
+        with Store.open(path) as store:
+            document = describe_volume(store.create_volume(name, options.size, block_size=options.block_size))
+    out.emit(document, f"{shown(options.volume)}: {shown_size(document['size'])}")
+
+
+@NOUN.verb(
+    "info",
+    "show a volume's size, epoch, snapshots and statistics",
+    VOLUME,
+    examples=("cowengine volume info disk.cow", "cowengine volume info /srv/store:mail --json"),
+)
+def info(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=True) as volume:
+        document = describe_volume(volume)
+        document["snapshot_count"] = len(volume.snapshots())
+        document["stats"] = volume.stats()
+    text = table(
+        [
+            ("path", document["path"]),
+            ("id", document["id"]),
+            ("size", f"{shown_size(document['size'])} ({document['size']} bytes)"),
+            ("block size", shown_size(document["block_size"])),
+            ("epoch", document["epoch"]),
+            ("snapshots", document["snapshot_count"]),
+            *sorted(document["stats"].items()),
+        ]
+    )
+    out.emit(document, text)
+
+
+@NOUN.verb(
+    "list",
+    "list the volumes of a store",
+    argument("store", metavar="STORE", help="the store's directory"),
+    examples=("cowengine volume list /srv/store",),
+)
+def list_(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    def rows(store: Store) -> Iterator[Document]:
+        for name in store.volumes():
+            with store.open_volume(name) as volume:
+                yield {"name": name, **describe_volume(volume)}
+
+    def line(row: Document) -> str:
+        return f"{shown_size(row['size']):>12}  {shown(row['name'])}"
+
+    with Store.open(options.store, read_only=True) as store:
+        out.emit({"store": options.store}, rows=Rows("volumes", rows(store), line))
+
+
+@NOUN.verb(
+    "delete",
+    "remove a volume and its file",
+    VOLUME,
+    argument("--with-snapshots", action="store_true", help="also if it has snapshots; without this they protect it"),
+    DRY_RUN,
+    examples=("cowengine volume delete disk.cow --dry-run", "cowengine volume delete /srv/store:mail --with-snapshots"),
+)
+def delete(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    # Opened for writing: that proves that nobody else owns it, and that it is a volume at all.
+    with open_volume(options.volume, read_only=options.dry_run) as volume:
+        document = describe_volume(volume)
+        document["snapshot_count"] = len(volume.snapshots())
+        document["deleted"] = not options.dry_run
+        if document["snapshot_count"] and not options.with_snapshots:
+            held = f"{options.volume} has {document['snapshot_count']} snapshots"
+            raise BusyError(f"{held}; delete them first, or add --with-snapshots")
+        in_store = split_store(options.volume)
+        if in_store is None and not options.dry_run:
+            _remove_file(str(volume.path))
+    if in_store is not None and not options.dry_run:
+        with Store.open(in_store[0]) as store:
+            store.delete_volume(in_store[1])
+    did = "would delete" if options.dry_run else "deleted"
+    out.emit(document, f"{did} {shown(options.volume)} with {document['snapshot_count']} snapshots")
+
+
+def _remove_file(path: str) -> None:
+    """Remove a volume file durably; the caller still owns it, so nobody can have opened it meanwhile."""
+    from cowengine.core.iotable import KERNEL
+
+    KERNEL.unlink(path)
+    KERNEL.sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+@NOUN.verb(
+    "check",
+    "verify every invariant of a volume (exit code 4 if one does not hold)",
+    VOLUME,
+    examples=("cowengine volume check disk.cow", "cowengine volume check /srv/store:mail --json"),
+)
+def check(options: Options, out: Output) -> int:
+    with open_volume(options.volume, read_only=True) as volume:
+        report = volume.check()
+    return emit_report(report, out, options.volume)
+
+
+def emit_report(report: Report, out: Output, what: str) -> int:
+    """Print a report; the exit code says whether anything was found."""
+    problems = [str(problem) for problem in report.problems]
+    document = {"path": what, "ok": bool(report.ok), "problems": problems, "counts": dict(report.counts)}
+    lines = [f"{shown(what)}: {'ok' if report.ok else f'{len(problems)} problems'}"]
+    lines += [f"  problem: {shown(problem)}" for problem in problems]
+    if report.counts:
+        lines.append(table((f"  {name}", count) for name, count in report.counts.items()))
+    out.emit(document, "\n".join(lines))
+    return exits.OK if report.ok else exits.CORRUPT
+
+
+@NOUN.verb(
+    "map",
+    "list the extents that hold data; everything else reads as zeros",
+    argument("volume", metavar="VOLUME|SNAPSHOT", help="a volume, or VOLUME@NAME"),
+    START,
+    LENGTH,
+    examples=("cowengine volume map disk.cow", "cowengine volume map disk.cow@monday --start 1G --length 64M --json"),
+)
+def map_(options: Options, out: Output) -> None:
+    address, snapshot = options.volume, ""
+    if "@" in address and not os.path.lexists(address):
+        address, snapshot = split_snapshot(address)
+    with open_volume(address, read_only=True) as volume:
+        view = find_snapshot(volume, snapshot) if snapshot else volume
+        emit_extents(out, {"volume": address, "snapshot": snapshot or None}, view.allocated_extents, view.size, options)
+
+
+@NOUN.verb(
+    "changes",
+    "list the extents that changed since a snapshot",
+    VOLUME,
+    argument("--since", required=True, metavar="NAME", help="the base: a snapshot's name, #ID or change id"),
+    argument("--until", metavar="NAME", help="up to this snapshot (default: the live volume)"),
+    START,
+    LENGTH,
+    argument("--exit-code", action="store_true", help="exit with 3 if anything changed"),
+    examples=(
+        "cowengine volume changes disk.cow --since monday",
+        "cowengine volume changes /srv/store:mail --since monday --until tuesday --json",
+        "cowengine volume changes disk.cow --since monday --exit-code >/dev/null || echo changed",
+    ),
+)
+def changes(options: Options, out: Output) -> int:
+    with open_volume(options.volume, read_only=True) as volume:
+        view = find_snapshot(volume, options.until) if options.until else volume
+        # A change id is uuid/epoch/tag; what it must match is the engine's to decide.
+        base = options.since if options.since.count("/") == 2 else find_snapshot(volume, options.since)
+
+        def extents(**limits: Any) -> Any:
+            return view.changed_extents(base, **limits)
+
+        document = {"volume": options.volume, "since": options.since, "until": options.until}
+        count = emit_extents(out, document, extents, volume.size, options)
+    return exits.DIFFERS if options.exit_code and count else exits.OK
+
+
+def emit_extents(out: Output, document: Document, extents: Callable[..., Any], limit: int, options: Options) -> int:
+    """Stream extents, a page at a time; returns how many there were."""
+    count = 0
+    end = limit if options.length is None else options.start + options.length
+
+    def rows() -> Iterator[Document]:
+        nonlocal count
+        start = options.start
+        while start < end:
+            page = extents(start=start, length=end - start, max_results=EXTENTS_PER_CALL)
+            for offset, length in page.tolist():
+                count += 1
+                yield {"offset": offset, "length": length}
+            if len(page) < EXTENTS_PER_CALL:
+                return
+            start = offset + length
+
+    def line(row: Document) -> str:
+        return f"{row['offset']:>20}  {row['length']:>16}"
+
+    out.emit(document, rows=Rows("extents", rows(), line, f"{'offset':>20}  {'length':>16}"))
+    return count
