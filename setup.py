@@ -1,6 +1,7 @@
 """The extensions of cowengine.core and how they are compiled; everything else is in pyproject.toml.
 
-Each cowengine/core/<name>.pyx is one extension, with <name>_impl.c beside it compiled in if there is one.
+Each cowengine/core/<name>.pyx is one extension. The C helpers beside them (*_impl.c) are linked into all, because one
+kernel may call another's helper; the linker drops what is not called.
 COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own.
 """
 
@@ -23,22 +24,21 @@ DIRECTIVES = {
     "wraparound": DEBUG,
     "initializedcheck": DEBUG,
 }
+FLAGS = ["-O1", "-g", "-Wall", "-Wextra"] if DEBUG else ["-O3"]
+SECTIONS = ["-fvisibility=hidden", "-ffunction-sections"]
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-RELEASE_FLAGS = ["-O3", *HARDENING]
-DEBUG_FLAGS = ["-O1", "-g", "-Wall", "-Wextra", *HARDENING]
 
 
 def extension(pyx: str) -> Extension:
-    base = pyx.removesuffix(".pyx")
     return Extension(
-        base.replace("/", "."),
-        sources=[pyx, *glob(f"{base}_impl.c")],
+        pyx.removesuffix(".pyx").replace("/", "."),
+        sources=[pyx, *sorted(glob("cowengine/core/*_impl.c"))],
         include_dirs=["cowengine/core"],
-        depends=sorted(glob("cowengine/core/*.h")),
+        depends=["setup.py", *glob("cowengine/core/*.h")],
         define_macros=[("COWENGINE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         undef_macros=["NDEBUG"] if DEBUG else [],
-        extra_compile_args=["-std=gnu11", *(DEBUG_FLAGS if DEBUG else RELEASE_FLAGS)],
-        extra_link_args=["-Wl,-z,relro,-z,now"],
+        extra_compile_args=["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING],
+        extra_link_args=["-Wl,-z,relro,-z,now,--gc-sections"],
     )
 
 
