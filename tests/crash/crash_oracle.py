@@ -1,0 +1,254 @@
+"""What may be found after a crash, from what the user was told.
+
+Every operation is announced before it begins and acknowledged after it returned. In between, two commits may be found: the last
+acknowledged one, and the one in flight. A commit fixes the snapshots with all their bytes, and the *least* each 512-byte sector
+of the live volume may hold: what it held then, or any write begun since, as on a disk.
+
+`Expectation` is that set at one moment; it stays valid while the history goes on. `verify` compares an open volume with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations, count
+from typing import Any
+
+from model_volume import ModelSnapshot, ModelVolume
+
+SECTOR = 512
+UNKNOWN_NAME = "?"  # of an automatic snapshot whose rollback has not returned
+UNCERTAIN = count(1)
+
+
+class Violation(AssertionError):
+    """The engine broke a promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """`floor` and `ceiling` count versions per sector: versions[s][floor[s]:ceiling[s]] may be found.
+
+    `births` are those of the live volume at the commit, `latest_births` those after the last write that may be found.
+    """
+
+    snapshots: tuple[ModelSnapshot, ...]
+    births: tuple[int, ...]
+    latest_births: tuple[int, ...]
+    floor: list[int]
+    ceiling: list[int]
+
+    def followed_by(self, model: ModelVolume, versions: list[list[bytes]]) -> Commit:
+        """The same commit with every write begun until now."""
+        return replace(self, latest_births=tuple(model.births), ceiling=[len(each) for each in versions])
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """Any of `commits` may be found; none: nothing was promised yet, an open may be refused."""
+
+    commits: tuple[Commit, ...]
+    versions: list[list[bytes]]
+    identities: dict[str, str]  # change ids by name, as far as they are known; never altered
+    epoch: int
+    block_size: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an open volume showed: the commit it agrees with, its live bytes, and the change ids of its snapshots."""
+
+    commit: Commit
+    live: bytes
+    identities: dict[str, str]
+
+
+Operation = tuple[Any, ...]  # name, arguments
+
+
+class Oracle:
+    """The history of one volume as its user sees it."""
+
+    def __init__(self, size: int, block_size: int) -> None:
+        self.model = ModelVolume(size, block_size)
+        self.versions: list[list[bytes]] = [[part] for part in self._sectors()]
+        self.identities: dict[str, str] = {}
+        self.acked = self._commit()
+        self.in_flight: Commit | None = None
+
+    @classmethod
+    def resume(cls, expected: Expectation, found: Found) -> Oracle:
+        """The oracle of what follows a crash after which `found` was seen."""
+        oracle = cls(expected.size, expected.block_size)
+        model = oracle.model
+        model.content[:] = found.live
+        model.epoch = expected.epoch + 1
+        model.snapshots = list(found.commit.snapshots)
+        model.births = list(found.commit.births)
+        for block in touched_blocks(found.commit, expected.block_size):
+            model.births[block] = -next(UNCERTAIN)  # written or not since the commit: nobody can say
+        oracle.identities = expected.identities | found.identities
+        oracle.versions = [[part] for part in oracle._sectors()]
+        oracle.acked = oracle._commit()
+        return oracle
+
+    # -- history ----------------------------------------------------------------------------------------------------
+    def begin(self, operation: Operation) -> Expectation:
+        """The operation is about to be called."""
+        name, arguments = operation[0], operation[1:]
+        self.acked = self.acked.followed_by(self.model, self.versions)
+        getattr(self, "_" + name)(*arguments)
+        self._note_versions()
+        if name in ("write", "discard", "zero"):
+            self.acked = self.acked.followed_by(self.model, self.versions)
+        else:
+            self.in_flight = self._commit()
+        return self.expectation()
+
+    def acknowledge(self, result: Any = None) -> Expectation:
+        """The operation begun last has returned; `result` is the Snapshot that it returned, if it did."""
+        if result is not None:
+            newest = self.model.snapshots[-1].renamed(result.name)
+            self.model.snapshots[-1] = newest
+            self.identities = self.identities | {result.name: result.change_id}
+        if self.in_flight is not None:
+            self.acked = replace(self.in_flight, snapshots=tuple(self.model.snapshots))
+            self.in_flight = None
+        return self.expectation()
+
+    def expectation(self) -> Expectation:
+        commits = (self.acked,) if self.in_flight is None else (self.acked, self.in_flight)
+        return Expectation(commits, self.versions, self.identities, self.model.epoch, self.model.block_size, self.model.size)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        self.model.pwrite(data, offset)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.model.discard(offset, length)
+
+    def _zero(self, offset: int, length: int) -> None:
+        self.model.write_zeroes(offset, length)
+
+    def _flush(self) -> None:
+        pass
+
+    _reopen = _reclaim = _checkpoint = _flush  # durable, and nothing that can be seen
+
+    def _snapshot(self, name: str) -> None:
+        self.model.snapshot(name)
+
+    def _delete(self, name: str) -> None:
+        self.model.delete(name)
+
+    def _rollback(self, name: str) -> None:
+        self.model.rollback(name, UNKNOWN_NAME)
+
+    def _sectors(self) -> list[bytes]:
+        content = bytes(self.model.content)
+        return [content[start : start + SECTOR] for start in range(0, len(content), SECTOR)]
+
+    def _note_versions(self) -> None:
+        for versions, part in zip(self.versions, self._sectors(), strict=True):
+            if part != versions[-1]:
+                versions.append(part)
+
+    def _commit(self) -> Commit:
+        ceiling = [len(versions) for versions in self.versions]
+        floor = [count - 1 for count in ceiling]
+        births = tuple(self.model.births)
+        return Commit(tuple(self.model.snapshots), births, births, floor, ceiling)
+
+
+def touched_blocks(commit: Commit, block_size: int) -> set[int]:
+    """Blocks that may hold something newer than the commit."""
+    sectors = block_size // SECTOR
+    pairs = zip(commit.floor, commit.ceiling, strict=True)
+    rewritten = {index // sectors for index, (floor, ceiling) in enumerate(pairs) if ceiling - floor > 1}
+    births = zip(commit.births, commit.latest_births, strict=True)
+    return rewritten | {block for block, (old, new) in enumerate(births) if old != new}
+
+
+# -- comparing ------------------------------------------------------------------------------------------------------
+def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
+    """What the open volume shows; Violation if it agrees with none of the expected commits."""
+    live = volume.pread(expected.size, 0)
+    shown = [(snapshot, snapshot.pread(expected.size, 0)) for snapshot in volume.snapshots()]
+    faults = []
+    for commit in reversed(expected.commits):
+        fault = snapshots_fault(shown, commit, expected) or live_fault(live, commit, expected)
+        if fault is None:
+            require_new_identities(shown, expected)
+            if extents:
+                require_extents(volume, [snapshot for snapshot, _ in shown], live, commit, expected)
+            named = tuple(model.renamed(snapshot.name) for model, (snapshot, _) in zip(commit.snapshots, shown, strict=True))
+            return Found(replace(commit, snapshots=named), live, {each.name: each.change_id for each, _ in shown})
+        faults.append(fault)
+    raise Violation("neither the last acknowledged commit nor the one in flight: " + "; ".join(faults))
+
+
+def snapshots_fault(shown: list[tuple[Any, bytes]], commit: Commit, expected: Expectation) -> str | None:
+    names = [snapshot.name for snapshot, _ in shown]
+    if len(names) != len(commit.snapshots):
+        return f"snapshots {names}, expected {[snapshot.name for snapshot in commit.snapshots]}"
+    for (snapshot, content), model in zip(shown, commit.snapshots, strict=True):
+        if model.name not in (snapshot.name, UNKNOWN_NAME):
+            return f"snapshots {names}, expected {[snapshot.name for snapshot in commit.snapshots]}"
+        if content != model.content:
+            return f"snapshot {snapshot.name} changed at offset {first_difference(content, model.content)}"
+        if expected.identities.get(snapshot.name, snapshot.change_id) != snapshot.change_id:
+            return f"snapshot {snapshot.name} is {snapshot.change_id}, was {expected.identities[snapshot.name]}"
+    return None
+
+
+def require_new_identities(shown: list[tuple[Any, bytes]], expected: Expectation) -> None:
+    """A change id names one version for ever, also when the snapshot that had it is gone."""
+    names = {change_id: name for name, change_id in expected.identities.items()}
+    for snapshot, _ in shown:
+        if names.setdefault(snapshot.change_id, snapshot.name) != snapshot.name:
+            raise Violation(f"snapshots {snapshot.name} and {names[snapshot.change_id]} share {snapshot.change_id}")
+
+
+def live_fault(live: bytes, commit: Commit, expected: Expectation) -> str | None:
+    for index, (floor, ceiling) in enumerate(zip(commit.floor, commit.ceiling, strict=True)):
+        part = live[index * SECTOR : (index + 1) * SECTOR]
+        allowed = expected.versions[index][floor:ceiling]
+        if part not in allowed:
+            where = [number for number, version in enumerate(expected.versions[index]) if version == part]
+            return f"live sector {index} holds {part[:8].hex()}.. (versions {where}), allowed {floor} to {ceiling - 1}"
+    return None
+
+
+def first_difference(one: bytes, other: bytes) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def blocks_of(rows: Any, block_size: int) -> set[int]:
+    return {block for first, length in rows.tolist() for block in range(first // block_size, -(-(first + length) // block_size))}
+
+
+def require_extents(volume: Any, shown: list[Any], live: bytes, commit: Commit, expected: Expectation) -> None:
+    """Changed extents: exact between snapshots; for the live volume exact but for what was written since the commit."""
+    size = expected.block_size
+    for (one, old), (other, new) in combinations(zip(shown, commit.snapshots, strict=True), 2):
+        for base, target, a, b in ((one, other, old, new), (other, one, new, old)):
+            require_changed(blocks_of(target.changed_extents(base), size), a, b, set(), size, f"{base.name}..{target.name}")
+    now = ModelSnapshot("live", live, commit.births, ())
+    for snapshot, model in zip(shown, commit.snapshots, strict=True):
+        found = blocks_of(volume.changed_extents(snapshot), size)
+        require_changed(found, model, now, touched_blocks(commit, size), size, f"{snapshot.name}..live")
+
+
+def require_changed(
+    found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int, what: str
+) -> None:
+    """`free`: blocks that may be reported or not, unless their bytes differ. A negative birth stands for an unknown one."""
+    for block, (old, new) in enumerate(zip(base.births, target.births, strict=True)):
+        span = slice(block * block_size, (block + 1) * block_size)
+        if base.content[span] != target.content[span]:
+            if block not in found:
+                raise Violation(f"changed extents {what} miss block {block}")
+        elif block in free or (old != new and min(old, new) < 0):
+            continue
+        elif (old != new) != (block in found):
+            raise Violation(f"changed extents {what} {'miss' if old != new else 'report'} block {block} (births {old}, {new})")

@@ -1,0 +1,202 @@
+"""Seeded workloads on one volume, each step announced to the oracle before it runs and acknowledged after it returned.
+
+A step is a tuple of a name and small numbers, so that a failing history prints as a line and can be typed in again. Numbers are taken
+modulo what there is (blocks, snapshots), so every step fits every state.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from crash_oracle import SECTOR, Oracle, Violation
+from memory_disk import MemoryDisk
+
+from cowengine import Volume
+from cowengine.errors import CowEngineError, PoisonedError
+
+PATH = "/disk/volume"
+Step = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    size: int
+    block_size: int = 4096
+    log_size: int = 16384
+
+
+GEOMETRIES = (Geometry(49152), Geometry(12 * 4096 - 1536), Geometry(24 * 4096), Geometry(5 * 16384 + 512, 16384))
+
+# Every workload begins with this: data at home and redirected, a hole, a snapshot, and something not flushed.
+PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write", 1, 1), ("write", 6, 1))
+ALPHABET: tuple[Step, ...] = (
+    ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000), ("flush",),
+    ("snapshot",), ("delete", 0), ("rollback", 0), ("reclaim",), ("checkpoint",), ("reopen",),
+)  # fmt: skip
+WEIGHTS = {
+    "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3, "reclaim": 5,
+    "checkpoint": 4, "reopen": 3,
+}  # fmt: skip
+
+
+def exhaustive_steps(length: int) -> Iterator[tuple[Step, ...]]:
+    """Every sequence of at most `length` steps of the alphabet, behind the prelude."""
+    for count in range(length + 1):
+        for steps in product(ALPHABET, repeat=count):
+            yield PRELUDE + steps
+
+
+def random_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
+    names = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=count)
+    return tuple(random_step(rng, name) for name in names)
+
+
+def random_step(rng: random.Random, name: str) -> Step:
+    if name in ("write", "discard"):
+        return (name, rng.randrange(64), rng.choice((1, 1, 1, 2, 3, 8)))
+    if name in ("partial", "zero"):
+        return (name, rng.randrange(1 << 17), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
+    if name in ("delete", "rollback"):
+        return (name, rng.randrange(8))
+    return (name,)
+
+
+@contextmanager
+def determinism(seed: int) -> Iterator[None]:
+    """Salts, tags, ids and times follow from the seed, so that a history can be run again and states can be compared."""
+    rng, clock = random.Random(seed), iter(range(1 << 60, 1 << 62, 1000))
+    urandom, time_ns = os.urandom, time.time_ns
+    os.urandom, time.time_ns = rng.randbytes, lambda: next(clock)
+    try:
+        yield
+    finally:
+        os.urandom, time.time_ns = urandom, time_ns
+
+
+class Runner:
+    """A process that works on the volume. It notes an expectation in the disk's journal before and after each step."""
+
+    def __init__(self, disk: MemoryDisk, geometry: Geometry, serial: int = 0) -> None:
+        self.disk = disk
+        self.geometry = geometry
+        self.oracle = Oracle(geometry.size, geometry.block_size)
+        self.serial = serial
+        self.volume: Any = None
+        self.poisoned = False
+
+    def create(self) -> None:
+        self.volume = Volume.create(
+            PATH, self.geometry.size, block_size=self.geometry.block_size, log_size=self.geometry.log_size,
+            io=self.disk, background=False,
+        )  # fmt: skip
+        self.disk.note(self.oracle.expectation())
+
+    def open(self) -> None:
+        self.volume = Volume.open(PATH, io=self.disk, background=False)
+
+    def run(self, steps: tuple[Step, ...]) -> None:
+        """Ends early when an injected fault has poisoned the volume."""
+        for step in steps:
+            self.step(step)
+            if self.poisoned:
+                return
+
+    def step(self, step: Step) -> None:
+        operation = self._operation(step)
+        if operation is None:
+            return
+        self.disk.note(self.oracle.begin(operation))
+        faults = self.disk.faults
+        try:
+            result = getattr(self, "_" + operation[0])(*operation[1:])
+        except OSError as error:
+            if self.disk.faults == faults:
+                raise Violation(f"{operation[0]} failed: {error!r}") from error
+            self._require_poisoned()
+            return
+        if self.disk.faults != faults:
+            raise Violation(f"{operation[0]} succeeded although a barrier failed in it")
+        self.disk.note(self.oracle.acknowledge(result))
+
+    def _require_poisoned(self) -> None:
+        """After a failed barrier nothing that promises durability may succeed."""
+        self.poisoned = True
+        for what in (self.volume.flush, lambda: self.volume.snapshot("poisoned"), lambda: self.volume.pwrite(b"x", 0)):
+            try:
+                what()
+            except (PoisonedError, ValueError):
+                continue
+            raise Violation("a call succeeded after a failed barrier")
+
+    def _operation(self, step: Step) -> tuple[Any, ...] | None:
+        """The step in bytes and names, as oracle and volume take it; None if it cannot be done."""
+        name, *numbers = step
+        size, block_size = self.geometry.size, self.geometry.block_size
+        if name in ("write", "discard", "partial", "zero"):
+            unit = block_size if name in ("write", "discard") else 1
+            offset = numbers[0] * unit % size
+            length = min(numbers[1] * unit, size - offset)
+            if name in ("write", "partial"):
+                return ("write", self._fill(length, offset), offset)
+            return (name, offset, length)
+        if name in ("delete", "rollback"):
+            snapshots = self.oracle.model.snapshots
+            if not snapshots or (name == "rollback" and len(snapshots) > 5):
+                return None
+            return (name, snapshots[numbers[0] % len(snapshots)].name)
+        if name == "snapshot":
+            if len(self.oracle.model.snapshots) > 5:
+                return None
+            self.serial += 1
+            return ("snapshot", f"s{self.serial}")
+        return (name,)
+
+    def _fill(self, length: int, offset: int) -> bytes:
+        """Bytes that say which write they belong to and which sector they are meant for."""
+        self.serial += 1
+        first = offset // SECTOR
+        parts = [struct.pack("<II", self.serial, first + i) * (SECTOR // 8) for i in range((offset + length - 1) // SECTOR - first + 1)]
+        return b"".join(parts)[offset % SECTOR :][:length]
+
+    # -- the steps --------------------------------------------------------------------------------------------------
+    def _write(self, data: bytes, offset: int) -> None:
+        self.volume.pwrite(data, offset)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.volume.discard(offset, length)
+
+    def _zero(self, offset: int, length: int) -> None:
+        self.volume.write_zeroes(offset, length)
+
+    def _flush(self) -> None:
+        self.volume.flush()
+
+    def _snapshot(self, name: str) -> Any:
+        return self.volume.snapshot(name)
+
+    def _delete(self, name: str) -> None:
+        self.volume.get_snapshot(name).delete()
+
+    def _rollback(self, name: str) -> Any:
+        return self.volume.rollback(self.volume.get_snapshot(name))
+
+    def _reclaim(self) -> None:
+        self.volume.reclaim()
+
+    def _checkpoint(self) -> None:
+        self.volume.engine.checkpoint()
+
+    def _reopen(self) -> None:
+        self.volume.close()
+        self.open()
+
+
+__all__ = ["GEOMETRIES", "PATH", "CowEngineError", "Geometry", "Runner", "Step", "determinism", "exhaustive_steps", "random_steps"]

@@ -1,0 +1,308 @@
+"""The crash explorer: runs a workload on a disk in memory, then reopens the volume from every crash image worth looking at.
+
+At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every subset if there are
+few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is opened (which is a recovery), compared
+with what the user was told (crash_oracle), and checked. From a sample of them the history goes on: the recovery itself is
+recorded and cut, more steps run, and their images are looked at in turn; also after a kill, where the page cache survives
+and the power goes later, and after a barrier that fails. One of the two superblock slots may also rot while nobody writes it.
+
+    python tests/crash/explorer.py --states 200000 --seed 1
+    python tests/crash/explorer.py --task random:17          # that history again, alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count, product
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
+
+from crash_oracle import Expectation, Oracle, Violation, verify
+from crash_workload import GEOMETRIES, PATH, Runner, Step, determinism, exhaustive_steps, random_steps
+from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count
+
+from cowengine import Volume
+from cowengine.core.checksum import xxh64
+from cowengine.errors import CowEngineError
+
+SLOT = 4096
+Choice = tuple[int | None, ...]  # per pending change: 0 lost, None arrived, else the sectors of a write that arrived
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is looked at. `images` per barrier; the other fields are probabilities per image or per barrier."""
+
+    images: int = 40
+    nested: float = 0.04
+    kills: float = 0.15
+    rot: float = 0.25
+    depth: int = 2
+
+
+@dataclass
+class Tally:
+    states: set[int] = field(default_factory=set)
+    recoveries: int = 0
+    barriers: int = 0
+    kills: int = 0
+    failed_barriers: int = 0
+    rotten: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.states |= other.states
+        self.violations += other.violations
+        for name in ("recoveries", "barriers", "kills", "failed_barriers", "rotten"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+def choices(pending: list[Change], rng: random.Random, budget: int) -> Iterator[Choice]:
+    """At most about `budget` ways in which the pending changes may have arrived, the telling ones first."""
+    n = len(pending)
+    yield (0,) * n
+    if n == 0:
+        return
+    if 2**n <= budget // 2:
+        yield from product((0, None), repeat=n)
+    else:
+        yield (None,) * n
+        simple = [(None,) * k + (0,) * (n - k) for k in range(1, n)]
+        simple += [(None,) * k + (0,) + (None,) * (n - k - 1) for k in range(n)]
+        simple += [(0,) * k + (None,) + (0,) * (n - k - 1) for k in range(n)]
+        yield from simple if len(simple) <= budget // 2 else rng.sample(simple, budget // 2)
+    for _ in range(budget // 2):
+        yield tuple(arrival(change, rng) for change in pending)
+
+
+def arrival(change: Change, rng: random.Random) -> int | None:
+    pick = rng.randrange(3)
+    if pick < 2 or not isinstance(change, Write) or (sectors := sector_count(change)) == 1:
+        return 0 if pick == 0 else None
+    mask = rng.getrandbits(sectors) if rng.random() < 0.5 else (1 << rng.randrange(1, sectors)) - 1
+    return mask or 1
+
+
+def build(instant: Instant, choice: Choice) -> Durable:
+    image = instant.durable.copy()
+    for change, arrived in zip(instant.pending, choice, strict=True):
+        if arrived != 0:
+            image.apply(change, arrived)
+    return image
+
+
+def fingerprint(image: Durable) -> int:
+    key = 0
+    for path, content in image.reachable():
+        key = xxh64(path.encode(), xxh64(content, key))
+    return key
+
+
+# -- exploring --------------------------------------------------------------------------------------------------------
+class Explorer:
+    def __init__(self, seed: int, plan: Plan, describe: str, keeps: Callable[[list[Event]], Callable[[int], bool]] | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.plan = plan
+        self.describe = describe
+        self.tally = Tally()
+        self.keeps = keeps
+        self.seen: set[tuple[int, int]] = set()
+
+    def explore(self, runner: Runner, depth: int = 0, trail: str = "") -> None:
+        """Every crash of the journal that the runner's disk holds."""
+        disk = runner.disk
+        plan = self.plan
+        keeps = self.keeps(disk.journal) if self.keeps else lambda _: True
+        for instant in instants(disk.start, disk.journal, keeps):
+            if not isinstance(instant.note, Expectation):
+                continue
+            self.tally.barriers += 1
+            here = f"{trail} / barrier at {instant.position}"
+            for choice in choices(instant.pending, self.rng, plan.images >> 2 * depth):
+                self.image(runner, instant, choice, depth, here)
+            if depth < plan.depth and self.rng.random() < plan.kills:
+                self.kill(runner, instant, depth, here)
+            if not instant.pending and self.rng.random() < plan.rot:
+                self.rot(instant, here)
+
+    def image(self, runner: Runner, instant: Instant, choice: Choice, depth: int, trail: str) -> None:
+        image = build(instant, choice)
+        key = fingerprint(image)
+        self.tally.states.add(key)
+        if (key, id(instant.note)) in self.seen:
+            return
+        self.seen.add((key, id(instant.note)))
+        here = f"{trail}, arrived {choice}"
+        nested = depth < self.plan.depth and self.rng.random() < self.plan.nested
+        saved = image.copy() if nested else None
+        self.guard(here, lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note))
+        if saved is not None:
+            self.go_on(runner, MemoryDisk(saved), instant.note, depth, here)
+
+    def kill(self, runner: Runner, instant: Instant, depth: int, trail: str) -> None:
+        """The process dies, the page cache lives on, and the history with it."""
+        self.tally.kills += 1
+        disk = MemoryDisk(instant.durable.copy(), instant.pending, instant.cached)
+        self.go_on(runner, disk, instant.note, depth, f"{trail}, killed")
+
+    def rot(self, instant: Instant, trail: str) -> None:
+        """One superblock slot becomes unreadable on a quiet disk: the other one leads to the same commit."""
+        slot = self.rng.randrange(2)
+        image = instant.durable.copy()
+        content = image.files[image.entries[PATH]]
+        if any(content[n * SLOT : n * SLOT + 8] != content[:8] for n in range(2)):
+            return  # the volume is so young that it has one superblock only
+        content[slot * SLOT + 100] ^= 0xFF
+        self.tally.rotten += 1
+        self.tally.states.add(fingerprint(image))
+        self.guard(f"{trail}, superblock slot {slot} rotten", lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note))
+
+    def reopen(self, disk: MemoryDisk, expected: Expectation) -> None:
+        self.tally.recoveries += 1
+        volume = Volume.open(PATH, io=disk, background=False)
+        verify(volume, expected, extents=self.tally.recoveries % 4 == 0)
+        require_clean(volume)
+        disk.power_off()
+        with suppress(OSError):
+            volume.close()
+
+    def go_on(self, runner: Runner, disk: MemoryDisk, expected: Expectation, depth: int, trail: str) -> None:
+        """Opens on a recorded disk, runs a few steps more, and looks at the crashes of all that."""
+        steps = random_steps(self.rng, self.rng.randrange(7))
+        fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
+        later = Runner(disk, runner.geometry, runner.serial)
+        here = f"{trail}; then {'barrier %s fails, ' % fails if fails is not None else ''}{steps}"
+
+        def history() -> None:
+            disk.note(expected)
+            disk.fail_barrier = fails
+            disk.fate = lambda: self.rng.randrange(3)
+            try:
+                later.open()
+            except (CowEngineError, OSError):
+                if not disk.faults:
+                    raise
+                return
+            found = verify(later.volume, expected)
+            require_clean(later.volume)
+            later.oracle = Oracle.resume(expected, found)
+            disk.note(later.oracle.expectation())
+            later.run(steps)
+
+        if self.guard(here, history):
+            self.tally.failed_barriers += disk.faults
+            self.explore(later, depth + 1, here)
+        later.disk.power_off()
+
+    def guard(self, trail: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except (Violation, CowEngineError, OSError, AssertionError) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self.tally.violations.append(f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}")
+            return False
+        return True
+
+
+def require_clean(volume: Volume) -> None:
+    report = volume.check()
+    if not report.ok:
+        raise Violation(f"check: {report.problems[:3]}")
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+def task_steps(name: str) -> tuple[int, int, tuple[Step, ...]]:
+    """Seed, geometry and steps of a task, which is `exhaustive:N` or `random:N`."""
+    kind, number = name.split(":")
+    if kind == "exhaustive":
+        return int(number), 0, SHORT[int(number)]
+    rng = random.Random(int(number))
+    return int(number), rng.randrange(len(GEOMETRIES)), random_steps(rng, rng.choice((10, 20, 40)))
+
+
+SHORT = list(exhaustive_steps(2))
+
+
+def run_task(name: str, plan: Plan = Plan(), keeps: Callable[[list[Event]], Callable[[int], bool]] | None = None) -> Tally:  # noqa: B008
+    seed, geometry, steps = task_steps(name)
+    explorer = Explorer(seed, plan, f"task {name}, geometry {geometry}, steps {steps}", keeps)
+    with determinism(seed if name.startswith("random") else 0):
+        runner = Runner(MemoryDisk(), GEOMETRIES[geometry])
+
+        def history() -> None:
+            runner.create()
+            runner.run(steps)
+
+        if explorer.guard("", history):
+            explorer.explore(runner)
+    return explorer.tally
+
+
+def tasks(seed: int, exhaustive: bool = True) -> Iterator[str]:
+    if exhaustive:
+        yield from (f"exhaustive:{n}" for n in range(len(SHORT)))
+    yield from (f"random:{seed + n}" for n in count())
+
+
+def sweep(states: int, seed: int, workers: int, seconds: float | None = None, progress: bool = False) -> Tally:
+    """Runs tasks until that many distinct states were seen, the time is up, or a violation was found."""
+    total, started, told = Tally(), time.monotonic(), 0
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        for tally in pool.imap_unordered(run_task, bounded(tasks(seed), total, states)):
+            total.add(tally)
+            elapsed = time.monotonic() - started
+            if progress and len(total.states) // 10000 > told:
+                told = len(total.states) // 10000
+                print(summary(total, elapsed), flush=True)
+            if len(total.states) >= states or len(total.violations) >= 20 or (seconds is not None and elapsed > seconds):
+                break
+        pool.terminate()
+    return total
+
+
+def bounded(names: Iterator[str], total: Tally, states: int) -> Iterator[str]:
+    """The pool's feeder runs ahead of the workers: stops it when enough was seen."""
+    for name in names:
+        if len(total.states) >= states:
+            return
+        yield name
+
+
+def summary(tally: Tally, seconds: float) -> str:
+    return (
+        f"{len(tally.states):,} distinct states, {tally.recoveries:,} recoveries, {tally.barriers:,} barriers, {tally.kills:,} kills, "
+        f"{tally.failed_barriers:,} failed barriers, {tally.rotten:,} rotten superblocks, {len(tally.violations)} violations, "
+        f"{seconds:.0f} s, {len(tally.states) / max(seconds, 0.001):.0f} states/s"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Explores crash states of the engine.")
+    parser.add_argument("--states", type=int, default=20000, help="distinct states to look at")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--task", help="run this one task again, such as random:17")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    if arguments.task:
+        tally = run_task(arguments.task)
+    else:
+        tally = sweep(arguments.states, arguments.seed, arguments.workers, progress=True)
+    for violation in tally.violations[:5]:
+        print(violation, "\n")
+    print(f"seed {arguments.seed}: {summary(tally, time.monotonic() - started)}")
+    return 1 if tally.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
