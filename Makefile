@@ -13,34 +13,35 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine 
 EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch])
 STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
 
-# What pytest runs: never the checkout (-P keeps it off the path), always a copy installed from it.
-PYTEST = PYTHONPATH=build/$(1)-site COWENGINE_EXPECT_DEBUG=$(2) $(BIN)/python -P -m pytest
+# What is tested is never the checkout (-P keeps it off the path) but a copy that was built and installed from it.
+site = $(CURDIR)/build/$(1)-site
+PYTEST = PYTHONPATH=$(call site,$(1)) COWENGINE_EXPECT_SITE=$(call site,$(1)) COWENGINE_EXPECT_DEBUG=$(2) $(BIN)/python -P -m pytest
 # The tests that exercise the compiled core hardest; the debug build runs them with bounds checks and assertions.
 DEBUG_TESTS := $(wildcard tests/core tests/engine tests/model tests/format tests/store)
+INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -q --no-build-isolation
 
 .PHONY: all venv build lint test test-release test-debug demo bench sdist wheel clean
 .DELETE_ON_ERROR:
 
 all: build
 
-venv: $(VENV)/.dependencies
+venv: $(VENV)/.created
 
-$(VENV)/.dependencies: pyproject.toml
+$(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cowengine needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=23.1" "setuptools>=77" "cython>=3.1"
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[all]"
 	touch $@
 
-build: $(VENV)/.extensions
+build: $(VENV)/.installed
 
-$(VENV)/.extensions: $(VENV)/.dependencies $(EXTENSIONS)
-	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+$(VENV)/.installed: $(VENV)/.created pyproject.toml $(EXTENSIONS)
+	$(INSTALL) -e ".[all]"
 	touch $@
 
-build/%-site: $(VENV)/.extensions $(SOURCES)
+build/%-site: $(VENV)/.installed $(SOURCES)
 	rm -rf $@ build/$*/lib*
-	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) $(BIN)/python -m pip install -q --no-build-isolation --no-deps --target $@ .
+	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) $(INSTALL) --no-deps --target $@ .
 	touch $@
 
 lint: build
@@ -64,9 +65,9 @@ demo: build
 bench: build
 	$(BIN)/python -P -m pytest bench --benchmark-only
 
-sdist wheel: %: $(VENV)/.dependencies
+sdist wheel: %: $(VENV)/.created
 	$(BIN)/python -m pip install -q build
 	$(BIN)/python -m build --$* --outdir dist .
 
 clean:
-	rm -rf build dist *.egg-info cowengine/core/*.so $(VENV)/.dependencies $(VENV)/.extensions .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info cowengine/core/*.so $(VENV)/.created $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache
