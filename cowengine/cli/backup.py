@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cowengine.cli.output import Document, Output, Rows, shown, table
+from cowengine.cli.jobs import finished
+from cowengine.cli.output import Document, Output, Rows, shown, shown_time, table
 from cowengine.cli.sizes import shown_size
 from cowengine.cli.store import STORE
 from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
@@ -30,6 +30,8 @@ def describe_backup(backup: Backup) -> Document:
         "id": backup.id,
         "kind": backup.kind,
         "base": backup.base,
+        "chain": backup.chain,
+        "created": backup.created,
         "volumes": list(backup.volumes),
         "bytes_written": int(backup.bytes_written),
     }
@@ -54,15 +56,17 @@ def describe_backup(backup: Backup) -> Document:
 def create(options: Options, out: Output) -> None:
     from cowengine import Requestor, Store
 
-    target: Any = out.data() if options.target == "-" else options.target
+    if options.target == "-":
+        out.data()
     with Store.open(options.store) as store, out.progress("backup") as progress:
-        backup = Requestor(store, writers=options.writer).backup(
-            target,
+        job = Requestor(store, writers=options.writer).start_backup(
+            options.target,
             kind=options.kind,
             volumes=options.volumes or None,
             chain=options.chain,
             progress=progress.update,
         )
+        backup = finished(job)
     document = describe_backup(backup)
     out.emit(document, f"{document['id']}: {document['kind']}, {shown_size(document['bytes_written'])} written")
 
@@ -78,7 +82,8 @@ def list_(options: Options, out: Output) -> None:
 
     def line(row: Document) -> str:
         base = f"on {row['base']}" if row["base"] else ""
-        return f"{row['id']}  {row['kind']:<12} {shown_size(row['bytes_written']):>10}  {shown(base)}"
+        written = f"{row['kind']:<12} {shown_size(row['bytes_written']):>10}"
+        return f"{row['id']}  {shown_time(row['created'])}  {written}  chain {shown(row['chain'])}  {base}".rstrip()
 
     rows = map(describe_backup, list_backups(options.target))
     out.emit({"target": options.target}, rows=Rows("backups", rows, line))
@@ -108,6 +113,8 @@ def show(options: Options, out: Output) -> None:
         ("id", document["id"]),
         ("kind", document["kind"]),
         ("base", document["base"] or "-"),
+        ("chain", document["chain"]),
+        ("created", shown_time(document["created"])),
         ("volumes", ", ".join(document["volumes"])),
         ("written", shown_size(document["bytes_written"])),
     ]
@@ -125,13 +132,9 @@ def show(options: Options, out: Output) -> None:
 def verify(options: Options, out: Output) -> int:
     from cowengine import verify_backup
 
-    with out.progress("verify"):
-        report = verify_backup(_source(options.target), options.backup)
+    with out.progress("verify") as progress:
+        report = verify_backup(options.target, options.backup, progress=progress.update)
     return emit_report(report, out, options.target)
-
-
-def _source(target: str) -> Any:
-    return sys.stdin.buffer if target == "-" else target
 
 
 @NOUN.verb(
@@ -152,17 +155,16 @@ def _source(target: str) -> Any:
 def restore(options: Options, out: Output) -> None:
     from cowengine import restore as restore_backup
 
-    backup_id = options.backup
     with out.progress("restore") as progress:
-        result = restore_backup(
-            _source(options.target),
-            backup_id,
+        restore_backup(
+            options.target,
+            options.backup,
             options.destination,
             volumes=options.volume or None,
             writers=options.writer,
+            progress=progress.update,
         )
-        del progress
-    document = {"backup": backup_id, "destination": options.destination, "result": result}
+    document = {"backup": options.backup, "destination": options.destination}
     out.emit(document, f"restored to {shown(options.destination)}")
 
 
@@ -178,7 +180,8 @@ def restore(options: Options, out: Output) -> None:
 def copy(options: Options, out: Output) -> None:
     from cowengine import copy_backup
 
-    copy_backup(options.target, options.backup, options.other)
+    with out.progress("copy") as progress:
+        copy_backup(options.target, options.backup, options.other, progress=progress.update)
     document = {"backup": options.backup, "target": options.target, "other": options.other}
     out.emit(document, f"copied {shown(options.backup)} to {shown(options.other)}")
 

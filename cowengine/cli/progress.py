@@ -31,8 +31,9 @@ class Progress:
         self._done: int = 0
         self._total: int | None = None
 
-    def update(self, done: int, total: int | None = None) -> None:
-        """Say how far the operation is; prints at most five times a second."""
+    def update(self, done: int, total: int | None = None, phase: str = "") -> None:
+        """Say how far the operation is, and in which phase; prints at most five times a second."""
+        self._label = phase or self._label
         self._done, self._total = int(done), int(total) if total else None
         now = time.monotonic()
         if self._mode != "none" and now - self._reported >= INTERVAL:

@@ -165,10 +165,12 @@ def _copy(snapshot: Snapshot, start: int, end: int, stream: BinaryIO, progress: 
 
 def _copy_to_file(snapshot: Snapshot, start: int, end: int, path: str, progress: Progress) -> None:
     """Into a new file, durably; a copy that fails leaves no file."""
+    from cowengine.core.iotable import KERNEL
+
     with open(path, "xb") as stream:
         try:
             _copy(snapshot, start, end, stream, progress)
-            os.fsync(stream.fileno())
+            KERNEL.fdatasync(stream.fileno())
         except BaseException:
             os.unlink(path)
             raise

@@ -1,0 +1,95 @@
+"""Durable snapshot latency by volume size and number of snapshots: the table that must be flat.
+
+All nine volumes are open at once and measured in turns, with the raw barrier before them in each round, so that what
+the machine does meanwhile meets all cells alike. What a measured snapshot adds is deleted again, unmeasured.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from contextlib import ExitStack
+
+import cowengine
+from cowengine.core.iotable import IOTable
+
+KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+SIZES = {"1 GiB": GiB, "64 GiB": 64 * GiB, "1 TiB": TiB}
+FLATNESS = 1.3      # the largest max/min of the nine medians that is good enough
+
+
+class Unsynced(IOTable):
+    """The kernel's calls without barriers: only to make 100,000 snapshots in seconds. A sync follows."""
+
+    def fdatasync(self, fd: int) -> None:
+        """Nothing."""
+
+
+def with_snapshots(path: str, size: int, count: int, block: bytes) -> None:
+    """Make a volume of that size with so many snapshots, one random 4 KiB write between each two."""
+    generator = random.Random(f"{size} {count}")
+    with cowengine.Volume.create(path, size, io=Unsynced()) as volume:
+        for _ in range(256):
+            volume.pwrite(block, generator.randrange(size // 4096) * 4096)
+        for number in range(count):
+            volume.pwrite(block, generator.randrange(size // 4096) * 4096)
+            volume.snapshot(f"snapshot {number}")
+
+
+def measure(volume: cowengine.Volume, name: str) -> float:
+    """Seconds of one durable snapshot, which is deleted again."""
+    started = time.perf_counter()
+    snapshot = volume.snapshot(name)
+    elapsed = time.perf_counter() - started
+    snapshot.delete()
+    volume.reclaim()
+    volume.flush()
+    return elapsed
+
+
+def test_snapshot_latency_is_flat(benchmark, workload, directory, make_raw, scale, report_table):
+    counts = (0, 1000, 100_000) if scale.full else (0, 10, 100)
+    raw = make_raw(MiB)
+    paths = {(label, count): directory / f"latency-{size}-{count}" for label, size in SIZES.items() for count in counts}
+    times: dict[tuple[str, int], list[float]] = {cell: [] for cell in paths}
+    raw_times: list[float] = []
+    with ExitStack() as stack:
+        for (label, count), path in paths.items():
+            stack.callback(path.unlink, missing_ok=True)
+            with_snapshots(str(path), SIZES[label], count, workload.block)
+        volumes = {cell: stack.enter_context(cowengine.Volume.open(str(path))) for cell, path in paths.items()}
+        assert all(len(volumes[cell].snapshots()) == cell[1] for cell in paths)
+        for volume in volumes.values():
+            volume.flush()
+
+        def one_round() -> None:
+            started = time.perf_counter()
+            raw.write_durably()
+            raw_times.append(time.perf_counter() - started)
+            for cell, volume in volumes.items():
+                times[cell].append(measure(volume, f"round {len(raw_times)}"))
+
+        benchmark.pedantic(one_round, rounds=scale(300, 1), warmup_rounds=scale(10, 0))
+    medians = {cell: statistics.median(taken[scale(10, 0) :]) for cell, taken in times.items()}
+    barrier = statistics.median(raw_times)
+    flatness = max(medians.values()) / min(medians.values())
+    benchmark.extra_info.update(
+        medians={f"{label}, {count}": value for (label, count), value in medians.items()},
+        barrier=barrier,
+        flatness=flatness,
+    )
+    report_table(table(medians, counts, barrier, flatness))
+
+
+def table(medians: dict[tuple[str, int], float], counts: tuple[int, ...], barrier: float, flatness: float) -> str:
+    """The medians as a Markdown table, in microseconds."""
+    lines = ["", "| durable snapshot, median | " + " | ".join(f"{count:,} snapshots" for count in counts) + " |"]
+    lines.append("|---|" + "---:|" * len(counts))
+    for label in SIZES:
+        cells = " | ".join(f"{medians[label, count] * 1e6:.0f} µs" for count in counts)
+        lines.append(f"| {label} | {cells} |")
+    verdict = "met" if flatness <= FLATNESS else "MISSED"
+    lines.append(f"\nmax/min {flatness:.2f} (goal ≤ {FLATNESS}: {verdict}); one 4 KiB overwrite and fdatasync of a raw "
+                 f"file in the same rounds: {barrier * 1e6:.0f} µs")
+    return "\n".join(lines)
