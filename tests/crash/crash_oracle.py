@@ -1,17 +1,17 @@
 """What may be found after a crash, from what the user was told.
 
-Every operation is announced before it begins and acknowledged after it returned. In between, two commits may be found: the last
-acknowledged one, and the one in flight. A commit fixes the snapshots with all their bytes, and the *least* each 512-byte sector
-of the live volume may hold: what it held then, or any write begun since, as on a disk.
+Every operation is announced before it begins and acknowledged after it returned. In between, two commits may be
+found: the last acknowledged one, and the one in flight. A commit fixes the snapshots with all their bytes, and the
+*least* each 512-byte sector of the live volume may hold: what it held then, or any write begun since, as on a disk.
 
-`Expectation` is that set at one moment; it stays valid while the history goes on. `verify` compares an open volume with it.
+`Expectation` is that set at one moment; it stays valid while the history goes on. `verify` compares an open volume
+with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import combinations, count
+from itertools import count, permutations
 from typing import Any
 
 from model_volume import ModelSnapshot, ModelVolume
@@ -119,7 +119,9 @@ class Oracle:
 
     def expectation(self) -> Expectation:
         commits = (self.acked,) if self.in_flight is None else (self.acked, self.in_flight)
-        return Expectation(commits, self.versions, self.identities, self.model.epoch, self.model.block_size, self.model.size)
+        return Expectation(
+            commits, self.versions, self.identities, self.model.epoch, self.model.block_size, self.model.size
+        )
 
     def _write(self, data: bytes, offset: int) -> None:
         self.model.pwrite(data, offset)
@@ -175,13 +177,15 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     live = volume.pread(expected.size, 0)
     shown = [(snapshot, snapshot.pread(expected.size, 0)) for snapshot in volume.snapshots()]
     faults = []
-    for commit in reversed(expected.commits):
+    for commit in expected.commits:
         fault = snapshots_fault(shown, commit, expected) or live_fault(live, commit, expected)
+        if fault is None and extents:
+            fault = extents_fault(volume, [snapshot for snapshot, _ in shown], live, commit, expected)
         if fault is None:
             require_new_identities(shown, expected)
-            if extents:
-                require_extents(volume, [snapshot for snapshot, _ in shown], live, commit, expected)
-            named = tuple(model.renamed(snapshot.name) for model, (snapshot, _) in zip(commit.snapshots, shown, strict=True))
+            named = tuple(
+                model.renamed(snapshot.name) for model, (snapshot, _) in zip(commit.snapshots, shown, strict=True)
+            )
             return Found(replace(commit, snapshots=named), live, {each.name: each.change_id for each, _ in shown})
         faults.append(fault)
     raise Violation("neither the last acknowledged commit nor the one in flight: " + "; ".join(faults))
@@ -224,31 +228,40 @@ def first_difference(one: bytes, other: bytes) -> int:
 
 
 def blocks_of(rows: Any, block_size: int) -> set[int]:
-    return {block for first, length in rows.tolist() for block in range(first // block_size, -(-(first + length) // block_size))}
+    return {
+        block
+        for first, length in rows.tolist()
+        for block in range(first // block_size, -(-(first + length) // block_size))
+    }
 
 
-def require_extents(volume: Any, shown: list[Any], live: bytes, commit: Commit, expected: Expectation) -> None:
+def extents_fault(volume: Any, shown: list[Any], live: bytes, commit: Commit, expected: Expectation) -> str | None:
     """Changed extents: exact between snapshots; for the live volume exact but for what was written since the commit."""
     size = expected.block_size
-    for (one, old), (other, new) in combinations(zip(shown, commit.snapshots, strict=True), 2):
-        for base, target, a, b in ((one, other, old, new), (other, one, new, old)):
-            require_changed(blocks_of(target.changed_extents(base), size), a, b, set(), size, f"{base.name}..{target.name}")
-    now = ModelSnapshot("live", live, commit.births, ())
+    pairs = []
+    for (one, old), (other, new) in permutations(zip(shown, commit.snapshots, strict=True), 2):
+        pairs.append((other.changed_extents(one), old, new, set(), f"{one.name}..{other.name}"))
+    now, free = ModelSnapshot("live", live, commit.births, ()), touched_blocks(commit, size)
     for snapshot, model in zip(shown, commit.snapshots, strict=True):
-        found = blocks_of(volume.changed_extents(snapshot), size)
-        require_changed(found, model, now, touched_blocks(commit, size), size, f"{snapshot.name}..live")
+        pairs.append((volume.changed_extents(snapshot), model, now, free, f"{snapshot.name}..live"))
+    for rows, base, target, maybe, what in pairs:
+        fault = changed_fault(blocks_of(rows, size), base, target, maybe, size)
+        if fault is not None:
+            return f"changed extents {what} {fault}"
+    return None
 
 
-def require_changed(
-    found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int, what: str
-) -> None:
-    """`free`: blocks that may be reported or not, unless their bytes differ. A negative birth stands for an unknown one."""
+def changed_fault(
+    found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int
+) -> str | None:
+    """`free`: blocks that may be reported or not, unless their bytes differ. A negative birth is an unknown one."""
     for block, (old, new) in enumerate(zip(base.births, target.births, strict=True)):
         span = slice(block * block_size, (block + 1) * block_size)
         if base.content[span] != target.content[span]:
             if block not in found:
-                raise Violation(f"changed extents {what} miss block {block}")
+                return f"miss block {block}, whose bytes differ"
         elif block in free or (old != new and min(old, new) < 0):
             continue
         elif (old != new) != (block in found):
-            raise Violation(f"changed extents {what} {'miss' if old != new else 'report'} block {block} (births {old}, {new})")
+            return f"{'miss' if old != new else 'report'} block {block} (births {old}, {new})"
+    return None

@@ -1,7 +1,7 @@
 """Seeded workloads on one volume, each step announced to the oracle before it runs and acknowledged after it returned.
 
-A step is a tuple of a name and small numbers, so that a failing history prints as a line and can be typed in again. Numbers are taken
-modulo what there is (blocks, snapshots), so every step fits every state.
+A step is a tuple of a name and small numbers, so that a failing history prints as a line and can be typed in again.
+Numbers are taken modulo what there is (blocks, snapshots), so every step fits every state.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from crash_oracle import SECTOR, Oracle, Violation
+from crash_oracle import SECTOR, Operation, Oracle, Violation
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.errors import CowEngineError, PoisonedError
+from cowengine.errors import PoisonedError
 
 PATH = "/disk/volume"
 Step = tuple[Any, ...]
@@ -38,12 +38,12 @@ GEOMETRIES = (Geometry(49152), Geometry(12 * 4096 - 1536), Geometry(24 * 4096), 
 # Every workload begins with this: data at home and redirected, a hole, a snapshot, and something not flushed.
 PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write", 1, 1), ("write", 6, 1))
 ALPHABET: tuple[Step, ...] = (
-    ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000), ("flush",),
-    ("snapshot",), ("delete", 0), ("rollback", 0), ("reclaim",), ("checkpoint",), ("reopen",),
+    ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
+    ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("reclaim",), ("checkpoint",), ("reopen",),
 )  # fmt: skip
 WEIGHTS = {
-    "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3, "reclaim": 5,
-    "checkpoint": 4, "reopen": 3,
+    "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
+    "reclaim": 5, "checkpoint": 4, "reopen": 3,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def random_step(rng: random.Random, name: str) -> Step:
 
 @contextmanager
 def determinism(seed: int) -> Iterator[None]:
-    """Salts, tags, ids and times follow from the seed, so that a history can be run again and states can be compared."""
+    """Salts, tags, ids and times follow from the seed, so that a history can be run again, its states compared."""
     rng, clock = random.Random(seed), iter(range(1 << 60, 1 << 62, 1000))
     urandom, time_ns = os.urandom, time.time_ns
     os.urandom, time.time_ns = rng.randbytes, lambda: next(clock)
@@ -110,13 +110,13 @@ class Runner:
                 return
 
     def step(self, step: Step) -> None:
-        operation = self._operation(step)
+        operation = self.operation(step)
         if operation is None:
             return
         self.disk.note(self.oracle.begin(operation))
         faults = self.disk.faults
         try:
-            result = getattr(self, "_" + operation[0])(*operation[1:])
+            result = self.call(operation)
         except OSError as error:
             if self.disk.faults == faults:
                 raise Violation(f"{operation[0]} failed: {error!r}") from error
@@ -125,6 +125,10 @@ class Runner:
         if self.disk.faults != faults:
             raise Violation(f"{operation[0]} succeeded although a barrier failed in it")
         self.disk.note(self.oracle.acknowledge(result))
+
+    def call(self, operation: Operation) -> Any:
+        """Asks the volume; the Snapshot that it returned, if it did."""
+        return getattr(self, "_" + operation[0])(*operation[1:])
 
     def _require_poisoned(self) -> None:
         """After a failed barrier nothing that promises durability may succeed."""
@@ -136,7 +140,7 @@ class Runner:
                 continue
             raise Violation("a call succeeded after a failed barrier")
 
-    def _operation(self, step: Step) -> tuple[Any, ...] | None:
+    def operation(self, step: Step) -> Operation | None:
         """The step in bytes and names, as oracle and volume take it; None if it cannot be done."""
         name, *numbers = step
         size, block_size = self.geometry.size, self.geometry.block_size
@@ -163,7 +167,10 @@ class Runner:
         """Bytes that say which write they belong to and which sector they are meant for."""
         self.serial += 1
         first = offset // SECTOR
-        parts = [struct.pack("<II", self.serial, first + i) * (SECTOR // 8) for i in range((offset + length - 1) // SECTOR - first + 1)]
+        parts = [
+            struct.pack("<II", self.serial, first + i) * (SECTOR // 8)
+            for i in range((offset + length - 1) // SECTOR - first + 1)
+        ]
         return b"".join(parts)[offset % SECTOR :][:length]
 
     # -- the steps --------------------------------------------------------------------------------------------------
@@ -197,6 +204,3 @@ class Runner:
     def _reopen(self) -> None:
         self.volume.close()
         self.open()
-
-
-__all__ = ["GEOMETRIES", "PATH", "CowEngineError", "Geometry", "Runner", "Step", "determinism", "exhaustive_steps", "random_steps"]

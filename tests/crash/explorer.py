@@ -1,10 +1,11 @@
-"""The crash explorer: runs a workload on a disk in memory, then reopens the volume from every crash image worth looking at.
+"""The crash explorer: a workload on a disk in memory, reopened from every crash image worth looking at.
 
-At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every subset if there are
-few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is opened (which is a recovery), compared
-with what the user was told (crash_oracle), and checked. From a sample of them the history goes on: the recovery itself is
-recorded and cut, more steps run, and their images are looked at in turn; also after a kill, where the page cache survives
-and the power goes later, and after a barrier that fails. One of the two superblock slots may also rot while nobody writes it.
+At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every
+subset if there are few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is
+opened (which is a recovery), compared with what the user was told (crash_oracle), and checked. From a sample of them
+the history goes on: the recovery itself is recorded and cut, more steps run, and their images are looked at in turn;
+also after a kill, where the page cache survives and the power goes later, and after a barrier that fails. One of the
+two superblock slots may also rot while nobody writes it.
 
     python tests/crash/explorer.py --states 200000 --seed 1
     python tests/crash/explorer.py --task random:17          # that history again, alone
@@ -16,9 +17,10 @@ import argparse
 import multiprocessing
 import random
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, product
@@ -26,15 +28,17 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
-from crash_oracle import Expectation, Oracle, Violation, verify
-from crash_workload import GEOMETRIES, PATH, Runner, Step, determinism, exhaustive_steps, random_steps
-from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count
+from crash_oracle import Expectation, Oracle, Violation, verify  # noqa: E402
+from crash_workload import GEOMETRIES, PATH, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
+from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
 
-from cowengine import Volume
-from cowengine.core.checksum import xxh64
-from cowengine.errors import CowEngineError
+from cowengine import Volume  # noqa: E402
+from cowengine.core.checksum import xxh64  # noqa: E402
+from cowengine.errors import CowEngineError  # noqa: E402
 
 SLOT = 4096
+VIOLATIONS_MAX = 20  # a sweep ends with this many
+Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
 Choice = tuple[int | None, ...]  # per pending change: 0 lost, None arrived, else the sectors of a write that arrived
 
 
@@ -110,7 +114,7 @@ def fingerprint(image: Durable) -> int:
 
 # -- exploring --------------------------------------------------------------------------------------------------------
 class Explorer:
-    def __init__(self, seed: int, plan: Plan, describe: str, keeps: Callable[[list[Event]], Callable[[int], bool]] | None = None) -> None:
+    def __init__(self, seed: int, plan: Plan, describe: str, keeps: Keeps | None = None) -> None:
         self.rng = random.Random(seed)
         self.plan = plan
         self.describe = describe
@@ -122,7 +126,7 @@ class Explorer:
         """Every crash of the journal that the runner's disk holds."""
         disk = runner.disk
         plan = self.plan
-        keeps = self.keeps(disk.journal) if self.keeps else lambda _: True
+        keeps = self.keeps(disk.start, disk.journal) if self.keeps else lambda _: True
         for instant in instants(disk.start, disk.journal, keeps):
             if not isinstance(instant.note, Expectation):
                 continue
@@ -165,7 +169,10 @@ class Explorer:
         content[slot * SLOT + 100] ^= 0xFF
         self.tally.rotten += 1
         self.tally.states.add(fingerprint(image))
-        self.guard(f"{trail}, superblock slot {slot} rotten", lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note))
+        self.guard(
+            f"{trail}, superblock slot {slot} rotten",
+            lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note),
+        )
 
     def reopen(self, disk: MemoryDisk, expected: Expectation) -> None:
         self.tally.recoveries += 1
@@ -181,7 +188,7 @@ class Explorer:
         steps = random_steps(self.rng, self.rng.randrange(7))
         fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
         later = Runner(disk, runner.geometry, runner.serial)
-        here = f"{trail}; then {'barrier %s fails, ' % fails if fails is not None else ''}{steps}"
+        here = f"{trail}; then {'' if fails is None else f'barrier {fails} fails, '}{steps}"
 
         def history() -> None:
             disk.note(expected)
@@ -209,7 +216,9 @@ class Explorer:
             action()
         except (Violation, CowEngineError, OSError, AssertionError) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            self.tally.violations.append(f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}")
+            self.tally.violations.append(
+                f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}"
+            )
             return False
         return True
 
@@ -233,7 +242,7 @@ def task_steps(name: str) -> tuple[int, int, tuple[Step, ...]]:
 SHORT = list(exhaustive_steps(2))
 
 
-def run_task(name: str, plan: Plan = Plan(), keeps: Callable[[list[Event]], Callable[[int], bool]] | None = None) -> Tally:  # noqa: B008
+def run_task(name: str, plan: Plan = Plan(), keeps: Keeps | None = None) -> Tally:
     seed, geometry, steps = task_steps(name)
     explorer = Explorer(seed, plan, f"task {name}, geometry {geometry}, steps {steps}", keeps)
     with determinism(seed if name.startswith("random") else 0):
@@ -255,34 +264,40 @@ def tasks(seed: int, exhaustive: bool = True) -> Iterator[str]:
 
 
 def sweep(states: int, seed: int, workers: int, seconds: float | None = None, progress: bool = False) -> Tally:
-    """Runs tasks until that many distinct states were seen, the time is up, or a violation was found."""
+    """Runs tasks until that many distinct states were seen, the time is up, or enough violations were found."""
     total, started, told = Tally(), time.monotonic(), 0
+    ahead = threading.Semaphore(4 * workers)  # the pool would take an endless list of tasks as fast as it can
+    done = threading.Event()
+
+    def feed() -> Iterator[str]:
+        for name in tasks(seed):
+            ahead.acquire()
+            if done.is_set():
+                return
+            yield name
+
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        for tally in pool.imap_unordered(run_task, bounded(tasks(seed), total, states)):
+        for tally in pool.imap_unordered(run_task, feed()):
             total.add(tally)
+            ahead.release()
             elapsed = time.monotonic() - started
             if progress and len(total.states) // 10000 > told:
                 told = len(total.states) // 10000
                 print(summary(total, elapsed), flush=True)
-            if len(total.states) >= states or len(total.violations) >= 20 or (seconds is not None and elapsed > seconds):
+            late = seconds is not None and elapsed > seconds
+            if late or len(total.states) >= states or len(total.violations) >= VIOLATIONS_MAX:
                 break
+        done.set()
+        ahead.release()
         pool.terminate()
     return total
 
 
-def bounded(names: Iterator[str], total: Tally, states: int) -> Iterator[str]:
-    """The pool's feeder runs ahead of the workers: stops it when enough was seen."""
-    for name in names:
-        if len(total.states) >= states:
-            return
-        yield name
-
-
 def summary(tally: Tally, seconds: float) -> str:
     return (
-        f"{len(tally.states):,} distinct states, {tally.recoveries:,} recoveries, {tally.barriers:,} barriers, {tally.kills:,} kills, "
-        f"{tally.failed_barriers:,} failed barriers, {tally.rotten:,} rotten superblocks, {len(tally.violations)} violations, "
-        f"{seconds:.0f} s, {len(tally.states) / max(seconds, 0.001):.0f} states/s"
+        f"{len(tally.states):,} distinct states, {tally.recoveries:,} recoveries, {tally.barriers:,} barriers, "
+        f"{tally.kills:,} kills, {tally.failed_barriers:,} failed barriers, {tally.rotten:,} rotten superblocks, "
+        f"{len(tally.violations)} violations, {seconds:.0f} s, {len(tally.states) / max(seconds, 0.001):.0f} states/s"
     )
 
 

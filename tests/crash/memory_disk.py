@@ -1,16 +1,17 @@
 """A file system in memory behind the I/O table, with a page cache that loses what no barrier covered.
 
 `MemoryDisk` answers every call of the table from memory and writes down what would change the disk (its *journal*).
-`instants` walks such a journal and stops wherever a power cut could tell something new: at every barrier and at the end. An
-instant knows what is durable and which changes are pending; any subset of those may have reached the disk, and a write may
-have done so in part, in units of 512 bytes. Size changes and directory entries are pending changes of their own: they may be
-lost although later data is there, and the other way round.
+`instants` walks such a journal and stops wherever a power cut could tell something new: at every barrier and at the
+end. An instant knows what is durable and which changes are pending; any subset of those may have reached the disk,
+and a write may have done so in part, in units of 512 bytes. Size changes and directory entries are pending changes of
+their own: they may be lost although later data is there, and the other way round.
 
-A kill loses nothing: `MemoryDisk(durable, pending)` starts a second process on the same page cache. A failed fdatasync leaves each
-pending write durable, or *clean in the cache and old on the disk*, or still dirty; `forget` then drops what is clean, as the
-kernel does, so that a reader sees the truth.
+A kill loses nothing: `MemoryDisk(durable, pending)` starts a second process on the same page cache. A failed
+fdatasync leaves each pending write durable, or *clean in the cache and old on the disk*, or still dirty; `forget`
+then drops what is clean, as the kernel does, so that a reader sees the truth.
 
-What it does not do: sparse files (a hole is zeros), permissions, time. One thread at a time, except that reads may overlap.
+What it does not do: sparse files (a hole is zeros), permissions, time. One thread at a time, except that reads may
+overlap.
 """
 
 from __future__ import annotations
@@ -161,10 +162,13 @@ class Instant:
     note: Any
 
 
-def instants(start: Durable, journal: Sequence[Event], keeps: Callable[[int], bool] = lambda _: True) -> Iterator[Instant]:
+def instants(
+    start: Durable, journal: Sequence[Event], keeps: Callable[[int], bool] = lambda _: True
+) -> Iterator[Instant]:
     """Every instant just before a barrier of the journal, and its end.
 
-    `keeps(position)` False switches the barrier at that position of the journal off: the engine believed in it, the disk did not.
+    `keeps(position)` False switches the barrier at that position of the journal off: the engine believed in it, the
+    disk did not.
     """
     durable = start.copy()
     pending: dict[int, Change] = {}  # by position
@@ -188,7 +192,10 @@ def instants(start: Durable, journal: Sequence[Event], keeps: Callable[[int], bo
 
 
 def settle(
-    durable: Durable, pending: dict[int, Change], lost: dict[int, Change], event: Barrier | DirectoryBarrier | FailedBarrier
+    durable: Durable,
+    pending: dict[int, Change],
+    lost: dict[int, Change],
+    event: Barrier | DirectoryBarrier | FailedBarrier,
 ) -> None:
     """Makes durable what a barrier covers, and moves what a failed one gave up to `lost`."""
     fates = iter(event.fates) if isinstance(event, FailedBarrier) else iter(())
@@ -219,13 +226,19 @@ class OpenFile:
 class MemoryDisk(IOTable):
     """The I/O table over memory. `durable` is taken over; `pending` lies in the page cache only."""
 
-    # `before_barrier(inode)` runs inside fdatasync, after it began and before it returns: writes made there are not covered.
+    # `before_barrier(inode)` runs inside fdatasync, which covers no write made there.
     # `fail_barrier`: how many further barriers succeed before one fails; its fates come from `fate()`.
 
     def __init__(
-        self, durable: Durable | None = None, pending: Sequence[Change] = (), cached: Sequence[Change] = (), *, recorded: bool = True
+        self,
+        durable: Durable | None = None,
+        pending: Sequence[Change] = (),
+        cached: Sequence[Change] = (),
+        *,
+        recorded: bool = True,
     ) -> None:
-        """`cached`: all changes in the page cache, in order, with those that are clean and yet not on the disk; default: `pending`.
+        """`cached`: all changes in the page cache, in order, with those that are clean and yet not on the disk;
+        default: `pending`.
 
         Without `recorded` the disk keeps no journal and takes `durable` over: fast, and good for one look.
         """
@@ -364,7 +377,12 @@ class MemoryDisk(IOTable):
     def lock(self, fd: int, exclusive: bool) -> None:
         mine = self._file(fd)
         for other in self.files.values():
-            if other is not mine and other.inode == mine.inode and other.locked is not None and (exclusive or other.locked):
+            if (
+                other is not mine
+                and other.inode == mine.inode
+                and other.locked is not None
+                and (exclusive or other.locked)
+            ):
                 raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", mine.path)
         mine.locked = exclusive
 

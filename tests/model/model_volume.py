@@ -1,10 +1,10 @@
 """What a volume should do, in the simplest way: whole contents copied at each snapshot, one birth number per block.
 
-The independent oracle of the model test, the crash explorer and the kill test. Imports nothing of cowengine. Fast enough for volumes of some
-dozens of blocks, and meant for no more.
+The independent oracle of the model test, the crash explorer and the kill test. Imports nothing of cowengine. Fast
+enough for volumes of some dozens of blocks, and meant for no more.
 
-A block *changed* between two versions exactly if their births differ: each write, discard or zeroing of a block gives it the epoch
-of its head, every snapshot and rollback begins a new epoch, and an epoch is never used twice.
+A block *changed* between two versions exactly if their births differ: each write, discard or zeroing of a block gives
+it the epoch of its head, every snapshot and rollback begins a new epoch, and an epoch is never used twice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class ModelVolume:
             self._zero(block)
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Whole blocks become holes. What is left at the ends is zeroed in place: a block without data stays without."""
+        """Whole blocks become holes.
+
+        What is left at the ends is zeroed in place: a block without data stays without.
+        """
         self.content[offset : offset + length] = bytes(length)
         whole = self.whole_blocks(offset, length)
         for block in self.blocks(offset, length):

@@ -1,0 +1,96 @@
+"""Which barrier is which: the engine passes no names, so a barrier is known by what was written before and after it.
+
+docs/format.md says where superblocks and the log lie; everything else is a node or data.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+from memory_disk import Barrier, DirectoryBarrier, Durable, Event, FailedBarrier, Note, Write
+
+SLOT = 4096
+KINDS = (
+    "creation",
+    "directory entry",
+    "data",
+    "record",
+    "nodes",
+    "superblock of a checkpoint",
+    "superblock of a clean close",
+    "recovery begins",
+    "superblock of a recovery",
+    "second superblock of a recovery",
+)
+
+
+def region(write: Write, log: range) -> str:
+    if write.offset < 2 * SLOT:
+        return "superblock"
+    return "log" if write.offset in log else "other"
+
+
+def log_range(superblock: bytes) -> range:
+    first, slots = struct.unpack_from("<QQ", superblock, 96)
+    return range(first * SLOT, (first + slots) * SLOT)
+
+
+def kinds(start: Durable, journal: Sequence[Event]) -> dict[int, str]:
+    """The kind of every barrier of the journal, by position."""
+    superblocks = [bytes(content[:SLOT]) for _, content in start.reachable()]
+    superblocks += [event.data for event in journal if isinstance(event, Write) and event.offset in (0, SLOT)]
+    if not superblocks:
+        return {}
+    log = log_range(superblocks[0])
+    promised = bool(superblocks[0] in [bytes(content[:SLOT]) for _, content in start.reachable()])
+    salt = superblocks[0][80:88] if promised else b""
+    found: dict[int, str] = {}
+    before: list[Write] = []
+    for position, event in enumerate(journal):
+        if isinstance(event, Note):
+            promised = True
+        elif isinstance(event, Write):
+            before.append(event)
+        elif isinstance(event, DirectoryBarrier):
+            found[position] = "directory entry"
+        elif isinstance(event, (Barrier, FailedBarrier)):
+            after = next((region(e, log) for e in journal[position + 1 :] if isinstance(e, Write)), "nothing")
+            found[position] = kind(before, after, log, salt) if promised else "creation"
+            salt = next((w.data[80:88] for w in before if region(w, log) == "superblock"), salt)
+            before = []
+    return name_seconds(found)
+
+
+def kind(before: Sequence[Write], after: str, log: range, salt: bytes) -> str:
+    regions = {region(write, log) for write in before}
+    if "superblock" in regions:
+        data = next(write.data for write in before if region(write, log) == "superblock")
+        if data[80:88] != salt:
+            return "superblock of a recovery"
+        return "superblock of a clean close" if data[14] else "superblock of a checkpoint"
+    if "log" in regions:
+        return "record"
+    if not regions:
+        return "recovery begins"
+    return "nodes" if after == "superblock" else "data"
+
+
+def name_seconds(found: dict[int, str]) -> dict[int, str]:
+    """A recovery writes both slots: the second carries the same salt as the first and follows it at once."""
+    previous = ""
+    for position, name in found.items():
+        if previous == "superblock of a recovery" and name.startswith("superblock of a c"):
+            found[position] = "second superblock of a recovery"
+        previous = found[position]
+    return found
+
+
+def without(name: str) -> Callable[[Durable, Sequence[Event]], Callable[[int], bool]]:
+    """For the explorer: every barrier of this kind is switched off."""
+
+    def keeps(start: Durable, journal: Sequence[Event]) -> Callable[[int], bool]:
+        found = kinds(start, journal)
+        return lambda position: found.get(position) != name
+
+    return keeps

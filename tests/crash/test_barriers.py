@@ -1,0 +1,42 @@
+"""Every barrier is needed, and the explorer would notice if it were gone.
+
+A harness that finds no planted fault proves nothing: here each kind of barrier is switched off in turn (the engine
+calls it, the disk ignores it), and histories are explored until a crash state breaks a promise.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import chain, islice
+
+import pytest
+from barriers import KINDS, kinds, without
+from crash_workload import GEOMETRIES, Runner, determinism
+from explorer import SHORT, Plan, run_task, task_steps, tasks
+from memory_disk import MemoryDisk
+
+SECONDS = 60.0
+THOROUGH = Plan(images=60, nested=0.1, kills=0.5, rot=1.0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_barrier_switched_off_is_caught(name: str) -> None:
+    started = time.monotonic()
+    for task in chain((f"random:{n}" for n in range(20)), islice(tasks(0), len(SHORT))):
+        if run_task(task, THOROUGH, without(name)).violations:
+            return
+        assert time.monotonic() - started < SECONDS, f"no crash state needs the barrier: {name}"
+    raise AssertionError(f"no crash state needs the barrier: {name}")
+
+
+def test_every_kind_of_barrier_occurs() -> None:
+    """Else a test above would switch nothing off."""
+    seen: set[str] = set()
+    for task in [f"random:{n}" for n in range(10)]:
+        seed, geometry, steps = task_steps(task)
+        with determinism(seed):
+            runner = Runner(MemoryDisk(), GEOMETRIES[geometry])
+            runner.create()
+            runner.run(steps)
+            seen |= set(kinds(runner.disk.start, runner.disk.journal).values())
+    assert seen == set(KINDS)

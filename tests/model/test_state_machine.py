@@ -1,0 +1,234 @@
+"""The volume against the model: Hypothesis picks the operations, both sides do them, everything visible must agree.
+
+Runs on a disk in memory, where an example costs little, and on real files, where the kernels bypass Python. The model
+(model_volume.py) imports nothing of cowengine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from memory_disk import MemoryDisk
+from model_volume import ModelSnapshot, ModelVolume, Rows
+
+from cowengine import Volume
+from cowengine.errors import ExistsError, NotFoundError, OutOfRangeError
+
+SNAPSHOTS_MAX = 6
+fractions = st.floats(0, 1, exclude_max=True, allow_nan=False)
+lengths = st.one_of(st.integers(0, 1024), st.sampled_from([4096, 8192, 16384, 65536, 70000]))
+
+
+class VolumeMachine(RuleBasedStateMachine):
+    """One volume on a disk in memory, and its model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.serial = 0
+        self.volume: Any = None
+        self.disk = MemoryDisk(recorded=False)
+        self.path = "/disk/volume"
+        self.options: dict[str, Any] = {"io": self.disk, "background": False}
+
+    def teardown(self) -> None:
+        if self.volume is not None:
+            self.volume.close()
+
+    @initialize(shift=st.sampled_from([12, 14, 16]), blocks=st.integers(1, 20), less=st.integers(0, 7))
+    def create(self, shift: int, blocks: int, less: int) -> None:
+        size = (blocks << shift) - 512 * less
+        self.volume = Volume.create(self.path, size, block_size=1 << shift, log_size=16384, **self.options)
+        self.model = ModelVolume(size, 1 << shift)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+    def place(self, where: float, length: int) -> tuple[int, int]:
+        """A range inside the volume, often on the edge of a block."""
+        offset = int(where * self.model.size)
+        if self.serial % 3 == 0:
+            offset -= offset % self.model.block_size
+        return offset, min(length, self.model.size - offset)
+
+    @rule(where=fractions, length=lengths)
+    def pwrite(self, where: float, length: int) -> None:
+        self.serial += 1
+        offset, length = self.place(where, length)
+        data = (self.serial.to_bytes(4, "little") * (length // 4 + 1))[:length]
+        assert self.volume.pwrite(data, offset) == length
+        self.model.pwrite(data, offset)
+
+    @rule(where=fractions, length=lengths)
+    def discard(self, where: float, length: int) -> None:
+        self.serial += 1
+        offset, length = self.place(where, length)
+        self.volume.discard(offset, length)
+        self.model.discard(offset, length)
+
+    @rule(where=fractions, length=lengths)
+    def write_zeroes(self, where: float, length: int) -> None:
+        self.serial += 1
+        offset, length = self.place(where, length)
+        self.volume.write_zeroes(offset, length)
+        self.model.write_zeroes(offset, length)
+
+    @rule()
+    def flush(self) -> None:
+        self.volume.flush()
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.volume.engine.checkpoint()
+
+    @rule()
+    def reopen(self) -> None:
+        identities = [(s.id, s.name, s.epoch, s.change_id, s.metadata, s.created) for s in self.volume.snapshots()]
+        self.volume.close()
+        self.volume = Volume.open(self.path, **self.options)
+        found = [(s.id, s.name, s.epoch, s.change_id, s.metadata, s.created) for s in self.volume.snapshots()]
+        assert found == identities
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+    @precondition(lambda self: len(self.model.snapshots) < SNAPSHOTS_MAX)
+    @rule(metadata=st.one_of(st.none(), st.binary(max_size=40)))
+    def snapshot(self, metadata: bytes | None) -> None:
+        self.serial += 1
+        name = f"snapshot {self.serial}"
+        taken = self.volume.snapshot(name, metadata=metadata)
+        self.model.snapshot(name, metadata=metadata or b"")
+        assert taken.name == name
+        assert (taken.metadata or b"") == (metadata or b"")
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX))
+    def take_a_name_twice(self, number: int) -> None:
+        taken = self.model.snapshots[number % len(self.model.snapshots)]
+        with pytest.raises(ExistsError):
+            self.volume.snapshot(taken.name)
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX))
+    def delete(self, number: int) -> None:
+        name = self.model.snapshots[number % len(self.model.snapshots)].name
+        self.volume.get_snapshot(name).delete()
+        self.model.delete(name)
+        with pytest.raises(NotFoundError):
+            self.volume.get_snapshot(name)
+
+    @precondition(lambda self: 0 < len(self.model.snapshots) < SNAPSHOTS_MAX)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX))
+    def rollback(self, number: int) -> None:
+        name = self.model.snapshots[number % len(self.model.snapshots)].name
+        kept = self.volume.rollback(self.volume.get_snapshot(name))
+        self.model.rollback(name, kept.name)
+
+    @rule()
+    def reclaim(self) -> None:
+        self.volume.reclaim()
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+    def versions(self) -> list[tuple[Any, ModelSnapshot]]:
+        """The snapshots of both sides, and the live volume as the last one."""
+        shown = self.volume.snapshots()
+        assert [snapshot.name for snapshot in shown] == [snapshot.name for snapshot in self.model.snapshots]
+        return [*zip(shown, self.model.snapshots, strict=True), (self.volume, self.model.live())]
+
+    @rule(where=fractions, length=lengths)
+    def read(self, where: float, length: int) -> None:
+        offset, length = self.place(where, length)
+        for shown, version in self.versions():
+            assert shown.pread(length, offset) == version.content[offset : offset + length]
+            buffer = bytearray(length)
+            assert shown.pread_into(buffer, offset) == length
+            assert buffer == version.content[offset : offset + length]
+
+    @rule(where=fractions, length=lengths, most=st.integers(1, 4))
+    def extents(self, where: float, length: int, most: int) -> None:
+        """All pairs, whole and in a range, at once and restarted behind each `most` rows."""
+        start, length = self.place(where, length)
+        versions = self.versions()
+        for target, new in versions:
+            wanted = self.model.allocated_extents(new)
+            assert rows(target.allocated_extents()) == wanted
+            assert restarted(target.allocated_extents, most, self.model.size) == wanted
+            assert rows(target.allocated_extents(start, length)) == self.model.allocated_extents(new, start, length)
+            for base, old in versions[:-1]:
+                wanted = self.model.changed_extents(old, new)
+                assert rows(target.changed_extents(base)) == wanted
+                assert rows(target.changed_extents(base.change_id)) == wanted
+                assert restarted(lambda *a, t=target, b=base: t.changed_extents(b, *a), most, self.model.size) == wanted
+                in_range = self.model.changed_extents(old, new, start, length)
+                assert rows(target.changed_extents(base, start, length)) == in_range
+
+    @rule()
+    def pass_the_end(self) -> None:
+        size = self.model.size
+        for call in (lambda: self.volume.pread(1, size), lambda: self.volume.pwrite(b"x", size)):
+            with pytest.raises(OutOfRangeError):
+                call()
+
+    @rule()
+    def check(self) -> None:
+        assert self.volume.check().problems == []
+
+    @invariant()
+    def contents_agree(self) -> None:
+        if self.volume is not None:
+            for shown, version in self.versions():
+                assert shown.pread(self.model.size, 0) == version.content
+
+
+def rows(extents: Any) -> Rows:
+    assert extents.dtype == "uint64"
+    return [(int(offset), int(length)) for offset, length in extents]
+
+
+def restarted(extents: Any, most: int, size: int) -> Rows:
+    """All rows, asked for `most` at a time from the end of the last one; joined where a row was cut in two."""
+    found: Rows = []
+    start = 0
+    while start < size:
+        part = rows(extents(start, None, most))
+        assert len(part) <= most
+        for offset, length in part:
+            assert offset >= start
+            if found and sum(found[-1]) == offset:
+                found[-1] = (found[-1][0], found[-1][1] + length)
+            else:
+                found.append((offset, length))
+            start = offset + length
+        if not part:
+            break
+    return found
+
+
+class FileMachine(VolumeMachine):
+    """The same on a real file: no Python between the kernels and the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = os.path.join(self.folder.name, "volume")
+        self.options = {"background": False}
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.folder.cleanup()
+
+
+EXAMPLES = int(os.environ.get("COWENGINE_EXAMPLES", "60"))
+LIMITS = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=EXAMPLES <= 60,
+    suppress_health_check=list(HealthCheck),
+)
+TestVolumeInMemory = VolumeMachine.TestCase
+TestVolumeInMemory.settings = LIMITS
+TestVolumeOnFile = FileMachine.TestCase
+TestVolumeOnFile.settings = settings(LIMITS, max_examples=EXAMPLES // 3)
