@@ -1,7 +1,7 @@
 """The byte tables of docs/store-format.md as code: encode, decode and validate the store log's header and records.
 
-Does no I/O and keeps no state. Everything that comes from a file is checked in full before anything is built from it; what is
-reserved must be zero.
+Does no I/O and keeps no state. Everything that comes from a file is checked in full before anything is built from it;
+what is reserved must be zero.
 """
 
 from __future__ import annotations
@@ -144,12 +144,12 @@ def _put(buffer: bytearray, fields: dict[str, tuple[int, int]], name: str, value
     buffer[at + offset : at + offset + length] = raw
 
 
-def _integer(raw: bytes | memoryview, fields: dict[str, tuple[int, int]], name: str, at: int = 0) -> int:
+def _integer(raw: bytes | bytearray, fields: dict[str, tuple[int, int]], name: str, at: int = 0) -> int:
     offset, length = fields[name]
     return int.from_bytes(raw[at + offset : at + offset + length], "little")
 
 
-def _reserved_is_zero(raw: bytes | memoryview, fields: dict[str, tuple[int, int]], length: int) -> bool:
+def _reserved_is_zero(raw: bytes | bytearray, fields: dict[str, tuple[int, int]], length: int) -> bool:
     end = 0
     for offset, width in [*fields.values(), (length, 0)]:
         if any(raw[end:offset]):
@@ -176,7 +176,8 @@ def encode_header(header: Header) -> bytes:
 def decode_header(raw: bytes) -> Header | None:
     """The header in a slot, or None if its magic or checksum is wrong (torn, never written, damaged).
 
-    Raises UnsupportedVersionError for a newer format and CorruptionError for a header that cannot be though its checksum holds.
+    Raises UnsupportedVersionError for a newer format and CorruptionError for a header that cannot be though its
+    checksum holds.
     """
     offset, _ = HEADER_FIELDS["checksum"]
     if len(raw) != HEADER_BYTES or raw[:8] != HEADER_MAGIC:
@@ -185,7 +186,9 @@ def decode_header(raw: bytes) -> Header | None:
         return None
     version = _integer(raw, HEADER_FIELDS, "format_version")
     if version != FORMAT_VERSION or _integer(raw, HEADER_FIELDS, "features_incompatible"):
-        raise UnsupportedVersionError(f"the store has format {version} or features that this cowengine does not know: upgrade it")
+        raise UnsupportedVersionError(
+            f"the store has format {version} or features that this cowengine does not know: upgrade it"
+        )
     if not _reserved_is_zero(raw, HEADER_FIELDS, HEADER_BYTES):
         raise CorruptionError("the store log's header has reserved bytes that are not zero")
     values = {name: _integer(raw, HEADER_FIELDS, name) for name in Header.__slots__ if name != "store_uuid"}

@@ -1,12 +1,12 @@
 """The store log: the ring of pre-written space in which snapshot sets commit.
 
-Knows records and their order, not what volumes did with them: whoever owns the log says which records are outstanding. The format
-and the rules of the chain are in docs/store-format.md, sections 2 to 5.
+Knows records and their order, not what volumes did with them: whoever owns the log says which records are
+outstanding. The format and the rules of the chain are in docs/store-format.md, sections 2 to 5.
 
-Threads     Every method may be called from any thread. One lock covers a record's pwrite and its fdatasync, so that there is one
-            record in flight and one fdatasync at a time.
-Durability  `append` and `advance` are durable when they return. If either fails, what the disk holds is unknown: the log is
-            poisoned, and only a new open tells.
+Threads     Every method may be called from any thread. One lock covers a record's pwrite and its fdatasync, so that
+            there is one record in flight and one fdatasync at a time.
+Durability  `append` and `advance` are durable when they return. If either fails, what the disk holds is unknown: the
+            log is poisoned, and only a new open tells.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Entry:
 
 
 def create_log(io: IOTable, path: str, store_uuid: bytes, ring_bytes: int) -> None:
-    """Write a new log file, durably but for its name: `path` must not exist. Raises OutOfRangeError for an impossible size."""
+    """Write a new log file, durably but for its name: `path` must not exist. Raises OutOfRangeError for an impossible
+    size.
+    """
     if not layout.RING_BYTES_MIN <= ring_bytes <= layout.RING_BYTES_MAX or ring_bytes % 4096:
-        raise OutOfRangeError(
-            f"a store log of {ring_bytes} bytes cannot be: 16 KiB to 64 MiB, a multiple of 4,096"
-        )
+        raise OutOfRangeError(f"a store log of {ring_bytes} bytes cannot be: 16 KiB to 64 MiB, a multiple of 4,096")
     header = layout.encode_header(
         Header(
             log_shift=layout.shift_for(ring_bytes),
@@ -78,7 +78,9 @@ class StoreLog:
     """One open store log; the one who opened it for writing owns the store."""
 
     def __init__(self, io: IOTable, path: str, *, read_only: bool = False) -> None:
-        """Open and recover. Raises NotFoundError, FormatError, BusyError (another owner), CorruptionError, OSError of a sync."""
+        """Open and recover. Raises NotFoundError, FormatError, BusyError (another owner), CorruptionError, OSError of
+        a sync.
+        """
         self.path = path
         self.read_only = read_only
         self.entries: list[Entry] = []
@@ -114,7 +116,9 @@ class StoreLog:
         slots = head[: layout.HEADER_BYTES], head[layout.HEADER_BYTES :]
         self.header, self._slot = layout.choose_header(slots, self.path)
         if self.header.features_read_only_compatible and not self.read_only:
-            raise UnsupportedVersionError(f"{self.path} was written by a newer cowengine: open it read-only, or upgrade")
+            raise UnsupportedVersionError(
+                f"{self.path} was written by a newer cowengine: open it read-only, or upgrade"
+            )
         ring = self._io.pread(self._fd, self.header.ring_bytes, layout.RING_OFFSET)
         if len(ring) < self.header.ring_bytes:
             raise CorruptionError("the store log is truncated", self.path)
@@ -130,7 +134,7 @@ class StoreLog:
         header = self.header
         if self.tip_sequence < header.tip_sequence:
             raise CorruptionError(
-                f"the store log is damaged: record {self.tip_sequence + 1} is unreadable and {header.tip_sequence} were confirmed",
+                f"the store log is damaged: record {self.tip_sequence + 1} is unreadable, {header.tip_sequence} were confirmed",
                 self.path,
             )
         confirmed = {entry.sequence: entry.checksum for entry in self.entries}
@@ -181,7 +185,9 @@ class StoreLog:
         if self._fd < 0:
             raise ClosedError("the store is closed")
         if self.poison is not None:
-            raise PoisonedError(f"a write of the store log failed ({self.poison}): close the store and open it again", self.path)
+            raise PoisonedError(
+                f"a write of the store log failed ({self.poison}): close the store and open it again", self.path
+            )
 
     def record_bytes_max(self) -> int:
         """The longest record that this log takes."""
@@ -250,12 +256,12 @@ class StoreLog:
         with self._lock:
             self.check_usable()
             gone = [entry for entry in self.entries if entry.sequence <= base_sequence]
-            header = replace(self.header, clean=int(clean), tip_sequence=self.tip_sequence, tip_checksum=self.tip_checksum)
+            header = replace(
+                self.header, clean=int(clean), tip_sequence=self.tip_sequence, tip_checksum=self.tip_checksum
+            )
             if gone:
                 last = gone[-1]
-                header = replace(
-                    header, base_sequence=last.sequence, base_checksum=last.checksum, base_offset=last.end
-                )
+                header = replace(header, base_sequence=last.sequence, base_checksum=last.checksum, base_offset=last.end)
             self._write_header(header)
             self.entries = self.entries[len(gone) :]
 

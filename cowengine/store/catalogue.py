@@ -1,0 +1,302 @@
+"""The catalogue: a SQLite database as index over a store's sets and documents.
+
+Never the only copy of anything, and never a commit point: it is behind the store log by what is still in `_backlog`,
+and what a crash takes from it comes back from the store log, or from the volumes. If its file cannot be used, the
+same tables live in memory.
+
+Threads     Every method may be called from any thread; one lock.
+Durability  None is promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cowengine.errors import CorruptionError
+from cowengine.store.layout import TYPE_SET, Record
+
+MEMORY: Final = ":memory:"
+BACKLOG_MAX: Final = 256
+_FORMAT: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE sets (id BLOB PRIMARY KEY, name TEXT NOT NULL, created_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX sets_by_name ON sets (name);
+CREATE INDEX sets_by_creation ON sets (created_ns);
+CREATE TABLE members (set_id BLOB, volume_uuid BLOB, volume_name TEXT NOT NULL, snapshot_id INTEGER NOT NULL,
+    PRIMARY KEY (set_id, volume_uuid)) WITHOUT ROWID;
+CREATE TABLE volumes (uuid BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE documents (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+"""
+
+Statement = tuple[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueMember:
+    """One volume's part in a set; `volume_name` is what it was called when the set was taken."""
+
+    volume_uuid: bytes
+    volume_name: str
+    snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueSet:
+    """A set as the catalogue knows it."""
+
+    id: bytes
+    name: str
+    created_ns: int
+    members: tuple[CatalogueMember, ...]
+
+
+def record_statements(record: Record, volume_names: dict[bytes, str]) -> list[Statement]:
+    """What a record of the store log means for the catalogue. A volume without a name is left out."""
+    drop: list[Statement] = [
+        ("DELETE FROM members WHERE set_id = ?", (record.set_id,)),
+        ("DELETE FROM sets WHERE id = ?", (record.set_id,)),
+    ]
+    if record.type != TYPE_SET:
+        return drop
+    members = [
+        CatalogueMember(member.volume_uuid, volume_names.get(member.volume_uuid, ""), member.snapshot_id)
+        for member in record.members
+    ]
+    return [*drop, *set_statements(CatalogueSet(record.set_id, record.name, record.created_ns, tuple(members)))]
+
+
+def set_statements(set_: CatalogueSet) -> list[Statement]:
+    """Add a set, or members to a set that is there."""
+    rows: list[Statement] = [
+        ("INSERT OR IGNORE INTO sets VALUES (?, ?, ?)", (set_.id, set_.name, set_.created_ns)),
+    ]
+    for member in set_.members:
+        values = (set_.id, member.volume_uuid, member.volume_name, member.snapshot_id)
+        rows.append(("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?)", values))
+    return rows
+
+
+class Catalogue:
+    """The index of one store. `sequence` is that of the last record taken in, or None if it must be rebuilt."""
+
+    def __init__(self, path: str, store_uuid: bytes, *, base_sequence: int, tip_sequence: int) -> None:
+        self.path = path
+        self.problem: str | None = None
+        self._store_uuid = store_uuid
+        self._lock = threading.RLock()
+        self._backlog: dict[int, list[Statement]] = {}
+        self._connection, self.sequence = self._open(base_sequence, tip_sequence)
+
+    # ---- opening ----
+
+    def _open(self, base_sequence: int, tip_sequence: int) -> tuple[sqlite3.Connection, int | None]:
+        if self.path == MEMORY:
+            return self._new(MEMORY), None
+        try:
+            found = self._open_existing(base_sequence, tip_sequence)
+            if found is not None:
+                return found
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path + suffix)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            return self._new(self.path), None
+        except (sqlite3.Error, OSError) as error:
+            self.problem = f"the catalogue is kept in memory, its file cannot be used: {error}"
+            return self._new(MEMORY), None
+
+    def _open_existing(self, base_sequence: int, tip_sequence: int) -> tuple[sqlite3.Connection, int] | None:
+        """The database in the file if it is whole, this store's, and not older than the store log can make up for."""
+        if not os.path.isfile(self.path) or os.path.islink(self.path):
+            return None
+        connection = _connect(self.path)
+        try:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+            sequence = meta.get("sequence")
+            mine = meta.get("format") == _FORMAT and meta.get("store_uuid") == self._store_uuid
+            mine = mine and _schema(connection) == _expected_schema()
+            if verdict == "ok" and mine and isinstance(sequence, int) and base_sequence <= sequence <= tip_sequence:
+                _tune(connection)
+                return connection, sequence
+        except (sqlite3.DatabaseError, ValueError):
+            pass
+        connection.close()
+        return None
+
+    def _new(self, path: str) -> sqlite3.Connection:
+        connection = _connect(path)
+        try:
+            _tune(connection)
+            connection.executescript(_SCHEMA)
+            values = [("format", _FORMAT), ("store_uuid", self._store_uuid)]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def rebuild(self, sequence: int, statements: Iterable[Statement]) -> None:
+        """Fill an empty catalogue; from now on it has taken in the store log up to `sequence`."""
+        with self._lock:
+            self._run(statements, sequence)
+
+    # ---- writing ----
+
+    def add(self, sequence: int, statements: list[Statement]) -> None:
+        """Note what record `sequence` means. Does not touch the database: that is for who asks, or `relieve`."""
+        with self._lock:
+            self._backlog[sequence] = statements
+
+    def relieve(self) -> None:
+        """Take in what is noted if it has become much."""
+        with self._lock:
+            if len(self._backlog) >= BACKLOG_MAX:
+                self._apply()
+
+    def write(self, statements: list[Statement]) -> None:
+        """Change what no record of the store log stands for: volumes' names, documents."""
+        with self._lock:
+            self._apply()
+            self._run(statements, None)
+
+    def checkpoint(self) -> None:
+        """Take in all that is noted, and move it to the main file as far as possible."""
+        with self._lock:
+            self._apply()
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _apply(self) -> None:
+        """Take in what is noted, in the log's order and without a gap: a record may have been noted before the one
+        before it.
+        """
+        assert self.sequence is not None, "rebuilt before it is used"
+        statements: list[Statement] = []
+        sequence = self.sequence
+        while (found := self._backlog.get(sequence + 1)) is not None:
+            statements += found
+            sequence += 1
+        if sequence == self.sequence:
+            return
+        self._run(statements, sequence)
+        for done in [known for known in self._backlog if known <= sequence]:
+            del self._backlog[done]
+
+    def _run(self, statements: Iterable[Statement], sequence: int | None) -> None:
+        statements = list(statements)
+        if sequence is not None:
+            statements.append(("INSERT OR REPLACE INTO meta VALUES ('sequence', ?)", (sequence,)))
+        try:
+            self._transaction(statements)
+        except sqlite3.Error as error:
+            if self.path == MEMORY:
+                raise
+            # A full disk, most likely. The store must go on (deleting snapshots is what helps), so go on in memory; the
+            # next open finds the file behind, or damaged, and takes in or rebuilds what it lacks.
+            self._move_to_memory(error)
+            self._transaction(statements)
+        if sequence is not None:
+            self.sequence = sequence
+
+    def _transaction(self, statements: list[Statement]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, values in statements:
+                self._connection.execute(sql, values)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _move_to_memory(self, error: sqlite3.Error) -> None:
+        memory = _connect(MEMORY)
+        try:
+            self._connection.backup(memory)
+        except sqlite3.Error:
+            memory.close()
+            raise CorruptionError(f"the catalogue is damaged ({error}): close the store and open it again") from None
+        self._connection.close()
+        self._connection, self.path = memory, MEMORY
+        self.problem = f"the catalogue is kept in memory, its file cannot be written: {error}"
+
+    # ---- reading ----
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            self._apply()
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise CorruptionError(
+                    f"the catalogue is damaged ({error}): close the store and open it again, which rebuilds it",
+                    self.path,
+                ) from None
+
+    def sets(self) -> list[CatalogueSet]:
+        """All sets, by creation."""
+        members: dict[bytes, list[CatalogueMember]] = {}
+        with self._lock:
+            for set_id, volume_uuid, name, snapshot_id in self._rows("SELECT * FROM members ORDER BY volume_name"):
+                members.setdefault(set_id, []).append(CatalogueMember(volume_uuid, name, snapshot_id))
+            found = self._rows("SELECT * FROM sets ORDER BY created_ns, name")
+        return [CatalogueSet(id_, name, ns, tuple(members.get(id_, ()))) for id_, name, ns in found]
+
+    def find_set(self, name_or_id: str) -> CatalogueSet | None:
+        """The set of that name or, if none has it, of that id."""
+        with self._lock:
+            found = self._rows("SELECT * FROM sets WHERE name = ? ORDER BY created_ns", (name_or_id,))
+            if not found:
+                with contextlib.suppress(ValueError):
+                    found = self._rows("SELECT * FROM sets WHERE id = ?", (uuid.UUID(name_or_id).bytes,))
+            if not found:
+                return None
+            sql = "SELECT volume_uuid, volume_name, snapshot_id FROM members WHERE set_id = ? ORDER BY volume_name"
+            members = self._rows(sql, (found[0][0],))
+        set_id, name, created_ns = found[0]
+        return CatalogueSet(set_id, name, created_ns, tuple(CatalogueMember(*row) for row in members))
+
+    def volume_names(self) -> dict[bytes, str]:
+        """Name of each volume that was ever seen and not taken away, by its UUID."""
+        return dict(self._rows("SELECT uuid, name FROM volumes"))
+
+    def documents(self, kind: str) -> list[str]:
+        """Ids of the documents of a kind, sorted."""
+        return [row[0] for row in self._rows("SELECT id FROM documents WHERE kind = ? ORDER BY id", (kind,))]
+
+    def close(self) -> None:
+        """Take in what is noted and close the database."""
+        with self._lock:
+            try:
+                if self.sequence is not None:
+                    self._apply()
+            finally:
+                self._connection.close()
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return sorted(connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema"))
+
+
+def _expected_schema() -> list[tuple[str, str, str]]:
+    with contextlib.closing(_connect(MEMORY)) as connection:
+        connection.executescript(_SCHEMA)
+        return _schema(connection)
+
+
+def _tune(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    # With WAL this loses the last transactions in a power cut, never the database's integrity.
+    connection.execute("PRAGMA synchronous = NORMAL")

@@ -1,0 +1,103 @@
+"""What the store log still owes its volumes: which records are outstanding, and how they cease to be.
+
+A set's record is outstanding until each member volume holds the snapshot in its own log, a delete's until each
+member's snapshot is gone. Used to recycle the ring, at the clean close, and at open for what a crash left.
+
+Threads     Every method may be called from any thread; one recycles at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from cowengine.errors import CowEngineError, NotFoundError
+from cowengine.store.layout import TYPE_DELETE
+from cowengine.store.log import Entry, StoreLog
+from cowengine.store.volumes import VolumeTable
+
+
+class Settlement:
+    """Brings the volumes of a store up to its store log."""
+
+    def __init__(self, log: StoreLog, volumes: VolumeTable) -> None:
+        self._log = log
+        self._volumes = volumes
+        self._lock = threading.Lock()
+        # One deletes at a time: a snapshot that another thread is still deleting is not found, and not durably gone.
+        self._delete_lock = threading.Lock()
+        self._deleted: set[int] = set()  # delete records in the ring whose members are all gone
+
+    def is_outstanding(self, entry: Entry) -> bool:
+        """Whether a volume still lacks what this record gave or took."""
+        if entry.record.type == TYPE_DELETE:
+            return entry.sequence not in self._deleted
+        return not all(self._volumes.holds(member.volume_uuid, entry.sequence) for member in entry.record.members)
+
+    def delete_members(self, entry: Entry) -> None:
+        """Delete the snapshots that a delete record names, as far as they are there. Raises the first failure, after
+        trying all.
+        """
+        with self._delete_lock:
+            failure = self._try_delete(entry)
+        if failure is not None:
+            raise failure
+        self._deleted.add(entry.sequence)
+
+    def _try_delete(self, entry: Entry) -> BaseException | None:
+        failure: BaseException | None = None
+        for member in entry.record.members:
+            name = self._volumes.name_of(member.volume_uuid)
+            if name is None:
+                continue
+            try:
+                snapshot = self._volumes.get(name).get_snapshot(member.snapshot_id)
+                if snapshot.set_id == entry.record.set_id:
+                    snapshot.delete()
+            except NotFoundError:
+                continue
+            except (CowEngineError, OSError) as error:
+                failure = failure or error
+        return failure
+
+    def settle(self) -> tuple[int, list[str]]:
+        """Bring all volumes up; returns (the last record that nobody needs any more, what failed).
+
+        The caller takes the records into the catalogue before it gives them up.
+        """
+        with self._lock:
+            problems: list[str] = []
+            entries = self._log.snapshot_entries()
+            lagging = {
+                member.volume_uuid
+                for entry in entries
+                if entry.record.type != TYPE_DELETE
+                for member in entry.record.members
+                if not self._volumes.holds(member.volume_uuid, entry.sequence)
+            }
+            for volume_uuid in sorted(lagging):
+                try:
+                    self._volumes.bring_up(volume_uuid)
+                except (CowEngineError, OSError) as error:
+                    problems.append(
+                        f"volume {self._volumes.name_of(volume_uuid)!r} cannot take in its snapshots: {error}"
+                    )
+            for entry in entries:
+                if entry.record.type == TYPE_DELETE and entry.sequence not in self._deleted:
+                    try:
+                        self.delete_members(entry)
+                    except (CowEngineError, OSError) as error:
+                        problems.append(f"a deleted snapshot set cannot be deleted whole: {error}")
+            return self.settled_sequence(), problems
+
+    def settled_sequence(self) -> int:
+        """The last record before the first outstanding one."""
+        base = self._log.header.base_sequence
+        for entry in self._log.snapshot_entries():
+            if self.is_outstanding(entry):
+                break
+            base = entry.sequence
+        return base
+
+    def forget(self, base_sequence: int) -> None:
+        """Records up to this one are no longer in the ring."""
+        self._deleted = {sequence for sequence in self._deleted if sequence > base_sequence}

@@ -1,0 +1,535 @@
+"""The store: a directory of volumes with one owner, and the snapshot sets over them.
+
+Puts the parts together: the store log (commit point of sets), the volumes, the documents, and the catalogue, which is
+an index and nothing more. The files are described in docs/store-format.md.
+
+Threads     Thread-safe. Sets over disjoint volumes are taken in parallel but for their record in the store log.
+Fork        A child process may not use its parent's store: ClosedError.
+Durability  Each method says so; all durable calls go through one I/O table, the catalogue's excepted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+
+from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.report import Report
+from cowengine.errors import (
+    BusyError,
+    ClosedError,
+    CowEngineError,
+    ExistsError,
+    NotFoundError,
+    OutOfRangeError,
+    PoisonedError,
+    ReadOnlyError,
+)
+from cowengine.snapshot import Snapshot
+from cowengine.store import layout
+from cowengine.store.catalogue import MEMORY, Catalogue, CatalogueMember, CatalogueSet, record_statements
+from cowengine.store.documents import Document, Documents
+from cowengine.store.layout import TYPE_DELETE, Record, RecordMember
+from cowengine.store.log import Entry, StoreLog, create_log
+from cowengine.store.names import (
+    CATALOGUE_NAME,
+    DOCUMENTS_NAME,
+    LOG_NAME,
+    UNFINISHED_SUFFIX,
+    VOLUMES_NAME,
+    check_set_name,
+)
+from cowengine.store.rebuild import catalogue_statements
+from cowengine.store.sets import LEDGER_KIND, PendingSet, SnapshotSet
+from cowengine.store.settle import Settlement
+from cowengine.store.volumes import StorePlace, VolumeTable
+from cowengine.volume import Volume
+
+ROOM_WAIT_SECONDS = 10.0
+
+
+def connect(path: str | os.PathLike[str]) -> Store:
+    """The store at `path`, whether or not another process serves it. Today a store is not served: as `Store.open`."""
+    return Store.open(path)
+
+
+class Store:
+    """One open store. Made by `Store.create` and `Store.open`."""
+
+    # ---- opening and closing ----
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        log_size: int = layout.RING_BYTES_DEFAULT,
+        io: IOTable | None = None,
+        catalogue: str | None = None,
+        background: bool = True,
+    ) -> Store:
+        """Make a store in a new directory (mode 0700) and open it; durable on return.
+
+        `log_size`: bytes of the store log's ring, 16 KiB to 64 MiB. Raises ExistsError if anything is at `path`,
+        NotFoundError if its parent is missing, OutOfRangeError.
+        """
+        table = io or KERNEL
+        folder = os.path.abspath(os.fspath(path))
+        log_path = os.path.join(folder, LOG_NAME)
+        try:
+            table.mkdir(folder, 0o700)
+        except FileExistsError:
+            raise ExistsError("something is there already: a store is made in a new directory", folder) from None
+        except FileNotFoundError:
+            raise NotFoundError("the directory for the new store does not exist", os.path.dirname(folder)) from None
+        created = []
+        try:
+            for name in (VOLUMES_NAME, DOCUMENTS_NAME):
+                table.mkdir(os.path.join(folder, name), 0o700)
+                created.append(name)
+            create_log(table, log_path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
+            table.rename(log_path + UNFINISHED_SUFFIX, log_path)
+        except BaseException:
+            _undo_create(table, folder, created)
+            raise
+        table.sync_directory(folder)
+        table.sync_directory(os.path.dirname(folder))
+        return cls.open(folder, io=io, catalogue=catalogue, background=background)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        io: IOTable | None = None,
+        catalogue: str | None = None,
+        background: bool = True,
+    ) -> Store:
+        """Open a store and own it, or look at it read-only.
+
+        What a crash left unfinished is finished first; what could not be is in `problems`, by name. `catalogue`: a
+        path, or ":memory:"; unless told, the file in the store, or memory if `io` is not the kernel's or the store is
+        read-only. Raises NotFoundError, FormatError, UnsupportedVersionError, CorruptionError, BusyError (another
+        owner).
+        """
+        table = io or KERNEL
+        folder = os.path.abspath(os.fspath(path))
+        log = StoreLog(table, os.path.join(folder, LOG_NAME), read_only=read_only)
+        try:
+            place = StorePlace(table, folder, log.header.store_uuid, read_only, background)
+            if catalogue is None:
+                in_file = type(table) is IOTable and not read_only
+                catalogue = os.path.join(folder, CATALOGUE_NAME) if in_file else MEMORY
+            return cls(place, log, catalogue)
+        except BaseException:
+            log.close()
+            raise
+
+    def __init__(self, place: StorePlace, log: StoreLog, catalogue: str) -> None:
+        self.path = place.path
+        self.id = str(uuid.UUID(bytes=place.uuid))
+        self.read_only = place.read_only
+        self.log = log
+        self.closed = False
+        self._problems: list[str] = []
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._names_taken: set[str] = set()
+        self._documents = Documents(place.io, os.path.join(place.path, DOCUMENTS_NAME))
+        self._volumes = VolumeTable(place, log, self._problems)
+        self._settlement = Settlement(log, self._volumes)
+        header = log.header
+        self._catalogue = Catalogue(
+            catalogue, place.uuid, base_sequence=header.base_sequence, tip_sequence=log.tip_sequence
+        )
+        try:
+            self._recover()
+        except BaseException:
+            self._volumes.close()
+            self._catalogue.close()
+            raise
+
+    def _recover(self) -> None:
+        """Finish what a crash left: volumes first, then the catalogue, and only then give the records up."""
+        base = self.log.header.base_sequence
+        if not self.read_only:
+            self._volumes.remove_unfinished()
+            self._documents.remove_unfinished()
+            if self.log.entries:
+                base, failed = self._settlement.settle()
+                self._problems += failed
+                for entry in self.log.snapshot_entries():
+                    if entry.record.type == TYPE_DELETE:
+                        self._documents.delete(LEDGER_KIND, str(uuid.UUID(bytes=entry.record.set_id)))
+        self._fill_catalogue()
+        self._volumes.close_unused()
+        if base > self.log.header.base_sequence:
+            self._catalogue.checkpoint()
+            self._give_up(base)
+
+    def _fill_catalogue(self) -> None:
+        entries = self.log.snapshot_entries()
+        names = self._volumes.uuids()
+        statements = []
+        if self._catalogue.sequence is None:
+            statements += catalogue_statements(self._volumes, self._documents, self._problems)
+        known = self._catalogue.sequence or 0
+        for entry in entries:
+            if entry.sequence > known:
+                statements += record_statements(entry.record, names)
+        if statements or self._catalogue.sequence is None:
+            self._catalogue.rebuild(self.log.tip_sequence, statements)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it should be and could not be put right at open, by name."""
+        found = list(self._problems)
+        if self._catalogue.problem is not None:
+            found.append(self._catalogue.problem)
+        return found
+
+    def close(self) -> None:
+        """Close all volumes, then the store; durable. Idempotent. Raises the first failure, after closing
+        everything.
+        """
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+        if os.getpid() != self._pid:
+            return
+        failure = self._volumes.close()
+        try:
+            if not self.read_only and self.log.poison is None:
+                base = self._settlement.settled_sequence()
+                self._catalogue.checkpoint()
+                self.log.advance(base, clean=base == self.log.tip_sequence)
+        finally:
+            self._catalogue.close()
+            self.log.close()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path!r}{' closed' if self.closed else ''}>"
+
+    def _check_open(self) -> None:
+        if self.closed or os.getpid() != self._pid:
+            raise ClosedError("the store is closed, or belongs to the parent process: open it anew", self.path)
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.read_only:
+            raise ReadOnlyError("the store is open read-only", self.path)
+
+    # ---- volumes ----
+
+    def volumes(self) -> list[str]:
+        """Names of all volumes, sorted."""
+        self._check_open()
+        return self._volumes.names()
+
+    def volume_path(self, name: str) -> str:
+        """Where the file of a volume lies, whether or not there is one. Raises OutOfRangeError."""
+        return self._volumes.path_of(name)
+
+    def create_volume(self, name: str, size: int, *, block_size: int = 4096, log_size: int | None = None) -> Volume:
+        """Make a volume of `size` bytes and open it; durable on return.
+
+        Raises ExistsError, OutOfRangeError (name, size, block size), NoSpaceError.
+        """
+        self._check_writable()
+        volume = self._volumes.create(name, size, block_size=block_size, log_size=log_size)
+        self._note_volume(volume.engine.uuid, name)
+        return volume
+
+    def _note_volume(self, volume_uuid: bytes, name: str) -> None:
+        self._catalogue.write([("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (volume_uuid, name))])
+
+    def open_volume(self, name: str) -> Volume:
+        """The volume: one object, shared by all who open it; closing it closes it for all. Raises NotFoundError,
+        OutOfRangeError.
+        """
+        self._check_open()
+        return self._volumes.get(name, hand_out=True)
+
+    def adopt_volume(self, name: str, raw_path: str | os.PathLike[str]) -> Volume:
+        """Take an existing raw image into the store. Raises what `Volume.adopt` raises."""
+        self._check_writable()
+        Volume.adopt(raw_path, self._volumes.path_of(name)).close()
+        return self.open_volume(name)
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume and all its snapshots; its sets then lack it. Durable on return.
+
+        Raises NotFoundError, OutOfRangeError, BusyError while it is open.
+        """
+        self._check_writable()
+        self._volumes.remove(name)
+        self._catalogue.write([("DELETE FROM volumes WHERE name = ?", (name,))])
+
+    def rename_volume(self, name: str, new_name: str) -> None:
+        """Give a volume another name; durable on return.
+
+        Raises NotFoundError, ExistsError, OutOfRangeError, BusyError while it is open.
+        """
+        self._check_writable()
+        self._note_volume(self._volumes.rename(name, new_name), new_name)
+
+    def detach(self, name: str) -> str:
+        """Take a volume out of the store, with its snapshots; returns the path of its file, which then stands alone.
+
+        Durable on return. Raises NotFoundError, OutOfRangeError, BusyError while it is open, ExistsError if a file of
+        that name was detached before and still lies there.
+        """
+        self._check_writable()
+        path = self._volumes.detach(name)
+        self._catalogue.write([("DELETE FROM volumes WHERE name = ?", (name,))])
+        return path
+
+    # ---- snapshot sets ----
+
+    def snapshot(self, volume_names: Iterable[str], name: str, *, metadata: bytes | None = None) -> SnapshotSet:
+        """Snapshot several volumes at one point in time: all or none. Durable on return, with every write that
+        returned before.
+
+        Raises OutOfRangeError (no volume, one named twice, a bad name), NotFoundError, ExistsError, BusyError,
+        PoisonedError.
+        """
+        with self.prepare_set(volume_names, name, metadata=metadata) as pending:
+            return pending.commit()
+
+    def prepare_set(self, volume_names: Iterable[str], name: str, *, metadata: bytes | None = None) -> PendingSet:
+        """The slow part of a set: checks, opens the volumes, keeps its name and its room in the store log. Holds
+        nobody.
+
+        Raises as `snapshot`.
+        """
+        self._check_writable()
+        self.log.check_usable()
+        check_set_name(name)
+        volumes = self._members(volume_names)
+        self._check_metadata(len(volumes), name, metadata)
+        self._take_name(name)
+        try:
+            for volume_name, volume in volumes:
+                _refuse_snapshot(volume, volume_name, name)
+            self._make_room(_set_bytes(name, len(volumes), metadata))
+        except BaseException:
+            self._drop_name(name)
+            raise
+        return PendingSet(self, name, volumes, metadata)
+
+    def _members(self, volume_names: Iterable[str]) -> list[tuple[str, Volume]]:
+        if isinstance(volume_names, str | bytes):
+            raise OutOfRangeError("the volumes of a snapshot set are a list of names, not one string")
+        names = list(volume_names)
+        if not names:
+            raise OutOfRangeError("a snapshot set has at least one volume")
+        seen: set[str] = set()
+        for name in names:
+            self._volumes.path_of(name)
+            if name in seen:
+                raise OutOfRangeError(f"volume {name!r} is named twice: each volume is in a set once")
+            seen.add(name)
+        return [(name, self._volumes.get(name)) for name in names]
+
+    def _check_metadata(self, member_count: int, name: str, metadata: bytes | None) -> None:
+        if metadata is not None and (
+            not isinstance(metadata, bytes) or not 1 <= len(metadata) <= layout.METADATA_BYTES_MAX
+        ):
+            raise OutOfRangeError(f"metadata is 1 to {layout.METADATA_BYTES_MAX} bytes, or None")
+        if _set_bytes(name, member_count, metadata) > self.log.record_bytes_max():
+            raise OutOfRangeError(
+                f"{member_count} volumes are too many for one set in this store: its log takes records of "
+                f"{self.log.record_bytes_max()} bytes"
+            )
+
+    def _take_name(self, name: str) -> None:
+        with self._lock:
+            if name in self._names_taken or _named(self._catalogue.find_set(name), name):
+                raise ExistsError(f"the store has a snapshot set {name!r} already", self.path)
+            self._names_taken.add(name)
+
+    def _drop_name(self, name: str) -> None:
+        with self._lock:
+            self._names_taken.discard(name)
+
+    def release_set(self, name: str, member_count: int, metadata: bytes | None) -> None:
+        """A pending set ended: its name stands in the catalogue or is free, and its room was used or is free."""
+        self.log.release(_set_bytes(name, member_count, metadata))
+        self._drop_name(name)
+        self._catalogue.relieve()
+
+    def append(self, record: Record, volume_names: dict[bytes, str]) -> Entry:
+        """Commit a record and note it for the catalogue. For sets only: members are held."""
+        entry = self.log.append(record)
+        self._catalogue.add(entry.sequence, record_statements(record, volume_names))
+        return entry
+
+    def snapshot_sets(self) -> list[SnapshotSet]:
+        """All snapshot sets, oldest first."""
+        self._check_open()
+        return [SnapshotSet(self, found) for found in self._catalogue.sets()]
+
+    def get_snapshot_set(self, name_or_id: str) -> SnapshotSet:
+        """The set of that name or, if none has it, of that id. Raises NotFoundError."""
+        self._check_open()
+        found = self._catalogue.find_set(name_or_id) if isinstance(name_or_id, str) else None
+        if found is None:
+            raise NotFoundError(f"the store has no snapshot set {name_or_id!a:.300}", self.path)
+        return SnapshotSet(self, found)
+
+    def find_member(self, set_id: bytes, member: CatalogueMember) -> tuple[str, Snapshot | None]:
+        """(name of the volume, the member's snapshot of this set or None if it is gone)."""
+        self._check_open()
+        name = self._volumes.name_of(member.volume_uuid)
+        if name is None:
+            return member.volume_name, None
+        try:
+            snapshot = self._volumes.get(name).get_snapshot(member.snapshot_id)
+        except NotFoundError:
+            return name, None
+        return name, snapshot if snapshot.set_id == set_id else None
+
+    def delete_set(self, found: CatalogueSet) -> None:
+        """Delete a set: its record first, which commits, then each member. As `SnapshotSet.delete`."""
+        self._check_writable()
+        record = Record(
+            type=TYPE_DELETE,
+            set_id=found.id,
+            created_ns=time.time_ns(),
+            members=tuple(
+                RecordMember(volume_uuid=member.volume_uuid, snapshot_id=member.snapshot_id, epoch=0, sequence=0, tag=0)
+                for member in found.members
+            ),
+        )
+        length = layout.record_bytes(len(record.members), 0, 0)
+        self._make_room(length)
+        try:
+            with self._lock:
+                if self._catalogue.find_set(str(uuid.UUID(bytes=found.id))) is None:
+                    raise NotFoundError(f"the snapshot set {found.name!r} was deleted", self.path)
+                entry = self._append_delete(record)
+        finally:
+            self.log.release(length)
+        self._settlement.delete_members(entry)
+        with suppress(NotFoundError):
+            self.delete_document(LEDGER_KIND, str(uuid.UUID(bytes=found.id)))
+
+    def _append_delete(self, record: Record) -> Entry:
+        try:
+            return self.append(record, {})
+        except OSError as error:
+            raise PoisonedError(
+                f"the store log could not be written ({error}): close the store and open it again"
+            ) from error
+
+    # ---- room in the store log ----
+
+    def _make_room(self, length: int) -> None:
+        """Keep room for a record, recycling the ring if need be. Raises BusyError if other pending sets keep it all."""
+        deadline = time.monotonic() + ROOM_WAIT_SECONDS
+        while not self.log.reserve(length):
+            base, failed = self._settlement.settle()
+            if base > self.log.header.base_sequence:
+                self._catalogue.checkpoint()
+                self._give_up(base)
+            elif failed:
+                raise BusyError(f"the store log is full of what volumes cannot take in: {'; '.join(failed)}", self.path)
+            elif time.monotonic() > deadline:
+                raise BusyError("the store log is full of snapshot sets that are being prepared", self.path)
+            else:
+                time.sleep(0.005)
+
+    def _give_up(self, base: int) -> None:
+        try:
+            self.log.advance(base)
+        except OSError as error:
+            raise PoisonedError(
+                f"the store log could not be written ({error}): close the store and open it again"
+            ) from error
+        self._settlement.forget(base)
+
+    # ---- documents ----
+
+    def put_document(self, kind: str, document_id: str, document: Document) -> None:
+        """Keep a JSON object; durable on return. `kind`: 1 to 32 letters a-z; `document_id`: 1 to 128 of
+        A-Za-z0-9._-
+        """
+        self._check_writable()
+        self._documents.put(kind, document_id, document)
+        self._catalogue.write([("INSERT OR IGNORE INTO documents VALUES (?, ?)", (kind, document_id))])
+
+    def get_document(self, kind: str, document_id: str) -> Document:
+        """The document. Raises NotFoundError, CorruptionError, OutOfRangeError."""
+        self._check_open()
+        return self._documents.get(kind, document_id)
+
+    def documents(self, kind: str) -> list[str]:
+        """Ids of the documents of a kind, sorted."""
+        self._check_open()
+        return self._catalogue.documents(kind)
+
+    def delete_document(self, kind: str, document_id: str) -> None:
+        """Remove a document; durable on return. Raises NotFoundError."""
+        self._check_writable()
+        found = self._documents.delete(kind, document_id)
+        self._catalogue.write([("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, document_id))])
+        if not found:
+            raise NotFoundError(f"there is no document {kind} {document_id}")
+
+    # ---- check ----
+
+    def check(self) -> Report:
+        """Check every volume, and that every set is there. Nothing is changed."""
+        self._check_open()
+        report = Report(problems=self.problems)
+        names = self._volumes.names()
+        for name in names:
+            try:
+                found = self._volumes.get(name).check()
+                report.problems += [f"volume {name!r}: {problem}" for problem in found.problems]
+            except (CowEngineError, OSError) as error:
+                report.problems.append(f"volume {name!r}: {error}")
+        report.counts.update(volumes=len(names), sets=len(self._catalogue.sets()))
+        return report
+
+
+def _undo_create(io: IOTable, folder: str, created: list[str]) -> None:
+    path = os.path.join(folder, LOG_NAME + UNFINISHED_SUFFIX)
+    if io.is_file(path):
+        io.unlink(path)
+    for name in created:
+        io.rmdir(os.path.join(folder, name))
+    io.rmdir(folder)
+
+
+def _set_bytes(name: str, member_count: int, metadata: bytes | None) -> int:
+    return layout.record_bytes(member_count, len(name.encode()), len(metadata or b""))
+
+
+def _named(found: CatalogueSet | None, name: str) -> bool:
+    return found is not None and found.name == name
+
+
+def _refuse_snapshot(volume: Volume, volume_name: str, name: str) -> None:
+    try:
+        volume.get_snapshot(name)
+    except NotFoundError:
+        return
+    raise ExistsError(f"volume {volume_name!r} has a snapshot {name!r} already: choose another name for the set")
