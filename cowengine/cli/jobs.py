@@ -1,4 +1,4 @@
-"""Waiting for a job of the requestor so that Ctrl-C ends it properly: everybody thawed, nothing half made left behind."""
+"""Waiting for a job of the requestor so that Ctrl-C ends it properly: everybody thawed, nothing half made left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def finished(job: Job) -> Any:
-    """The job's result. Ctrl-C cancels the job, waits until everything it had begun is undone, and goes on as Ctrl-C."""
+    """The job's result. Ctrl-C cancels it, waits until all it had begun is undone, and goes on as Ctrl-C."""
     try:
         return job.wait()
     except KeyboardInterrupt:

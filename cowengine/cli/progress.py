@@ -15,7 +15,7 @@ from typing import TextIO
 from cowengine.cli.sizes import shown_duration, shown_size
 
 INTERVAL = 0.2          # seconds between two reports
-BAR_WIDTH_MAX = 30      # characters
+BAR_WIDTH = 14      # characters
 
 
 class Progress:
@@ -72,7 +72,7 @@ class Progress:
         if not self._total:
             return f"{self._label}  {shown_size(self._done)}  {speed}"
         part = min(self._done / self._total, 1.0)
-        filled = int(part * BAR_WIDTH_MAX)
-        bar = "#" * filled + "." * (BAR_WIDTH_MAX - filled)
+        filled = int(part * BAR_WIDTH)
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
         eta = f"  {shown_duration(left)} left" if left else ""
         return f"{self._label} [{bar}] {part:4.0%}  {shown_size(self._done)} of {shown_size(self._total)}  {speed}{eta}"
