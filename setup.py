@@ -24,7 +24,7 @@ DIRECTIVES = {
     "wraparound": DEBUG,
     "initializedcheck": DEBUG,
 }
-FLAGS = ["-O1", "-g", "-Wall", "-Wextra"] if DEBUG else ["-O3"]
+FLAGS = ["-O1", "-g", "-Wall", "-Wextra"] if DEBUG else ["-O3", "-g0"]
 SECTIONS = ["-fvisibility=hidden", "-ffunction-sections"]
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 

@@ -1,0 +1,3 @@
+from cowengine.core.radix import Tree
+
+class BlockMap(Tree): ...

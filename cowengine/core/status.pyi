@@ -1,0 +1,1 @@
+# Raises for kernels only: what it has is declared in status.pxd.
