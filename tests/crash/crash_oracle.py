@@ -106,6 +106,15 @@ class Oracle:
             self.in_flight = self._commit()
         return self.expectation()
 
+    def intrude(self, operation: Operation) -> Expectation:
+        """A write by another thread, while the operation begun last is still in flight."""
+        getattr(self, "_" + operation[0])(*operation[1:])
+        self._note_versions()
+        self.acked = self.acked.followed_by(self.model, self.versions)
+        if self.in_flight is not None:
+            self.in_flight = self.in_flight.followed_by(self.model, self.versions)
+        return self.expectation()
+
     def acknowledge(self, result: Any = None) -> Expectation:
         """The operation begun last has returned; `result` is the Snapshot that it returned, if it did."""
         if result is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ class Runner:
         self.serial = serial
         self.volume: Any = None
         self.poisoned = False
+        self.intruder: random.Random | None = None  # if set, another thread writes during some barriers
+        self.current = ""
 
     def create(self) -> None:
         self.volume = Volume.create(
@@ -114,6 +117,8 @@ class Runner:
         if operation is None:
             return
         self.disk.note(self.oracle.begin(operation))
+        self.current = operation[0]
+        self.disk.before_barrier = self._intrude if self.intruder is not None else None
         faults = self.disk.faults
         try:
             result = self.call(operation)
@@ -129,6 +134,24 @@ class Runner:
     def call(self, operation: Operation) -> Any:
         """Asks the volume; the Snapshot that it returned, if it did."""
         return getattr(self, "_" + operation[0])(*operation[1:])
+
+    def _intrude(self, _inode: int) -> None:
+        """Inside a barrier: another thread writes, and its write returns before the barrier does.
+
+        Not while a snapshot or rollback is taken, as the write may then come before or after it.
+        """
+        rng = self.intruder
+        if rng is None or self.current not in ("flush", "delete", "reclaim", "checkpoint") or rng.random() < 0.7:
+            return
+        self.disk.before_barrier = None
+        operation = self.operation(random_step(rng, rng.choice(("write", "partial"))))
+        if operation is not None:
+            self.disk.note(self.oracle.intrude(operation))
+            thread = threading.Thread(target=self.call, args=(operation,), daemon=True)
+            thread.start()
+            thread.join(10)
+            if thread.is_alive():
+                raise Violation(f"a write waits for the barrier of a {self.current}")
 
     def _require_poisoned(self) -> None:
         """After a failed barrier nothing that promises durability may succeed."""

@@ -188,6 +188,7 @@ class Explorer:
         steps = random_steps(self.rng, self.rng.randrange(7))
         fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
         later = Runner(disk, runner.geometry, runner.serial)
+        later.intruder = runner.intruder
         here = f"{trail}; then {'' if fails is None else f'barrier {fails} fails, '}{steps}"
 
         def history() -> None:
@@ -247,6 +248,7 @@ def run_task(name: str, plan: Plan = Plan(), keeps: Keeps | None = None) -> Tall
     explorer = Explorer(seed, plan, f"task {name}, geometry {geometry}, steps {steps}", keeps)
     with determinism(seed if name.startswith("random") else 0):
         runner = Runner(MemoryDisk(), GEOMETRIES[geometry])
+        runner.intruder = random.Random(seed) if seed % 2 else None
 
         def history() -> None:
             runner.create()

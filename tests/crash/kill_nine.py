@@ -100,7 +100,7 @@ class FileRunner(Runner):
 
 
 def run_and_kill(runner: FileRunner, steps: tuple[Step, ...], delay: float, while_opening: bool) -> list[str]:
-    """The complete lines that a child told before it was killed `delay` seconds after its start, or after it had opened."""
+    """The complete lines that a child told before it was killed: `delay` seconds after its start, or after its open."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
