@@ -11,20 +11,18 @@ Durability  the files are durable when `extract` returns. The database itself ap
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.errors import ExistsError, FormatError, NotFoundError
 from cowengine.sqlite import layout
+from cowengine.sqlite.raw import RawVolume
 
 if TYPE_CHECKING:
     from cowengine.snapshot import Snapshot
 
 _PIECE = 1 << 20
 _ZEROS = bytes(_PIECE)
-
-Reader = Callable[[int, int], bytes]
 
 
 def extract(
@@ -39,24 +37,18 @@ def extract(
     """
     table = io or KERNEL
     if not isinstance(source, str | os.PathLike):
-        return _extract(source.pread, source.size, os.fspath(destination), table)
-    path = os.fspath(source)
+        return _extract(source, os.fspath(destination), table)
+    raw = RawVolume(source, table)
     try:
-        fd = table.open(path, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise NotFoundError("no such raw volume file", path) from error
-    try:
-        return _extract(
-            lambda length, offset: table.pread(fd, length, offset), table.size(fd), os.fspath(destination), table
-        )
+        return _extract(raw, os.fspath(destination), table)
     finally:
-        table.close(fd)
+        raw.close()
 
 
-def _extract(read: Reader, size: int, destination: str, table: IOTable) -> list[str]:
-    if size < layout.COPY_COUNT * layout.COPY_BYTES:
-        raise FormatError(f"{size} bytes are too few for the volume of a database")
-    found = layout.decode_newest(read(layout.COPY_COUNT * layout.COPY_BYTES, 0), size)
+def _extract(source: Snapshot | RawVolume, destination: str, table: IOTable) -> list[str]:
+    if source.size < layout.COPY_COUNT * layout.COPY_BYTES:
+        raise FormatError(f"{source.size} bytes are too few for the volume of a database")
+    found = layout.decode_newest(source.pread(layout.COPY_COUNT * layout.COPY_BYTES, 0), source.size)
     if found is None or not found[0].exists[layout.MAIN]:
         raise NotFoundError("there is no database in this volume")
     directory = found[0]
@@ -71,7 +63,7 @@ def _extract(read: Reader, size: int, destination: str, table: IOTable) -> list[
             if directory.exists[file]:
                 path = part if file == layout.MAIN else targets[file]
                 written.append(path)
-                _copy(read, directory.areas[file].offset, directory.lengths[file], path, table)
+                _copy(source, directory.areas[file].offset, directory.lengths[file], path, table)
         table.rename(part, destination)
         written.append(destination)
         table.sync_directory(os.path.dirname(os.path.abspath(destination)))
@@ -83,12 +75,12 @@ def _extract(read: Reader, size: int, destination: str, table: IOTable) -> list[
     return [targets[file] for file in range(layout.FILE_COUNT) if directory.exists[file]]
 
 
-def _copy(read: Reader, first: int, length: int, path: str, table: IOTable) -> None:
+def _copy(source: Snapshot | RawVolume, first: int, length: int, path: str, table: IOTable) -> None:
     """`length` bytes from `first`, to a new file; pieces of zeros become holes."""
     fd = table.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         for offset in range(0, length, _PIECE):
-            piece = read(min(_PIECE, length - offset), first + offset)
+            piece = source.pread(min(_PIECE, length - offset), first + offset)
             if piece != _ZEROS[: len(piece)]:
                 table.pwrite(fd, piece, offset)
         table.truncate(fd, length)

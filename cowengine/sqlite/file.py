@@ -14,6 +14,7 @@ Durability  what SQLite asks for with xSync, and every deletion, is durable on r
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import Any
 
@@ -120,6 +121,11 @@ class DatabaseVFS(apsw.VFS):
     @abstractmethod
     def _closed(self, database: Database) -> None:
         """... and closed."""
+
+    def xSleep(self, microseconds: int) -> int:
+        # The inherited one sleeps with the GIL held, and the connection that is waited for could not go on.
+        time.sleep(microseconds / 1e6)
+        return microseconds
 
     def xFullPathname(self, name: str) -> str:
         return name

@@ -102,7 +102,7 @@ class DatabaseLock:
             return False
 
     def open_gate(self, owner: str) -> bool:
-        """Open it, also under a `close_gate` that still waits. False if `owner` had not closed it, or its time was up."""
+        """Open it, also under a `close_gate` that waits. False if `owner` had not closed it, or its time was up."""
         with self._changed:
             if self._gate_owner != owner:
                 return False

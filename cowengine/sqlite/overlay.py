@@ -1,4 +1,4 @@
-"""A throw-away overlay: the blocks of a snapshot, with writes kept aside.
+"""A throw-away overlay: the blocks of a snapshot (or of a raw file), with writes kept aside.
 
 SQLite recovers a snapshot that holds a hot journal or a WAL by writing; here is where those writes go. The snapshot is
 only ever read. Knows nothing of files or SQL.
@@ -20,6 +20,7 @@ from cowengine.errors import OutOfRangeError
 
 if TYPE_CHECKING:
     from cowengine.snapshot import Snapshot
+    from cowengine.sqlite.raw import RawVolume
 
 BLOCK_BYTES = 4096
 
@@ -27,7 +28,7 @@ BLOCK_BYTES = 4096
 class Overlay:
     """What `Database` needs of a volume, over a snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot | RawVolume) -> None:
         self._snapshot = snapshot
         self.size = snapshot.size
         self.block_size = BLOCK_BYTES
@@ -65,8 +66,8 @@ class Overlay:
         """Nothing: an overlay is never durable."""
 
     def allocated_extents(self, start: int = 0, length: int | None = None) -> Any:
-        """Those of the snapshot."""
-        return self._snapshot.allocated_extents(start, length)
+        """None: there is no space to give back."""
+        return ()
 
     def close(self) -> None:
         """Throw everything away. Idempotent."""

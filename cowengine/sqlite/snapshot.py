@@ -20,6 +20,7 @@ from cowengine.sqlite import layout
 from cowengine.sqlite.database import Database
 from cowengine.sqlite.file import DatabaseVFS
 from cowengine.sqlite.overlay import Overlay
+from cowengine.sqlite.raw import RawVolume
 
 if TYPE_CHECKING:
     from cowengine.snapshot import Snapshot
@@ -32,7 +33,8 @@ _numbers = itertools.count(1)
 class _SnapshotVFS(DatabaseVFS):
     """Serves one database, over an overlay that it closes with the last connection."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot | RawVolume) -> None:
+        self._source = snapshot
         self._overlay = Overlay(snapshot)
         try:
             self._database = Database(_NAME, self._overlay)
@@ -41,6 +43,8 @@ class _SnapshotVFS(DatabaseVFS):
             super().__init__(f"cowengine-snapshot-{os.getpid()}-{next(_numbers)}")
         except BaseException:
             self._overlay.close()
+            if isinstance(snapshot, RawVolume):
+                snapshot.close()
             raise
         self._recovering = True
 
@@ -60,6 +64,8 @@ class _SnapshotVFS(DatabaseVFS):
     def discard(self) -> None:
         """The end: throw the overlay away and unregister."""
         self._overlay.close()
+        if isinstance(self._source, RawVolume):
+            self._source.close()
         self.unregister()
 
     def _find(self, name: str, create: bool) -> Database | None:
@@ -74,10 +80,13 @@ class _SnapshotVFS(DatabaseVFS):
             self.discard()
 
 
-def open_snapshot(snapshot: Snapshot | SnapshotSet, database: str | None = None) -> apsw.Connection:
+def open_snapshot(
+    snapshot: Snapshot | SnapshotSet | str | os.PathLike[str], database: str | None = None
+) -> apsw.Connection:
     """A read-only connection to the database as it was at the snapshot; throw-away state goes when it is closed.
 
-    `snapshot` is a snapshot of a database's volume, or a set that `database` names the member of. What a transaction
+    `snapshot` is a snapshot of a database's volume, or a set that `database` names the member of, or the path of a
+    raw file that a restore to a folder wrote. What a transaction
     had not committed at that instant is not there. Raises NotFoundError if there is no database in it, FormatError if
     the volume is no database's. Writing through the connection raises apsw.ReadOnlyError.
     """
@@ -90,7 +99,9 @@ def open_snapshot(snapshot: Snapshot | SnapshotSet, database: str | None = None)
         raise
 
 
-def _member(snapshot: Snapshot | SnapshotSet, database: str | None) -> Snapshot:
+def _member(snapshot: Snapshot | SnapshotSet | str | os.PathLike[str], database: str | None) -> Snapshot | RawVolume:
+    if isinstance(snapshot, str | os.PathLike):
+        return RawVolume(snapshot)
     members: dict[str, Snapshot] | None = getattr(snapshot, "snapshots", None)
     if members is None:
         return snapshot  # type: ignore[return-value]

@@ -27,7 +27,9 @@ import apsw
 
 from cowengine.errors import BusyError, CorruptionError, NotFoundError, OutOfRangeError, WriterError
 from cowengine.sqlite.database import Database
+from cowengine.sqlite.snapshot import open_snapshot
 from cowengine.sqlite.vfs import VFS
+from cowengine.store import Store
 from cowengine.vss.documents import Component, WriterMetadata
 from cowengine.vss.writer import JobView, Level, Writer
 
@@ -119,18 +121,22 @@ class SQLiteWriter(Writer):
         self._open(job.id)
 
     def pre_restore(self, job: JobView) -> None:
-        """Let go of the volume. Raises BusyError while a connection is open."""
-        self.vfs.release(self.database_name)
+        """Let go of the volume, if it is restored into this store. Raises BusyError while a connection is open."""
+        if getattr(job, "destination", self.vfs.store) is self.vfs.store:
+            self.vfs.release(self.database_name)
 
     def post_restore(self, job: JobView) -> Mapping[str, Any]:
-        """Open the database, which recovers it, and check it. Raises CorruptionError if it is not sound."""
-        if self.database_name not in self.vfs.store.volumes():
-            return {"integrity_check": "not restored into this store"}
-        connection = self.vfs.connect(self.database_name, create=False, exclusive=True)
-        try:
-            problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-        finally:
-            connection.close()
+        """Open what was restored, which recovers it, and check it. Raises CorruptionError if it is not sound."""
+        destination = getattr(job, "destination", self.vfs.store)
+        restored = getattr(job, "restored", {}).get(self.database_name, self.database_name)
+        if isinstance(destination, Store):
+            vfs = self.vfs if destination is self.vfs.store else VFS.of(destination)
+            try:
+                problems = _check(vfs.connect(restored, create=False, exclusive=True))
+            finally:
+                vfs.release(restored)
+        else:
+            problems = _check(open_snapshot(restored))
         if problems != ["ok"]:
             raise CorruptionError(f"database {self.database_name!r}: {problems[0]}", volume=self.database_name)
         return {"integrity_check": "ok"}
@@ -148,9 +154,7 @@ class SQLiteWriter(Writer):
                 return False
         if self._connection.in_transaction:
             self._lock.release()
-            raise BusyError(
-                f"a transaction of {self.database_name!r} is open outside its lock: hold the lock around it"
-            )
+            raise BusyError(f"a transaction of {self.database_name!r} is open outside the lock")
         with self._mutex:
             self._lock_owner = owner
         return True
@@ -192,6 +196,14 @@ class SQLiteWriter(Writer):
             raise BusyError(f"database {self.database_name!r} cannot be read now ({error}); {hint}") from error
         finally:
             connection.close()
+
+
+def _check(connection: apsw.Connection) -> list[str]:
+    """What `PRAGMA integrity_check` says; closes the connection."""
+    try:
+        return [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+    finally:
+        connection.close()
 
 
 def _timeout(job: JobView) -> float:
