@@ -1,0 +1,437 @@
+"""The offline verifier: is this file a volume of which every invariant of docs/format.md holds?
+
+Reads only, repairs nothing. It shares the format and the checksum with the engine and nothing else, so a bug in the
+block map, the allocator or recovery can't hide itself here. Two states are verified: that of the chosen superblock's
+checkpoint, and that after the records of the log. Of each, what the free map says must be exactly what can be reached.
+
+A damaged file gives problems; only what is no volume at all raises.
+
+Threads   no state. The file must stand still while it is checked: `check_file` takes the lock of a reader.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from cowengine.core.checksum import xxh64
+from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.check_replay import Replay
+from cowengine.engine.check_trees import Extent, Place, Problems, Trees
+from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
+from cowengine.engine.report import Report
+from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, UnsupportedVersionError
+from cowengine.format import (
+    ENTRY_MAPPED,
+    LINEAGE_ANCHOR,
+    LINEAGE_DELETED,
+    LINEAGE_HEAD,
+    LINEAGE_SNAPSHOT,
+    NO_CURSOR,
+    NONE_ID,
+    SLOT_BYTES,
+    SLOT_SHIFT,
+    SLOTS_MAX,
+    TREE_FREE_MAP,
+    TREE_MAP,
+    LineageRecord,
+    Record,
+    Superblock,
+    blob_seed,
+    check_seed,
+    decode_record,
+    decode_superblock,
+    fold_of,
+    iter_deltas,
+    scan_records,
+)
+
+
+def check_file(path: str, io: IOTable = KERNEL) -> Report:
+    """Verify the volume file at `path`.
+
+    Raises NotFoundError, BusyError if it is open for writing, FormatError if it is no volume.
+    """
+    try:
+        fd = io.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise NotFoundError("no such volume file", path) from None
+    try:
+        io.lock(fd, False)
+        return check_open(io, fd, path)
+    except BlockingIOError:
+        raise BusyError("the volume is open for writing; close it, or check it through its owner", path) from None
+    finally:
+        io.close(fd)
+
+
+def check_open(io: IOTable, fd: int, name: str) -> Report:
+    """Verify the volume file open as `fd`, which nobody writes meanwhile. Raises FormatError if it is no volume."""
+    problems = Problems()
+    counts = dict.fromkeys(("blocks", "nodes", "snapshots", "deleted", "records", "dropped", "slots_used", "leaked"), 0)
+    chosen, other = _choose(io, fd, name, problems)
+    if chosen is not None:
+        _Check(io, fd, chosen, other, problems, counts).run()
+    return Report(list(problems), counts)
+
+
+def _choose(io: IOTable, fd: int, name: str, problems: Problems) -> tuple[Superblock | None, Superblock | None]:
+    """The chosen superblock and the other one, if valid. One torn by a crash is no problem: so there are two."""
+    valid: list[Superblock] = []
+    errors: list[Exception] = []
+    for slot in (0, 1):
+        try:
+            valid.append(decode_superblock(io.pread(fd, SLOT_BYTES, slot * SLOT_BYTES)))
+        except UnsupportedVersionError:
+            raise
+        except (FormatError, CorruptionError) as error:
+            errors.append(error)
+    if not valid:
+        if all(isinstance(error, FormatError) for error in errors):
+            raise FormatError(f"{name}: no cowengine volume")
+        problems.add(f"both superblocks are damaged: {errors[0]}; {errors[1]}")
+        return None, None
+    valid.sort(key=lambda sb: sb.generation, reverse=True)
+    if len(valid) == 1:
+        return valid[0], None
+    one, two = valid
+    if one.generation == two.generation and one != two:
+        problems.add(f"two different superblocks of generation {one.generation}")
+    fixed = [(sb.volume_uuid, sb.block_shift, sb.log_shift, sb.log_first, sb.log_slots) for sb in valid]
+    if fixed[0] != fixed[1]:
+        problems.add("the superblocks are of different volumes")
+        return one, None
+    return one, two
+
+
+@dataclass(slots=True)
+class _State:
+    """What is reachable at one of the two moments."""
+
+    runs: list[Run]
+    """Slots of blocks."""
+    nodes: dict[int, Place]
+    blobs: dict[int, int]
+    """Slot of a metadata blob -> id."""
+
+
+class _Check:
+    """One verification: the steps of `run` in their order, each adding to the problems."""
+
+    def __init__(
+        self, io: IOTable, fd: int, sb: Superblock, other: Superblock | None, problems: Problems, counts: dict[str, int]
+    ) -> None:
+        self.io = io
+        self.fd = fd
+        self.sb = sb
+        self.other = other
+        self.problems = problems
+        self.counts = counts
+        self.fold = fold_of(sb.volume_uuid)
+        self.block_slots = 1 << (sb.block_shift - SLOT_SHIFT)
+        self.file_slots = -(-io.size(fd) // SLOT_BYTES)
+        self.trees = Trees(io, fd, self.fold, self.block_slots, problems)
+        homes = ((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in sb.regions)
+        self.homes = sorted(homes)
+        self.checked_extents: set[Extent] = set()
+
+    def run(self) -> None:
+        """The whole verification."""
+        records = self._chain()
+        lineage = self.trees.lineage(self.sb.lineage_root)
+        used = self.trees.used_slots(self.sb.free_map_root)
+        replay = Replay(lineage, self.sb.next_id, self.block_slots, self.problems)
+        if 0 not in lineage or lineage[0].kind != LINEAGE_HEAD:
+            self.problems.add("the lineage table has no live head")
+            return
+        replay.members[0].record.epoch = max(lineage[0].epoch, 0 if records else self.sb.epoch)
+        self._check_members(replay)
+        base = self._state(replay)
+        self._check_blobs(lineage)
+        old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}
+        freed_nodes = [(slot, slot + count) for record in records for slot, count in record.freed_nodes]
+        optional = merge([*_slot_runs(old_nodes), *freed_nodes])
+        self._compare(used, base, optional)
+        final, slots = base, used
+        if records:
+            for record in records:
+                replay.apply(record)
+            self._check_members(replay)
+            self.trees.nodes = {}
+            final = self._state(replay)
+            slots = self._used_after(used, records)
+            self._compare_after(slots, base, final, optional, freed_nodes)
+        self._count(replay, base, final, slots, records)
+
+    # --- the log ---------------------------------------------------------------------------------------------------
+
+    def _chain(self) -> list[Record]:
+        """The records that follow the chosen superblock, without a last one that recovery would drop."""
+        sb = self.sb
+        log = self.io.pread(self.fd, sb.log_bytes, sb.log_first * SLOT_BYTES)
+        if len(log) != sb.log_bytes:
+            self.problems.add("the log lies beyond the end of the file")
+            return []
+        chain: list[Record] = []
+        places: set[int] = set()
+        position, sequence, previous = sb.base_offset, sb.base_sequence, sb.base_checksum
+        while True:
+            self._check_tip(sequence, previous)
+            found = self._follows(log, position, sequence + 1, previous)
+            if found is None:
+                break
+            record, previous, offset, end = found
+            places.add(offset)
+            chain.append(record)
+            sequence += 1
+            position = end
+        if sequence < sb.tip_sequence:
+            self.problems.add(f"log: ends after record {sequence}, but record {sb.tip_sequence} is confirmed")
+        for offset, header in scan_records(log, sb.log_shift, self.fold, generation_above=sb.generation):
+            if offset not in places:
+                self.problems.add(
+                    f"log: record {header.sequence} at byte {offset} follows superblock generation "
+                    f"{header.generation}, the newest valid one is {sb.generation}"
+                )
+        return self._without_dropped(chain)
+
+    def _check_tip(self, sequence: int, checksum: int) -> None:
+        if sequence == self.sb.tip_sequence and checksum != self.sb.tip_checksum:
+            self.problems.add(f"log: record {sequence} is not the one the superblock confirms")
+
+    def _follows(self, log: bytes, position: int, sequence: int, previous: int) -> tuple[Record, int, int, int] | None:
+        """(record, checksum, offset, end) of the record that continues the chain."""
+        sb = self.sb
+        align = 1 << sb.log_shift
+        for offset in (position, 0) if position else (0,):
+            try:
+                decoded = decode_record(log, offset, len(log), self.fold, sequence)
+            except CorruptionError as error:
+                self.problems.add(f"log, byte {offset}: {error}")
+                continue
+            if decoded is None:
+                continue
+            record, checksum, count = decoded
+            if record.previous == previous and (record.salt == sb.salt or sequence <= sb.tip_sequence):
+                return record, checksum, offset, -(-(offset + count) // align) * align
+        return None
+
+    def _without_dropped(self, chain: list[Record]) -> list[Record]:
+        last = chain[-1] if chain else None
+        beyond = len(chain) and self.sb.base_sequence + len(chain) > self.sb.tip_sequence
+        if last is None or not beyond:
+            return chain
+        if self.sb.clean:
+            self.problems.add(f"log: record {last.sequence} follows a superblock of a clean close")
+        if not last.one_barrier:
+            return chain
+        for slot, checksum in last.checks:
+            data = self.io.pread(self.fd, 1 << self.sb.block_shift, slot * SLOT_BYTES)
+            data += bytes((1 << self.sb.block_shift) - len(data))
+            if xxh64(data, check_seed(self.fold, slot)) != checksum:
+                self.counts["dropped"] = 1
+                return chain[:-1]
+        return chain
+
+    def _used_after(self, used: list[Run], records: list[Record]) -> list[Run]:
+        """The free map after the records: what they place is used, what they free is not."""
+        slots = Intervals(used)
+        for record in records:
+            for _, count, kind, slot, _, _ in iter_deltas(record.deltas):
+                if kind == ENTRY_MAPPED:
+                    slots.assign(slot, slot + count * self.block_slots, True)
+            for slot, count in (*record.freed, *record.freed_nodes):
+                slots.assign(slot, slot + count, None)
+        return list(zip(slots.starts, slots.ends, strict=True))
+
+    # --- lineage ---------------------------------------------------------------------------------------------------
+
+    def _check_members(self, replay: Replay) -> None:
+        where = replay.where
+        records = {i: member.record for i, member in replay.members.items()}
+        names: dict[str, int] = {}
+        epochs: dict[int, int] = {}
+        reclaiming = 0
+        for i, record in records.items():
+            problem = self._member_problem(i, record, records, replay.next_id)
+            if record.kind == LINEAGE_SNAPSHOT:
+                reclaiming += record.cursor != NO_CURSOR
+                if not record.flags & LINEAGE_DELETED and names.setdefault(record.name, i) != i:
+                    problem = f"has the name of snapshot {names[record.name]}"
+            if epochs.setdefault(record.epoch, i) != i:
+                problem = f"has epoch {record.epoch}, as has {epochs[record.epoch]}"
+            if problem:
+                self.problems.add(f"{where}: {'snapshot' if i else 'head'} {i} {problem}")
+        if reclaiming > 1:
+            self.problems.add(f"{where}: {reclaiming} snapshots are being reclaimed at once")
+
+    def _member_problem(
+        self, i: int, record: LineageRecord, records: dict[int, LineageRecord], next_id: int
+    ) -> str | None:
+        if (record.kind == LINEAGE_HEAD) != (i == 0):
+            return f"has kind {record.kind}"
+        if i >= next_id:
+            return f"is not below next_id {next_id}"
+        if record.flags & LINEAGE_ANCHOR:
+            return "is an anchor, which format 1 without features does not have"
+        if record.cursor != NO_CURSOR and not record.flags & LINEAGE_DELETED:
+            return "has a reclaim cursor and is not deleted"
+        if record.root.birth > record.epoch:
+            return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
+        if record.epoch > records[0].epoch:
+            return f"has epoch {record.epoch} and the head {records[0].epoch}"
+        if record.parent == NONE_ID:
+            return None
+        parent = records.get(record.parent)
+        if parent is None or parent.kind != LINEAGE_SNAPSHOT:
+            return f"stands on {record.parent}, which is no snapshot"
+        if parent.epoch >= record.epoch:
+            return f"of epoch {record.epoch} stands on snapshot {record.parent} of epoch {parent.epoch}"
+        if record.kind == LINEAGE_HEAD and record.frozen < parent.epoch:
+            return f"stands on snapshot {record.parent} of epoch {parent.epoch}, but only {record.frozen} is frozen"
+        return None
+
+    def _check_blobs(self, lineage: dict[int, LineageRecord]) -> None:
+        for i, record in lineage.items():
+            if not record.metadata_bytes:
+                continue
+            data = self.io.pread(self.fd, record.metadata_bytes, record.metadata_slot * SLOT_BYTES)
+            if xxh64(data, blob_seed(self.fold, i)) != record.metadata_checksum:
+                self.problems.add(f"metadata of snapshot {i} in slot {record.metadata_slot}: the checksum is wrong")
+
+    # --- what is reachable -----------------------------------------------------------------------------------------
+
+    def _state(self, replay: Replay) -> _State:
+        extents = sorted(replay.reach(self.trees))
+        blocks = max(-(-m.record.size >> self.sb.block_shift) for m in replay.members.values())
+        runs: list[Run] = []
+        end, shift, birth, block = 0, 0, 0, 0
+        for extent in extents:
+            self._check_extent(extent, blocks, replay.where)
+            slot, first, count, born = extent
+            moved = slot - first * self.block_slots
+            if slot < end and (moved != shift or born != birth):
+                self.problems.add(
+                    f"{replay.where}: slot {slot} holds block {first} of epoch {born} and, from block {block} on, "
+                    f"others of epoch {birth}"
+                )
+            if slot >= end or slot + count * self.block_slots > end:
+                end, shift, birth, block = slot + count * self.block_slots, moved, born, first
+            runs.append((slot, slot + count * self.block_slots))
+        runs = merge(runs)
+        blobs = {m.record.metadata_slot: i for i, m in replay.members.items() if m.record.metadata_slot}
+        state = _State(runs, dict(self.trees.nodes), blobs)
+        self._check_apart(state, replay.where)
+        return state
+
+    def _check_extent(self, extent: Extent, blocks: int, where: str) -> None:
+        if extent in self.checked_extents:
+            return
+        self.checked_extents.add(extent)
+        slot, block, count, birth = extent
+        end = slot + count * self.block_slots
+        what = f"{where}: block {block} to {block + count - 1} of epoch {birth} in slot {slot}"
+        if block + count > blocks:
+            self.problems.add(f"{what}: beyond the end of the volume, which has {blocks} blocks")
+        if slot < self.homes[0][0]:
+            self.problems.add(f"{what}: below the first home region")
+        inside = False
+        for begin, limit, first_block in self.homes:
+            if slot < limit and end > begin:
+                inside = begin <= slot and end <= limit
+                if slot - begin != (block - first_block) * self.block_slots:
+                    self.problems.add(f"{what}: in a home that is not its own")
+        if not inside and end > self.file_slots:
+            self.problems.add(f"{what}: beyond the end of the file")
+
+    def _check_apart(self, state: _State, where: str) -> None:
+        """Nodes and blobs lie outside all homes and where no block lies."""
+        owners = {slot: f"node {place}" for slot, place in state.nodes.items()}
+        for slot, i in state.blobs.items():
+            what = f"metadata of snapshot {i}"
+            if owners.setdefault(slot, what) != what:
+                self.problems.add(f"{where}: slot {slot} holds {what} and {owners[slot]}")
+        for slot, what in owners.items():
+            if _holds(state.runs, slot):
+                self.problems.add(f"{where}: slot {slot} holds a block and {what}")
+            if slot < self.homes[0][0] or any(begin <= slot < limit for begin, limit, _ in self.homes):
+                self.problems.add(f"{where}: slot {slot} is a home, the log or a superblock, and holds {what}")
+
+    def _nodes_of_the_other(self) -> dict[int, Place]:
+        """Nodes of the superblock that was not chosen: they may still be marked, sound or not."""
+        other = self.other
+        if other is None or (other.lineage_root, other.free_map_root) == (self.sb.lineage_root, self.sb.free_map_root):
+            return {}
+        quiet = Trees(self.io, self.fd, self.fold, self.block_slots, Problems())
+        quiet.leaves(TREE_FREE_MAP, other.free_map_root)
+        seen = self._map_places()
+        for record in quiet.lineage(other.lineage_root).values():
+            quiet.collect(record.root, Intervals([(0, SLOTS_MAX)]), set(), seen)
+        return quiet.nodes
+
+    def _nodes_below_cursors(self, lineage: dict[int, LineageRecord]) -> dict[int, Place]:
+        """Nodes of snapshots under reclaim below their cursors: given back at some time, marked until then."""
+        quiet = Trees(self.io, self.fd, self.fold, self.block_slots, Problems())
+        for record in lineage.values():
+            if record.cursor != NO_CURSOR:
+                quiet.collect(record.root, Intervals([(0, record.cursor)]), set(), self._map_places())
+        return quiet.nodes
+
+    def _map_places(self) -> set[tuple[int, int]]:
+        return {(slot, index) for slot, (tree, _, index) in self.trees.nodes.items() if tree == TREE_MAP}
+
+    # --- the free map ----------------------------------------------------------------------------------------------
+
+    def _compare(self, used: list[Run], state: _State, optional: list[Run]) -> None:
+        required = merge([*state.runs, *_slot_runs(state.nodes), *_slot_runs(state.blobs)])
+        self._report("checkpoint", used, required, optional)
+
+    def _compare_after(
+        self, used: list[Run], base: _State, final: _State, optional: list[Run], freed_nodes: list[Run]
+    ) -> None:
+        """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted."""
+        freed = merge(freed_nodes)
+        for slot, place in final.nodes.items():
+            if _holds(freed, slot):
+                self.problems.add(f"log: frees node {place} in slot {slot}, which is still reachable")
+        nodes = {**base.nodes, **final.nodes}
+        required = merge([*final.runs, *subtract(_slot_runs(nodes), freed), *_slot_runs(final.blobs)])
+        allowed = merge([*optional, *_slot_runs(base.blobs)])
+        self._report("after the log", used, required, allowed)
+        for slot, place in base.nodes.items():
+            if _holds(final.runs, slot):
+                self.problems.add(f"log: places a block in slot {slot}, which holds node {place}")
+
+    def _report(self, where: str, used: list[Run], required: list[Run], optional: list[Run]) -> None:
+        for begin, end in subtract(required, used):
+            self.problems.add(f"{where}: slots {begin} to {end - 1} are in use and the free map calls them free")
+        if self.trees.damaged:
+            return
+        leaked = subtract(subtract(used, required), optional)
+        for begin, end in leaked:
+            self.problems.add(f"{where}: slots {begin} to {end - 1} are leaked: marked used and reached by nothing")
+        self.counts["leaked"] = total(leaked)
+
+    def _count(self, replay: Replay, base: _State, final: _State, slots: list[Run], records: list[Record]) -> None:
+        snapshots = [m.record for i, m in replay.members.items() if i]
+        deleted = sum(bool(record.flags & LINEAGE_DELETED) for record in snapshots)
+        self.counts.update(
+            blocks=total(final.runs) // self.block_slots,
+            nodes=len(base.nodes),
+            snapshots=len(snapshots) - deleted,
+            deleted=deleted,
+            records=len(records),
+            slots_used=total(slots),
+        )
+
+
+def _holds(runs: list[Run], slot: int) -> bool:
+    """Whether sorted runs hold this slot."""
+    number = bisect_right(runs, (slot, SLOTS_MAX)) - 1
+    return number >= 0 and slot < runs[number][1]
+
+
+def _slot_runs(slots: dict[int, Place] | dict[int, int]) -> list[Run]:
+    """Single slots as runs, ascending."""
+    return merge((slot, slot + 1) for slot in slots)

@@ -1,0 +1,208 @@
+"""The log replayed logically, for the checker: which heads and snapshots exist, and which blocks each of them reaches.
+
+Nothing is written and no tree is changed. A *line* is one stretch of a head's history: the map it began with, and the
+deltas since. A snapshot is a moment on a line; a rollback begins a new line with the state of such a moment. From the
+moments that still exist follows which part of each line's past is reachable, in time linear in the deltas.
+
+Threads   an object belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+
+from cowengine.engine.check_trees import Extent, Problems, Trees
+from cowengine.engine.intervals import Intervals
+from cowengine.format import (
+    ENTRY_MAPPED,
+    ID_MAX,
+    LINEAGE_DELETED,
+    LINEAGE_SNAPSHOT,
+    NO_CURSOR,
+    SLOTS_MAX,
+    DeleteEvent,
+    Event,
+    LineageRecord,
+    Pointer,
+    ReclaimedEvent,
+    ReclaimEvent,
+    Record,
+    RollbackEvent,
+    SnapshotEvent,
+    iter_deltas,
+)
+
+_TREE = (0, 0, 0)
+"""The value of blocks that no delta has touched: as in the tree."""
+_HOLE_SHIFT = -(2**100)
+
+
+@dataclass(slots=True)
+class Line:
+    """A stretch of a head's history. Values are (slot - block * block_slots, birth, deltas before it)."""
+
+    root: Pointer
+    begin: Intervals
+    deltas: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def state(self, time: int) -> Intervals:
+        """The line after its first `time` deltas, as a new line begins with it."""
+        overlay = self.begin.copy()
+        for begin, end, shift, birth in self.deltas[:time]:
+            overlay.assign(begin, end, (shift, birth, 0))
+        return overlay
+
+
+@dataclass(slots=True)
+class Member:
+    """A head or snapshot: its lineage record, and the moment of the line that it shows (a head: always the last)."""
+
+    record: LineageRecord
+    line: Line
+    time: int
+
+
+def new_line(root: Pointer) -> Line:
+    """A line that begins with what the tree below `root` holds."""
+    return Line(root, Intervals([(0, SLOTS_MAX)], _TREE))
+
+
+class Replay:
+    """Heads and snapshots, from the checkpoint on through the records applied."""
+
+    def __init__(self, lineage: dict[int, LineageRecord], next_id: int, block_slots: int, problems: Problems) -> None:
+        self.problems = problems
+        self.block_slots = block_slots
+        self.next_id = next_id
+        self.members = {i: Member(replace(r), new_line(r.root), 0) for i, r in lineage.items()}
+        self.where = "checkpoint"
+
+    def problem(self, text: str) -> None:
+        """Note what a record says and cannot be."""
+        self.problems.add(f"{self.where}: {text}")
+
+    def apply(self, record: Record) -> None:
+        """One record: events marked before, deltas, the other events."""
+        self.where = f"record {record.sequence}"
+        head = self.members[0]
+        for event in record.events:
+            if event.before:
+                self._event(event)
+        for block, count, kind, slot, birth, _ in iter_deltas(record.deltas):
+            if birth <= head.record.frozen:
+                self.problem(f"delta of block {block} has birth {birth}, but epoch {head.record.frozen} is frozen")
+            shift = slot - block * self.block_slots if kind == ENTRY_MAPPED else _HOLE_SHIFT
+            head.line.deltas.append((block, block + count, shift, birth))
+        head.time = len(head.line.deltas)
+        for event in record.events:
+            if not event.before:
+                self._event(event)
+        if record.epoch < head.record.epoch:
+            self.problem(f"epoch {record.epoch} after epoch {head.record.epoch}")
+        head.record.epoch = max(record.epoch, head.record.epoch)
+        head.record.size = record.size
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, SnapshotEvent):
+            self._snapshot(event)
+        elif isinstance(event, RollbackEvent):
+            self._rollback(event)
+        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent):
+            member = self.members.get(event.id)
+            if member is None or member.record.kind != LINEAGE_SNAPSHOT:
+                self.problem(f"{type(event).__name__} of snapshot {event.id}, which does not exist")
+            elif isinstance(event, DeleteEvent):
+                if member.record.flags & LINEAGE_DELETED:
+                    self.problem(f"snapshot {event.id} is deleted twice")
+                member.record.flags |= LINEAGE_DELETED
+            elif isinstance(event, ReclaimEvent):
+                self._reclaim(member, event.cursor)
+            else:
+                self._reclaimed(member)
+
+    def _snapshot(self, event: SnapshotEvent) -> None:
+        head = self.members[0]
+        if event.id in self.members or not self.next_id <= event.id <= ID_MAX:
+            self.problem(f"snapshot takes id {event.id} where {self.next_id} is next")
+        if event.epoch < head.record.epoch:
+            self.problem(f"snapshot {event.id} takes epoch {event.epoch}, the head is in {head.record.epoch}")
+        record = LineageRecord(
+            LINEAGE_SNAPSHOT, event.id, event.name, event.epoch, head.record.size, event.flags, head.record.parent,
+            created_ns=event.created_ns, tag=event.tag, set_id=event.set_id,
+        )  # fmt: skip
+        self.members[event.id] = Member(record, head.line, head.time)
+        self.next_id = max(self.next_id, event.id + 1)
+        head.record.parent = event.id
+        head.record.frozen = max(head.record.frozen, event.epoch)
+        head.record.epoch = max(head.record.epoch, event.epoch + 1)
+
+    def _rollback(self, event: RollbackEvent) -> None:
+        target = self.members.get(event.to)
+        head = self.members[0]
+        if event.head or target is None or target.record.kind != LINEAGE_SNAPSHOT:
+            self.problem(f"rollback of head {event.head} to {event.to}, which is no snapshot")
+            return
+        if event.epoch <= head.record.frozen or event.size != target.record.size:
+            self.problem(f"rollback to {event.to} with epoch {event.epoch} and size {event.size}")
+        head.line = Line(target.line.root, target.line.state(target.time))
+        head.time = 0
+        head.record.parent = event.to
+        head.record.frozen = max(head.record.frozen, target.record.epoch)
+        head.record.epoch = max(head.record.epoch, event.epoch)
+        head.record.size = event.size
+
+    def _reclaim(self, member: Member, cursor: int) -> None:
+        record = member.record
+        begun = record.cursor != NO_CURSOR
+        if not record.flags & LINEAGE_DELETED or (begun and cursor < record.cursor):
+            self.problem(f"reclaim of snapshot {record.id} moves to {cursor}, and it is not deleted or was further")
+        record.cursor = cursor
+
+    def _reclaimed(self, member: Member) -> None:
+        record = member.record
+        if not record.flags & LINEAGE_DELETED:
+            self.problem(f"snapshot {record.id} is reclaimed and was not deleted")
+        del self.members[record.id]
+        for other in self.members.values():
+            if other.record.parent == record.id:
+                other.record.parent = record.parent
+
+    def reach(self, trees: Trees) -> set[Extent]:
+        """All extents that a head or snapshot reaches; each node of the map that holds one is read and verified."""
+        out: set[Extent] = set()
+        seen: set[tuple[int, int]] = set()
+        lines: dict[int, tuple[Line, list[tuple[int, int]]]] = {}
+        for member in self.members.values():
+            cursor = member.record.cursor
+            lowest = 0 if cursor == NO_CURSOR else cursor
+            lines.setdefault(id(member.line), (member.line, []))[1].append((member.time, lowest))
+        for line, moments in lines.values():
+            visible = self._reach_line(line, moments, out)
+            if visible.starts:
+                trees.collect(line.root, visible, out, seen)
+        return out
+
+    def _reach_line(self, line: Line, moments: list[tuple[int, int]], out: set[Extent]) -> Intervals:
+        """Adds what deltas of `line` placed and a moment (time, first block) shows; returns what the tree shows."""
+        whole = sorted(time for time, lowest in moments if not lowest)
+        partial = [(time, lowest) for time, lowest in moments if lowest]
+        visible = Intervals()
+
+        def emit(begin: int, end: int, value: tuple[int, int, int], until: int) -> None:
+            shift, birth, since = value
+            number = bisect_left(whole, since)
+            if number == len(whole) or whole[number] > until:
+                begin = max(begin, min((low for time, low in partial if since <= time <= until), default=end))
+            if begin < end and not birth and shift != _HOLE_SHIFT:
+                visible.assign(begin, end, True)
+            elif begin < end and shift != _HOLE_SHIFT:
+                out.add((begin * self.block_slots + shift, begin, end - begin, birth))
+
+        overlay = line.begin.copy() if line.deltas else line.begin
+        for number, (begin, end, shift, birth) in enumerate(line.deltas):
+            for piece_begin, piece_end, value in overlay.assign(begin, end, (shift, birth, number + 1)):
+                emit(piece_begin, piece_end, value, number)
+        for begin, end, value in overlay:
+            emit(begin, end, value, len(line.deltas))
+        return visible

@@ -1,0 +1,253 @@
+"""The trees of a volume file as they lie on the disk, for the checker: every node is read once and verified.
+
+Uses the format and an I/O table only, nothing of the core's in-memory structures: a bug there can't hide itself here.
+
+Threads   an object belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cowengine.core.checksum import xxh64
+from cowengine.core.iotable import IOTable
+from cowengine.engine.intervals import Intervals, Run
+from cowengine.errors import CorruptionError
+from cowengine.format import (
+    BITS_PER_LEAF,
+    ENTRY_MAPPED,
+    EPOCH_MAX,
+    FANOUT,
+    LINEAGE_BYTES,
+    POINTER_BYTES,
+    POINTER_HOLE,
+    POINTER_NODE,
+    POINTER_RUN,
+    RECORDS_PER_LEAF,
+    SLOT_BITS,
+    SLOT_BYTES,
+    SLOT_MASK,
+    TREE_FREE_MAP,
+    TREE_LINEAGE,
+    TREE_MAP,
+    LineageRecord,
+    Pointer,
+    decode_lineage,
+    hole,
+    node_seed,
+    span,
+)
+
+TREE_NAMES = {TREE_MAP: "map", TREE_LINEAGE: "lineage", TREE_FREE_MAP: "free map"}
+PROBLEMS_MAX = 200
+
+Extent = tuple[int, int, int, int]
+"""(slot, block, block_count, birth): consecutive blocks in consecutive slots."""
+Place = tuple[int, int, int]
+"""(tree, level, index) of a node."""
+
+
+class Problems(list[str]):
+    """The problems found, at most PROBLEMS_MAX of them: a damaged file of any size gives a report of bounded size."""
+
+    def add(self, problem: str) -> None:
+        """Note one more."""
+        if len(self) < PROBLEMS_MAX:
+            self.append(problem)
+        elif len(self) == PROBLEMS_MAX:
+            self.append(f"more than {PROBLEMS_MAX} problems; the rest is not listed")
+
+
+@dataclass(slots=True)
+class MapNode:
+    """A verified node of the map: extents if it is a leaf, else its children that are not never-written holes."""
+
+    birth: int
+    extents: list[Extent] = field(default_factory=list)
+    children: list[tuple[int, Pointer]] = field(default_factory=list)
+
+
+class Trees:
+    """Reads nodes of one volume. `nodes` are the slots met on the way and what they hold."""
+
+    def __init__(self, io: IOTable, fd: int, fold: int, block_slots: int, problems: Problems) -> None:
+        self.io = io
+        self.fd = fd
+        self.fold = fold
+        self.block_slots = block_slots
+        self.problems = problems
+        self.damaged = False
+        self.nodes: dict[int, Place] = {}
+        self._map_nodes: dict[tuple[int, int, int, int], MapNode | None] = {}
+
+    def problem(self, text: str) -> None:
+        """Note that something in a tree can't be read: what lies below is unknown, so nothing can be called leaked."""
+        self.damaged = True
+        self.problems.add(text)
+
+    def read(self, tree: int, pointer: Pointer, index: int) -> bytes | None:
+        """The 4,096 bytes of a node; None, with a problem, if they are not what the pointer says."""
+        what = f"{TREE_NAMES[tree]} node of level {pointer.level}, index {index}, in slot {pointer.slot}"
+        place = (tree, pointer.level, index)
+        if self.nodes.setdefault(pointer.slot, place) != place:
+            self.problem(f"{what}: that slot is also node {self.nodes[pointer.slot]}")
+        data = self.io.pread(self.fd, SLOT_BYTES, pointer.slot * SLOT_BYTES)
+        if len(data) != SLOT_BYTES:
+            self.problem(f"{what}: beyond the end of the file")
+            return None
+        if xxh64(data, node_seed(self.fold, tree, pointer.level, index)) != pointer.checksum:
+            self.problem(f"{what}: the checksum is wrong")
+            return None
+        return data
+
+    def children(self, tree: int, data: bytes, level: int, what: str) -> list[tuple[int, Pointer]]:
+        """The pointers of an interior node that are not never-written holes, each with its number."""
+        found = []
+        absent = hole(level - 1).encode()
+        for number in range(FANOUT):
+            raw = data[number * POINTER_BYTES : (number + 1) * POINTER_BYTES]
+            if raw == absent:
+                continue
+            try:
+                pointer = Pointer.decode(raw)
+            except CorruptionError as error:
+                self.problem(f"{what}, child {number}: {error}")
+                continue
+            if pointer.level != level - 1:
+                self.problem(f"{what}, child {number}: level {pointer.level} instead of {level - 1}")
+            elif tree != TREE_MAP and (pointer.birth or pointer.kind == POINTER_RUN):
+                self.problem(f"{what}, child {number}: a birth or a run outside the map")
+            else:
+                found.append((number, pointer))
+        return found
+
+    def leaves(self, tree: int, root: Pointer) -> list[tuple[int, bytes]]:
+        """(index, bytes) of all leaves of the lineage table or the free map, ascending."""
+        found: list[tuple[int, bytes]] = []
+        stack = [(root, 0)]
+        while stack:
+            pointer, index = stack.pop()
+            data = self.read(tree, pointer, index) if pointer.kind == POINTER_NODE else None
+            if data is None:
+                continue
+            if pointer.level == 0:
+                found.append((index, data))
+                continue
+            what = f"{TREE_NAMES[tree]} node in slot {pointer.slot}"
+            below = self.children(tree, data, pointer.level, what)
+            stack += [(child, index * FANOUT + number) for number, child in reversed(below)]
+        return found
+
+    def lineage(self, root: Pointer) -> dict[int, LineageRecord]:
+        """All heads and snapshots in the lineage table."""
+        records: dict[int, LineageRecord] = {}
+        for index, data in self.leaves(TREE_LINEAGE, root):
+            for number in range(RECORDS_PER_LEAF):
+                expected = index * RECORDS_PER_LEAF + number
+                try:
+                    record = decode_lineage(data[number * LINEAGE_BYTES : (number + 1) * LINEAGE_BYTES])
+                except CorruptionError as error:
+                    self.problem(f"lineage record at place {expected}: {error}")
+                    continue
+                if record is not None and record.id != expected:
+                    self.problem(f"lineage record {record.id} lies at place {expected}")
+                elif record is not None:
+                    records[expected] = record
+        return records
+
+    def used_slots(self, root: Pointer) -> list[Run]:
+        """Runs of slots that the free map marks, ascending; runs may touch where leaves meet."""
+        import numpy as np
+
+        runs: list[Run] = []
+        edges = np.zeros(BITS_PER_LEAF + 2, dtype=np.int8)
+        for index, data in self.leaves(TREE_FREE_MAP, root):
+            edges[1:-1] = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little")
+            turns = (np.flatnonzero(edges[1:] != edges[:-1]) + index * BITS_PER_LEAF).tolist()
+            runs += zip(turns[::2], turns[1::2], strict=True)
+        return runs
+
+    def map_node(self, pointer: Pointer, index: int) -> MapNode | None:
+        """The node of the map that `pointer` names; None, with a problem, if it is damaged."""
+        key = (pointer.slot, pointer.level, index, pointer.checksum)
+        if key in self._map_nodes:
+            node = self._map_nodes[key]
+        else:
+            node = self._map_nodes[key] = self._read_map_node(pointer, index)
+        self.nodes.setdefault(pointer.slot, (TREE_MAP, pointer.level, index))
+        if node is not None and node.birth != pointer.birth:
+            self.problems.add(
+                f"map node of level {pointer.level}, index {index}, in slot {pointer.slot}: its pointer says birth "
+                f"{pointer.birth}, the largest below is {node.birth}"
+            )
+        return node
+
+    def _read_map_node(self, pointer: Pointer, index: int) -> MapNode | None:
+        data = self.read(TREE_MAP, pointer, index)
+        if data is None:
+            return None
+        what = f"map node in slot {pointer.slot}"
+        if pointer.level == 0:
+            return self._decode_leaf(data, index, what)
+        children = self.children(TREE_MAP, data, pointer.level, what)
+        return MapNode(max((child.birth for _, child in children), default=0), [], children)
+
+    def _decode_leaf(self, data: bytes, index: int, what: str) -> MapNode | None:
+        import numpy as np
+
+        numbers = np.frombuffer(data, dtype="<u8")
+        targets, births = numbers[::2], numbers[1::2]
+        kinds = targets >> SLOT_BITS
+        mapped = kinds == ENTRY_MAPPED << 8
+        slots = targets & SLOT_MASK
+        birth = int(births.max())
+        legal = np.where(mapped, (slots >= 2) & (births >= 1), targets == 0)
+        if birth > EPOCH_MAX or not legal.all():
+            self.problem(f"{what}: entry {int(np.argmin(legal))} is impossible")
+            return None
+        numbers = np.flatnonzero(mapped)
+        if not len(numbers):
+            return MapNode(birth)
+        shifts = (slots.astype(np.int64) - np.arange(0, len(slots) * self.block_slots, self.block_slots))[numbers]
+        born = births[numbers]
+        turn = (np.diff(numbers) != 1) | (np.diff(shifts) != 0) | (born[1:] != born[:-1])
+        first = numbers[np.concatenate(([0], np.flatnonzero(turn) + 1))]
+        last = numbers[np.concatenate((np.flatnonzero(turn), [len(numbers) - 1]))]
+        base = index * len(slots)
+        columns = (slots[first].tolist(), (first + base).tolist(), (last - first + 1).tolist(), births[first].tolist())
+        return MapNode(birth, list(zip(*columns, strict=True)))
+
+    def collect(self, root: Pointer, visible: Intervals, out: set[Extent], seen: set[tuple[int, int]]) -> None:
+        """Add to `out` the extents below `root` whose blocks are visible; `seen` holds (slot, index) added whole."""
+        stack = [(root, 0)]
+        while stack:
+            pointer, index = stack.pop()
+            if pointer.kind == POINTER_HOLE:
+                continue
+            keys = span(TREE_MAP, pointer.level)
+            first = index * keys
+            low, high = visible.overlap(first, first + keys)
+            if low >= high:
+                continue
+            if pointer.kind == POINTER_RUN:
+                self._clip([(pointer.slot, first, keys, pointer.birth)], visible, out)
+                continue
+            whole = visible.covers(first, first + keys)
+            if whole and (pointer.slot, index) in seen:
+                continue
+            node = self.map_node(pointer, index)
+            if node is None:
+                continue
+            if whole:
+                seen.add((pointer.slot, index))
+                out.update(node.extents)
+            else:
+                self._clip(node.extents, visible, out)
+            stack += [(child, index * FANOUT + number) for number, child in node.children]
+
+    def _clip(self, extents: list[Extent], visible: Intervals, out: set[Extent]) -> None:
+        for slot, block, count, birth in extents:
+            low, high = visible.overlap(block, block + count)
+            for begin, end in zip(visible.starts[low:high], visible.ends[low:high], strict=True):
+                first, last = max(begin, block), min(end, block + count)
+                out.add((slot + (first - block) * self.block_slots, first, last - first, birth))
