@@ -38,13 +38,15 @@ def split_snapshot(address: str) -> tuple[str, str]:
 @contextmanager
 def open_volume(address: str, *, read_only: bool) -> Iterator[Volume]:
     """The volume at an address, with its store opened around it if it has one."""
-    from cowengine import Store, Volume
-
     in_store = split_store(address)
     if in_store is None:
+        from cowengine import Volume
+
         with Volume.open(address, read_only=read_only) as volume:
             yield volume
         return
+    from cowengine import Store
+
     with Store.open(in_store[0], read_only=read_only) as store, store.open_volume(in_store[1]) as volume:
         yield volume
 

@@ -44,13 +44,15 @@ def describe_volume(volume: Volume) -> Document:
     examples=("cowengine volume create disk.cow 10G", "cowengine volume create /srv/store:mail 1T --block-size 64K"),
 )
 def create(options: Options, out: Output) -> None:
-    from cowengine import Store, Volume
-
     in_store = split_store(options.volume)
     if in_store is None:
+        from cowengine import Volume
+
         with Volume.create(options.volume, options.size, block_size=options.block_size) as volume:
             document = describe_volume(volume)
     else:
+        from cowengine import Store
+
         path, name = in_store
         with Store.open(path) as store:
             document = describe_volume(store.create_volume(name, options.size, block_size=options.block_size))
@@ -112,8 +114,6 @@ def list_(options: Options, out: Output) -> None:
     examples=("cowengine volume delete disk.cow --dry-run", "cowengine volume delete /srv/store:mail --with-snapshots"),
 )
 def delete(options: Options, out: Output) -> None:
-    from cowengine import Store
-
     # Opened for writing: that proves that nobody else owns it, and that it is a volume at all.
     with open_volume(options.volume, read_only=options.dry_run) as volume:
         document = describe_volume(volume)
@@ -126,6 +126,8 @@ def delete(options: Options, out: Output) -> None:
         if in_store is None and not options.dry_run:
             _remove_file(str(volume.path))
     if in_store is not None and not options.dry_run:
+        from cowengine import Store
+
         with Store.open(in_store[0]) as store:
             store.delete_volume(in_store[1])
     did = "would delete" if options.dry_run else "deleted"

@@ -1,0 +1,107 @@
+"""The verbs of snapshot on real files."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from cowengine import Volume
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "disk.cow"
+    with Volume.create(str(path), 2 * MiB + 512) as volume:
+        volume.pwrite(b"a" * 8192, 0)
+    return path
+
+
+def overwrite(path, data, offset):
+    with Volume.open(str(path)) as volume:
+        volume.pwrite(data, offset)
+
+
+def test_create_list_and_show_agree(run, path):
+    made = run("snapshot", "create", f"{path}@monday", "--metadata", "ticket=4711", "--json").document
+    run("snapshot", "create", f"{path}@tuesday")
+    listed = run("snapshot", "list", path, "--json").document["snapshots"]
+    assert [row["name"] for row in listed] == ["monday", "tuesday"]
+    assert run("snapshot", "show", f"{path}@monday", "--json").document == listed[0] == made
+    assert made["size"] == 2 * MiB + 512
+    assert made["metadata"] == {"ticket": "4711"}
+    text = run("snapshot", "list", path).out.splitlines()
+    assert [line.split()[-1] for line in text] == ["monday", "tuesday"]
+    assert "monday" in run("snapshot", "show", f"{path}@monday").out
+
+
+def test_a_snapshot_is_found_by_its_id(run, path):
+    made = run("snapshot", "create", f"{path}@odd@name".replace("odd@name", "odd"), "--json").document
+    assert run("snapshot", "show", f"{path}@#{made['id']}", "--json").document == made
+
+
+@pytest.mark.parametrize("address", ["{}", "{}@", "@monday"])
+def test_an_address_without_a_snapshot_exits_with_2(run, path, address):
+    assert "VOLUME@NAME" in run("snapshot", "show", address.format(path), expect=2).err
+
+
+def test_an_unknown_snapshot_exits_with_1(run, path):
+    run("snapshot", "show", f"{path}@friday", expect=1)
+    run("snapshot", "show", f"{path}@#999", expect=1)
+
+
+def test_a_duplicate_name_exits_with_1(run, path):
+    run("snapshot", "create", f"{path}@monday")
+    run("snapshot", "create", f"{path}@monday", expect=1)
+    assert len(run("snapshot", "list", path, "--json").document["snapshots"]) == 1
+
+
+def test_a_hostile_name_is_refused_in_few_words(run, path):
+    outcome = run("snapshot", "create", f"{path}@{'x' * 10_000}", expect=2)
+    assert len(outcome.err) < 1000
+    assert run("snapshot", "list", path).out == ""
+
+
+def test_cat_writes_the_snapshots_bytes(run, run_process, path, tmp_path):
+    run("snapshot", "create", f"{path}@monday")
+    overwrite(path, b"b" * 4096, 4096)
+    expected = b"a" * 8192 + bytes(2 * MiB + 512 - 8192)
+    piped = run_process("snapshot", "cat", f"{path}@monday", "--json")
+    assert hashlib.sha256(piped.stdout).digest() == hashlib.sha256(expected).digest()
+    assert b'"length": 2097664' in piped.stderr
+    run("snapshot", "cat", f"{path}@monday", "--output", tmp_path / "raw")
+    assert (tmp_path / "raw").read_bytes() == expected
+    part = run_process("snapshot", "cat", f"{path}@monday", "--start", "8190", "--length", "4")
+    assert part.stdout == b"aa\0\0"
+
+
+def test_cat_overwrites_nothing_and_leaves_no_part(run, path, tmp_path):
+    run("snapshot", "create", f"{path}@monday")
+    (tmp_path / "mine").write_bytes(b"mine")
+    run("snapshot", "cat", f"{path}@monday", "--output", tmp_path / "mine", expect=1)
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    run("snapshot", "cat", f"{path}@monday", "--start", "4G", "--output", tmp_path / "other", expect=2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_rollback_brings_the_old_bytes_back_and_keeps_the_new(run, path):
+    run("snapshot", "create", f"{path}@monday")
+    overwrite(path, b"b" * 4096, 0)
+    planned = run("snapshot", "rollback", f"{path}@monday", "--dry-run", "--json").document
+    assert planned["changed_bytes"] == 4096
+    assert planned["kept"] is None
+    done = run("snapshot", "rollback", f"{path}@monday", "--json").document
+    with Volume.open(str(path)) as volume:
+        assert volume.pread(4096, 0) == b"a" * 4096
+        assert volume.get_snapshot(done["kept"]["id"]).pread(4096, 0) == b"b" * 4096
+
+
+def test_delete_removes_only_after_the_dry_run(run, path):
+    run("snapshot", "create", f"{path}@monday")
+    assert run("snapshot", "delete", f"{path}@monday", "--dry-run", "--json").document["deleted"] is False
+    assert "monday" in run("snapshot", "list", path).out
+    assert run("snapshot", "delete", f"{path}@monday", "--json").document["deleted"] is True
+    assert run("snapshot", "list", path, "--json").document["snapshots"] == []
+    run("snapshot", "delete", f"{path}@monday", expect=1)

@@ -1,0 +1,135 @@
+"""The verbs of volume on real files."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cowengine import Volume
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "disk.cow"
+
+
+@pytest.fixture
+def written(path):
+    """A volume with data before and after the snapshot `monday`."""
+    with Volume.create(str(path), 4 * MiB) as volume:
+        volume.pwrite(b"a" * 8192, 0)
+        volume.snapshot("monday")
+        volume.pwrite(b"b" * 4096, 4096)
+        volume.pwrite(b"c" * 4096, MiB)
+        volume.flush()
+    return path
+
+
+def test_create_makes_a_volume_of_the_asked_size_and_block_size(run, path):
+    made = run("volume", "create", path, "4M", "--block-size", "64K", "--json").document
+    assert made["size"] == 4 * MiB
+    assert made["block_size"] == 65536
+    shown = run("volume", "info", path, "--json").document
+    assert [shown[key] for key in ("size", "block_size", "id")] == [made[key] for key in ("size", "block_size", "id")]
+    assert shown["snapshot_count"] == 0
+    assert "4.0 MiB" in run("volume", "info", path).out
+
+
+@pytest.mark.parametrize("size", ["0", "100", "4097"])
+def test_create_refuses_a_size_that_cannot_be_with_2(run, path, size):
+    run("volume", "create", path, size, expect=2)
+    assert not path.exists()
+
+
+def test_create_refuses_to_overwrite_with_1(run, path):
+    path.write_bytes(b"mine")
+    outcome = run("volume", "create", path, "1M", "--json", expect=1)
+    assert path.read_bytes() == b"mine"
+    (line,) = outcome.log
+    assert line["error"] == "ExistsError"
+    assert line["exit_code"] == 1
+    assert outcome.out == ""
+
+
+def test_info_of_what_is_not_there_exits_with_1_and_names_it(run, path):
+    assert str(path) in run("volume", "info", path, expect=1).err
+
+
+@pytest.mark.parametrize("content", [b"", b"no volume" * 10_000], ids=["empty", "other"])
+def test_info_of_what_is_no_volume_exits_with_4(run, path, content):
+    path.write_bytes(content)
+    run("volume", "info", path, expect=4)
+    assert path.read_bytes() == content
+
+
+def test_map_lists_allocated_extents_of_volume_and_snapshot(run, written):
+    live = run("volume", "map", written, "--json").document["extents"]
+    assert live == [{"offset": 0, "length": 8192}, {"offset": MiB, "length": 4096}]
+    assert run("volume", "map", f"{written}@monday", "--json").document["extents"] == [{"offset": 0, "length": 8192}]
+    part = run("volume", "map", written, "--start", "4K", "--length", "4K", "--json").document["extents"]
+    assert part == [{"offset": 4096, "length": 4096}]
+    assert run("volume", "map", written).out.split()[-2:] == [str(MiB), "4096"]
+
+
+def test_changes_lists_what_changed_and_can_say_so_by_exit_code(run, written):
+    document = run("volume", "changes", written, "--since", "monday", "--json").document
+    assert document["extents"] == [{"offset": 4096, "length": 4096}, {"offset": MiB, "length": 4096}]
+    run("volume", "changes", written, "--since", "monday", "--exit-code", expect=3)
+    run("volume", "changes", written, "--since", "monday", "--until", "monday", "--exit-code", expect=0)
+
+
+def test_changes_takes_a_change_id(run, written):
+    change_id = run("snapshot", "show", f"{written}@monday", "--json").document["change_id"]
+    by_name = run("volume", "changes", written, "--since", "monday", "--json").document["extents"]
+    assert run("volume", "changes", written, "--since", change_id, "--json").document["extents"] == by_name
+
+
+def test_changes_since_an_unknown_snapshot_exits_with_1(run, written):
+    assert "friday" in run("volume", "changes", written, "--since", "friday", expect=1).err
+
+
+def test_check_of_a_sound_volume_is_ok(run, written):
+    report = run("volume", "check", written, "--json").document
+    assert report["ok"] is True
+    assert report["problems"] == []
+    assert "ok" in run("volume", "check", written).out
+
+
+def test_check_of_a_damaged_volume_exits_with_4(run, written):
+    with written.open("r+b") as file:
+        file.write(os.urandom(64 * 1024))
+    run("volume", "check", written, expect=4)
+
+
+def test_delete_refuses_a_volume_with_snapshots_with_5(run, written):
+    assert "--with-snapshots" in run("volume", "delete", written, expect=5).err
+    assert written.exists()
+
+
+def test_delete_with_dry_run_deletes_nothing(run, written):
+    before = written.read_bytes()
+    document = run("volume", "delete", written, "--with-snapshots", "--dry-run", "--json").document
+    assert document["deleted"] is False
+    assert document["snapshot_count"] == 1
+    assert written.read_bytes() == before
+
+
+def test_delete_removes_the_file(run, written):
+    assert run("volume", "delete", written, "--with-snapshots", "--json").document["deleted"] is True
+    assert not written.exists()
+
+
+def test_delete_of_what_is_no_volume_leaves_it_alone(run, path):
+    path.write_bytes(b"mine")
+    run("volume", "delete", path, "--with-snapshots", expect=4)
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_volume_that_another_owner_has_open_exits_with_5(run, run_process, written):
+    with Volume.open(str(written)):
+        assert run_process("snapshot", "create", f"{written}@now").returncode == 5
+        run("volume", "delete", written, "--with-snapshots", expect=5)
+    assert written.exists()
