@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from crash_oracle import SECTOR, Operation, Oracle, Violation
+from crash_oracle import SECTOR, Expectation, Found, Operation, Oracle, Violation, verify
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
@@ -104,6 +104,31 @@ class Runner:
 
     def open(self) -> None:
         self.volume = Volume.open(PATH, io=self.disk, background=False)
+
+    def close(self) -> None:
+        self.volume.close()
+
+    def successor(self, disk: MemoryDisk) -> Runner:
+        """Another process on what became of the disk; it opens and looks before it works."""
+        other = Runner(disk, self.geometry, self.serial)
+        other.intruder = self.intruder
+        return other
+
+    def look(self, expected: Expectation, extents: bool = True) -> Found:
+        """Compares the open volume with what may be found, and checks it."""
+        found = verify(self.volume, expected, extents)
+        report = self.volume.check()
+        if not report.ok:
+            raise Violation(f"check: {report.problems[:3]}")
+        return found
+
+    def resume(self, expected: Expectation, found: Found) -> None:
+        """Goes on from what was found, and notes that it was."""
+        self.oracle = Oracle.resume(expected, found)
+        self.disk.note(self.oracle.expectation())
+
+    def random_steps(self, rng: random.Random, count: int) -> tuple[Step, ...]:
+        return random_steps(rng, count)
 
     def run(self, steps: tuple[Step, ...]) -> None:
         """Ends early when an injected fault has poisoned the volume."""

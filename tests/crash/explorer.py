@@ -25,14 +25,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
-from crash_oracle import Expectation, Oracle, Violation, verify  # noqa: E402
+from crash_oracle import Violation  # noqa: E402
 from crash_workload import GEOMETRIES, PATH, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
 from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
 
-from cowengine import Volume  # noqa: E402
 from cowengine.core.checksum import xxh64  # noqa: E402
 from cowengine.errors import CowEngineError  # noqa: E402
 
@@ -128,7 +128,7 @@ class Explorer:
         plan = self.plan
         keeps = self.keeps(disk.start, disk.journal) if self.keeps else lambda _: True
         for instant in instants(disk.start, disk.journal, keeps):
-            if not isinstance(instant.note, Expectation):
+            if instant.note is None:
                 continue
             self.tally.barriers += 1
             here = f"{trail} / barrier at {instant.position}"
@@ -137,7 +137,7 @@ class Explorer:
             if depth < plan.depth and self.rng.random() < plan.kills:
                 self.kill(runner, instant, depth, here)
             if not instant.pending and self.rng.random() < plan.rot:
-                self.rot(instant, here)
+                self.rot(runner, instant, here)
 
     def image(self, runner: Runner, instant: Instant, choice: Choice, depth: int, trail: str) -> None:
         image = build(instant, choice)
@@ -149,7 +149,7 @@ class Explorer:
         here = f"{trail}, arrived {choice}"
         nested = depth < self.plan.depth and self.rng.random() < self.plan.nested
         saved = image.copy() if nested else None
-        self.guard(here, lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note))
+        self.guard(here, lambda: self.reopen(runner, MemoryDisk(image, recorded=False), instant.note))
         if saved is not None:
             self.go_on(runner, MemoryDisk(saved), instant.note, depth, here)
 
@@ -159,7 +159,7 @@ class Explorer:
         disk = MemoryDisk(instant.durable.copy(), instant.pending, instant.cached)
         self.go_on(runner, disk, instant.note, depth, f"{trail}, killed")
 
-    def rot(self, instant: Instant, trail: str) -> None:
+    def rot(self, runner: Runner, instant: Instant, trail: str) -> None:
         """One superblock slot becomes unreadable on a quiet disk: the other one leads to the same commit."""
         slot = self.rng.randrange(2)
         image = instant.durable.copy()
@@ -171,24 +171,23 @@ class Explorer:
         self.tally.states.add(fingerprint(image))
         self.guard(
             f"{trail}, superblock slot {slot} rotten",
-            lambda: self.reopen(MemoryDisk(image, recorded=False), instant.note),
+            lambda: self.reopen(runner, MemoryDisk(image, recorded=False), instant.note),
         )
 
-    def reopen(self, disk: MemoryDisk, expected: Expectation) -> None:
+    def reopen(self, runner: Runner, disk: MemoryDisk, expected: Any) -> None:
         self.tally.recoveries += 1
-        volume = Volume.open(PATH, io=disk, background=False)
-        verify(volume, expected, extents=self.tally.recoveries % 4 == 0)
-        require_clean(volume)
+        later = runner.successor(disk)
+        later.open()
+        later.look(expected, extents=self.tally.recoveries % 4 == 0)
         disk.power_off()
         with suppress(OSError):
-            volume.close()
+            later.close()
 
-    def go_on(self, runner: Runner, disk: MemoryDisk, expected: Expectation, depth: int, trail: str) -> None:
+    def go_on(self, runner: Runner, disk: MemoryDisk, expected: Any, depth: int, trail: str) -> None:
         """Opens on a recorded disk, runs a few steps more, and looks at the crashes of all that."""
-        steps = random_steps(self.rng, self.rng.randrange(7))
+        steps = runner.random_steps(self.rng, self.rng.randrange(7))
         fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
-        later = Runner(disk, runner.geometry, runner.serial)
-        later.intruder = runner.intruder
+        later = runner.successor(disk)
         here = f"{trail}; then {'' if fails is None else f'barrier {fails} fails, '}{steps}"
 
         def history() -> None:
@@ -201,10 +200,7 @@ class Explorer:
                 if not disk.faults:
                     raise
                 return
-            found = verify(later.volume, expected)
-            require_clean(later.volume)
-            later.oracle = Oracle.resume(expected, found)
-            disk.note(later.oracle.expectation())
+            later.resume(expected, later.look(expected))
             later.run(steps)
 
         if self.guard(here, history):
@@ -222,12 +218,6 @@ class Explorer:
             )
             return False
         return True
-
-
-def require_clean(volume: Volume) -> None:
-    report = volume.check()
-    if not report.ok:
-        raise Violation(f"check: {report.problems[:3]}")
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
