@@ -1,0 +1,461 @@
+"""The checker finds nothing in a sound image, and every planted damage in an unsound one. Images come from image.py."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import random
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from cowengine import format as f
+from cowengine.core.checksum import xxh64
+from cowengine.engine.check import check_file
+from cowengine.errors import FormatError, NotFoundError, UnsupportedVersionError
+
+_spec = importlib.util.spec_from_file_location("check_image", Path(__file__).with_name("image.py"))
+image = importlib.util.module_from_spec(_spec)
+sys.modules["check_image"] = image
+_spec.loader.exec_module(image)
+
+Image, ImageIO, snapshot, commit = image.Image, image.ImageIO, image.snapshot, image.commit
+
+
+def check(data: bytes):
+    return check_file("image", ImageIO(data))
+
+
+def sample(**fields) -> Image:
+    """Two snapshots; blocks at home, redirected, shared and discarded; metadata."""
+    img = Image(epoch=3, next_id=3, **fields)
+    img.lineage[0].epoch, img.lineage[0].frozen, img.lineage[0].parent = 3, 2, 2
+    img.lineage[1], img.lineage[2] = snapshot(1, 1), snapshot(2, 2, 1)
+    home = img.home
+    img.maps[1] = {0: (home(0), 1), 1: (home(1), 1), 260: (home(260), 1)}
+    img.maps[2] = {0: (650, 2), 1: (home(1), 1), 260: (0, 2)}
+    img.maps[0] = {0: (651, 3), 1: (home(1), 1), 260: (0, 2), 261: (home(261), 3)}
+    img.metadata[1] = b"why it was taken"
+    return img
+
+
+def history(home) -> list[f.Record]:
+    """Writes, snapshots, a rollback, a delete and a whole reclaim, all in the log."""
+    return [
+        commit(4, deltas=f.encode_delta(5, 1, 1, home(5), 3), events=[f.SnapshotEvent(3, 3, 7, 7, "three")]),
+        commit(4, deltas=f.encode_delta(5, 1, 1, 652, 4) + f.encode_delta(0, 1, 1, 653, 4)),
+        commit(6, events=[f.SnapshotEvent(4, 4, 7, 7, "auto"), f.RollbackEvent(0, 1, 6, 300 * 4096)]),
+        commit(6, deltas=f.encode_delta(0, 2, 1, 655, 6), events=[f.DeleteEvent(4)]),
+        commit(6, events=[f.ReclaimEvent(4, 2)], freed=[(653, 1)]),
+        commit(6, events=[f.ReclaimedEvent(4)], freed=[(652, 1)]),
+    ]
+
+
+def test_a_sound_image_has_no_problem_and_is_counted():
+    report = check(sample().build())
+    assert report.ok and report.problems == []
+    assert report.counts["blocks"] == 6
+    assert report.counts["snapshots"] == 2
+    assert report.counts["leaked"] == report.counts["dropped"] == report.counts["records"] == 0
+
+
+def test_a_sound_image_with_a_history_in_its_log_has_no_problem():
+    img = sample()
+    img.records = history(img.home)
+    report = check(img.build())
+    assert report.problems == []
+    assert report.counts["records"] == 6
+    assert report.counts["snapshots"] == 3
+    assert report.counts["blocks"] == 9
+
+
+def test_every_prefix_of_a_history_is_sound():
+    for count in range(7):
+        img = sample()
+        img.records = history(img.home)[:count]
+        assert check(img.build()).problems == []
+
+
+def test_a_history_that_wraps_in_the_log_is_followed():
+    img = sample(log_offset=16384 - 512)
+    img.records = history(img.home)
+    report = check(img.build())
+    assert report.problems == []
+    assert report.counts["records"] == 6
+
+
+# --- what is no volume ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", bytes(100), bytes(65536), b"SQLite format 3\0" + bytes(70000)])
+def test_what_is_no_volume_raises(data):
+    with pytest.raises(FormatError):
+        check(data)
+
+
+def test_a_newer_format_raises():
+    img = sample()
+    img.build()
+    img.write_superblock(1, features_incompatible=1, generation=2)
+    with pytest.raises(UnsupportedVersionError):
+        check(bytes(img.data))
+
+
+def test_a_missing_file_raises(tmp_path):
+    with pytest.raises(NotFoundError):
+        check_file(str(tmp_path / "none.cow"))
+
+
+# --- superblocks ------------------------------------------------------------------------------------------------------
+
+
+def test_the_newer_superblock_is_chosen_and_a_torn_one_is_no_problem():
+    img = sample()
+    img.build()
+    img.write_superblock(1, generation=2, epoch=500)
+    assert check(bytes(img.data)).problems == []
+    img.data[4096 + 150] ^= 1
+    assert check(bytes(img.data)).problems == []
+
+
+def test_two_damaged_superblocks_are_reported():
+    img = sample()
+    img.build()
+    img.data[200] ^= 1
+    assert "superblocks are damaged" in check(bytes(img.data)).problems[0]
+
+
+def test_two_superblocks_of_one_generation_are_reported():
+    img = sample()
+    img.build()
+    img.write_superblock(1, created_ns=5)
+    assert "two different superblocks" in check(bytes(img.data)).problems[0]
+
+
+def test_two_superblocks_of_different_volumes_are_reported():
+    img = sample()
+    img.build()
+    img.write_superblock(1, generation=9, log_shift=12)
+    assert "different volumes" in check(bytes(img.data)).problems[0]
+
+
+# --- one flipped bit anywhere that matters ----------------------------------------------------------------------------
+
+
+def test_every_damaged_node_or_blob_is_reported():
+    img = sample()
+    data = img.build()
+    for slot in range(image.HOME + img.blocks, img.next_slot):
+        spoilt = bytearray(data)
+        spoilt[slot * 4096 + 3] ^= 0x10
+        assert not check(bytes(spoilt)).ok, f"slot {slot}"
+
+
+def test_a_truncated_file_is_reported():
+    img = sample()
+    data = img.build()
+    for slots in range(2, img.next_slot):
+        assert not check(data[: slots * 4096]).ok, f"cut to {slots} slots"
+
+
+def test_random_damage_in_metadata_never_raises_but_a_format_error():
+    rng = random.Random(7)
+    img = sample()
+    img.records = history(img.home)
+    data = img.build()
+    metadata = [*range(image.HOME), *range(image.HOME + img.blocks, img.next_slot)]
+    for _ in range(400):
+        spoilt = bytearray(data)
+        for _ in range(rng.randint(1, 5)):
+            slot = rng.choice(metadata)
+            spoilt[slot * 4096 + rng.randrange(4096)] ^= 1 << rng.randrange(8)
+        with contextlib.suppress(FormatError):
+            check(bytes(spoilt))
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def with_tip(img: Image, sequence: int, checksum: int) -> bytes:
+    img.write_superblock(1, generation=1, tip_sequence=sequence, tip_checksum=checksum)
+    img.data[:4096] = img.data[4096:8192]
+    return bytes(img.data)
+
+
+def test_a_chain_that_reaches_its_tip_is_sound_and_one_cut_before_it_is_reported():
+    img = sample()
+    img.records = history(img.home)
+    img.build()
+    data = with_tip(img, 6, img.tip_checksum)
+    assert check(data).problems == []
+    for number in range(6):
+        spoilt = bytearray(data)
+        start = image.LOG_FIRST * 4096
+        offsets = [o for o, _ in f.scan_records(data[start : image.HOME * 4096], 9, image.FOLD)]
+        spoilt[start + offsets[number] + 40] ^= 1
+        assert any(f"ends after record {number}," in p for p in check(bytes(spoilt)).problems)
+
+
+def test_a_tip_with_another_checksum_is_reported():
+    img = sample()
+    img.records = history(img.home)
+    img.build()
+    assert any("not the one" in p for p in check(with_tip(img, 6, img.tip_checksum ^ 1)).problems)
+
+
+def test_records_up_to_the_tip_may_have_an_old_salt_and_later_ones_are_not_followed():
+    img = sample()
+    img.records = history(img.home)
+    img.build()
+    img.superblock.salt = 1234
+    assert check(with_tip(img, 6, img.tip_checksum)).counts["records"] == 6
+    assert check(with_tip(img, 0, 0)).counts["records"] == 0
+
+
+def test_a_record_of_a_lost_superblock_is_reported():
+    img = sample()
+    img.build()
+    record = commit(3)
+    record.sequence, record.generation = 77, 5
+    encoded = f.encode_record(record, image.FOLD)
+    img.data[image.LOG_FIRST * 4096 + 1024 : image.LOG_FIRST * 4096 + 1024 + len(encoded)] = encoded
+    assert any("generation 5" in p for p in check(bytes(img.data)).problems)
+
+
+def test_a_record_behind_a_clean_close_is_reported():
+    img = sample()
+    img.records = history(img.home)[:1]
+    img.build()
+    img.write_superblock(0, clean=True)
+    assert any("clean close" in p for p in check(bytes(img.data)).problems)
+
+
+def test_a_last_one_barrier_record_whose_block_is_not_on_the_disk_is_dropped_and_counted():
+    img = sample()
+    block = b"\x5a" * 4096
+    good = commit(3, one_barrier=True, deltas=f.encode_delta(7, 1, 1, img.home(7), 3))
+    good.checks = [(img.home(7), xxh64(block, f.check_seed(image.FOLD, img.home(7))))]
+    img.records = [good]
+    img.build()
+    report = check(bytes(img.data))
+    assert report.problems == [] and report.counts["dropped"] == 1 and report.counts["records"] == 0
+    img.data[img.home(7) * 4096 : img.home(7) * 4096 + 4096] = block
+    report = check(bytes(img.data))
+    assert report.problems == [] and report.counts["dropped"] == 0 and report.counts["records"] == 1
+
+
+BAD_RECORDS = {
+    "born too early": commit(4, deltas=f.encode_delta(5, 1, 1, 660, 2)),
+    "beyond the end": commit(4, deltas=f.encode_delta(300, 1, 1, 660, 3)),
+    "in a foreign home": commit(4, deltas=f.encode_delta(5, 1, 1, image.HOME + 6, 3)),
+    "below the homes": commit(4, deltas=f.encode_delta(5, 1, 1, 3, 3)),
+    "beyond the file": commit(4, deltas=f.encode_delta(5, 1, 1, 700, 3)),
+    "on a block of a snapshot": commit(4, deltas=f.encode_delta(5, 1, 1, 650, 3)),
+    "on the same block, another birth": commit(4, deltas=f.encode_delta(1, 1, 1, image.HOME + 1, 3)),
+    "on a node": commit(4, deltas=f.encode_delta(5, 1, 1, image.HOME + 301, 3)),
+    "old block not freed": commit(4, deltas=f.encode_delta(261, 1, 1, 660, 3)),
+    "freed too early": commit(4, deltas=f.encode_delta(0, 1, 1, 660, 3), freed=[(650, 1), (651, 1)]),
+    "freed and kept": commit(4, freed=[(651, 1)]),
+    "node freed": commit(4, freed_nodes=[(image.HOME + 300, 1)]),
+    "delete of nothing": commit(4, events=[f.DeleteEvent(9)]),
+    "delete of the head": commit(4, events=[f.DeleteEvent(0)]),
+    "deleted twice": commit(4, events=[f.DeleteEvent(1), f.DeleteEvent(1)]),
+    "reclaim of a live one": commit(4, events=[f.ReclaimEvent(1, 0)]),
+    "reclaimed without delete": commit(4, events=[f.ReclaimedEvent(1)]),
+    "reclaim of nothing": commit(4, events=[f.ReclaimedEvent(8)]),
+    "nothing given back": commit(4, events=[f.DeleteEvent(1), f.ReclaimEvent(1, 0), f.ReclaimedEvent(1)]),
+    "two reclaims": commit(4, events=[f.DeleteEvent(i) for i in (1, 2)] + [f.ReclaimEvent(i, 0) for i in (1, 2)]),
+    "rollback to nothing": commit(5, events=[f.RollbackEvent(0, 9, 5, 4096)]),
+    "rollback of another head": commit(5, events=[f.RollbackEvent(1, 1, 5, 300 * 4096)]),
+    "rollback with another size": commit(5, events=[f.RollbackEvent(0, 1, 5, 4096)]),
+    "an id twice": commit(5, events=[f.SnapshotEvent(2, 4, 0, 0, "again")]),
+    "a name twice": commit(5, events=[f.SnapshotEvent(3, 4, 0, 0, "s1")]),
+    "an old epoch": commit(5, events=[f.SnapshotEvent(3, 2, 0, 0, "old")]),
+    "the epoch goes back": commit(4, events=[f.SnapshotEvent(3, 8, 0, 0, "far")]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_RECORDS)
+def test_a_record_that_breaks_an_invariant_is_reported(what):
+    img = sample()
+    img.records = [BAD_RECORDS[what]]
+    assert not check(img.build()).ok
+
+
+# --- the trees and the free map ---------------------------------------------------------------------------------------
+
+
+def test_a_leaked_slot_is_reported_and_counted():
+    report = check(sample(extra_used=(640, 641, 643)).build())
+    assert [p for p in report.problems if "leaked" in p] == report.problems
+    assert report.counts["leaked"] == 3
+
+
+def test_a_slot_in_use_that_the_free_map_calls_free_is_reported():
+    for slot in (650, image.HOME + 1, image.HOME + 300):
+        report = check(sample(unmarked=(slot,)).build())
+        assert len(report.problems) == 1 and f"slots {slot} to {slot}" in report.problems[0]
+
+
+def damaged_map(member: int, block: int, entry: tuple[int, int]) -> bytes:
+    img = sample()
+    img.maps[member][block] = entry
+    return img.build()
+
+
+@pytest.mark.parametrize(
+    ("member", "block", "entry"),
+    [
+        (0, 9, (650, 3)),
+        (0, 0, (650, 3)),
+        (0, 9, (image.HOME + 8, 3)),
+        (0, 9, (image.HOME + 300, 3)),
+        (0, 9, (5, 3)),
+        (0, 9, (700, 3)),
+        (0, 299, (652, 4)),
+        (0, 300, (652, 3)),
+        (1, 9, (652, 2)),
+    ],
+    ids=["shared by two blocks", "shared with another birth", "foreign home", "on a node", "in the log",
+         "beyond the file", "from the future", "beyond the volume", "younger than its snapshot"],
+)  # fmt: skip
+def test_an_impossible_entry_is_reported(member, block, entry):
+    assert not check(damaged_map(member, block, entry)).ok
+
+
+@pytest.mark.parametrize("raw", [(2 << 56 | 650, 1), (1 << 56, 1), (5, 1), (1 << 56 | 652, 0), (0, 2**60)])
+def test_an_entry_that_is_none_is_reported(raw):
+    img = sample()
+    entries = bytearray(4096)
+    struct.pack_into("<QQ", entries, 16, *raw)
+    node = img.node
+
+    def bad(tree, level, index, data, birth, slot=None):
+        if tree == f.TREE_MAP and level == 0 and index == 1:
+            data = bytes(entries)
+        return node(tree, level, index, data, birth, slot)
+
+    img.node = bad
+    assert any("impossible" in p for p in check(img.build()).problems)
+
+
+def test_a_birth_in_a_pointer_that_is_not_the_largest_below_is_reported():
+    for wrong in (-1, 1):
+        img = sample()
+        node = img.node
+
+        def bad(tree, level, index, data, birth, slot=None, node=node, wrong=wrong):
+            return node(tree, level, index, data, birth + wrong * (tree == f.TREE_MAP and level == 0), slot)
+
+        img.node = bad
+        assert any("largest below" in p for p in check(img.build()).problems)
+
+
+def test_a_wrong_level_in_a_pointer_is_reported():
+    img = sample()
+    node = img.node
+
+    def bad(tree, level, index, data, birth, slot=None):
+        if tree == f.TREE_MAP and level == 1:
+            data = data[:-32] + f.hole(1).encode()
+        return node(tree, level, index, data, birth, slot)
+
+    img.node = bad
+    assert any("level 1 instead of 0" in p for p in check(img.build()).problems)
+
+
+# --- lineage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("member", "changes"),
+    [
+        (2, {"parent": 7}),
+        (2, {"parent": 0}),
+        (1, {"parent": 2}),
+        (2, {"epoch": 1}),
+        (2, {"epoch": 9}),
+        (2, {"name": "s1"}),
+        (2, {"flags": f.LINEAGE_ANCHOR}),
+        (2, {"cursor": 0}),
+        (2, {"kind": f.LINEAGE_HEAD}),
+        (0, {"kind": f.LINEAGE_SNAPSHOT, "frozen": 0}),
+        (0, {"frozen": 1}),
+        (0, {"parent": 1, "frozen": 0}),
+        (2, {"id": 3}),
+    ],
+)
+def test_a_lineage_that_breaks_a_rule_is_reported(member, changes):
+    img = sample()
+    for name, value in changes.items():
+        setattr(img.lineage[member], name, value)
+    assert not check(img.build()).ok
+
+
+def test_a_snapshot_not_below_next_id_is_reported():
+    img = sample()
+    img.next_id = 2
+    assert any("next_id" in p for p in check(img.build()).problems)
+
+
+def test_damaged_metadata_is_reported_by_its_snapshot():
+    img = sample()
+    img.build()
+    img.data[img.lineage[1].metadata_slot * 4096] ^= 1
+    assert any("metadata of snapshot 1" in p for p in check(bytes(img.data)).problems)
+
+
+def test_two_deleted_snapshots_may_share_a_name_with_a_live_one():
+    img = sample()
+    img.lineage[1].flags, img.lineage[1].name = f.LINEAGE_DELETED, "s2"
+    report = check(img.build())
+    assert report.problems == []
+    assert report.counts["deleted"] == 1
+
+
+# --- reclaim ----------------------------------------------------------------------------------------------------------
+
+
+def under_reclaim(cursor: int) -> Image:
+    """Snapshot 1 is being reclaimed: block 0 (its own, at home) was given back if the cursor has passed it."""
+    img = sample()
+    img.lineage[1].flags, img.lineage[1].cursor = f.LINEAGE_DELETED, cursor
+    if cursor:
+        img.unmarked = (img.home(0),)
+    return img
+
+
+@pytest.mark.parametrize("cursor", [0, 1, 200, 256, 260])
+def test_blocks_below_the_cursor_of_a_reclaim_are_given_back_and_those_above_are_not(cursor):
+    assert check(under_reclaim(cursor).build()).problems == []
+    spoilt = under_reclaim(cursor)
+    spoilt.unmarked = () if cursor else (spoilt.home(0),)
+    assert not check(spoilt.build()).ok
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_node_below_the_cursor_of_a_reclaim_may_be_marked_or_be_free_and_overwritten(marked):
+    img = under_reclaim(256)
+    img.build()
+    root = img.lineage[1].root.slot * 4096
+    own = f.Pointer.decode(bytes(img.data[root : root + f.POINTER_BYTES])).slot
+    again = under_reclaim(256)
+    again.unmarked += () if marked else (own,)
+    again.build()
+    if not marked:
+        again.data[own * 4096 : own * 4096 + 4096] = bytes(4096)
+    assert check(bytes(again.data)).problems == []
+
+
+# --- size of the report -----------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_thoroughly_damaged_image_is_bounded():
+    img = Image(epoch=3)
+    img.lineage[0].epoch = 3
+    img.maps[0] = {block: (img.home(block + 1), 1) for block in range(0, 298, 2)}
+    img.maps[0] |= {block: (300 + block, 2) for block in range(1, 298, 2)}
+    report = check(img.build())
+    assert 100 < len(report.problems) <= 201
