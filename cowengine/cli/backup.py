@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cowengine.cli.jobs import finished
+from cowengine.cli import exits
 from cowengine.cli.output import Document, Output, Rows, shown, shown_time, table
 from cowengine.cli.sizes import shown_size
 from cowengine.cli.store import STORE
@@ -14,13 +14,14 @@ from cowengine.cli.writer import WRITERS
 from cowengine.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from cowengine import Backup
+    from cowengine import Backup, Store, Writer
 
 NOUN = Noun("backup", "write, list, verify, restore, copy and delete backups")
 
 TARGET = argument("target", metavar="TARGET", help="the directory that backups are written to")
 TARGET_OR_STREAM = argument("target", metavar="TARGET", help="a directory of backups, or - for a stream on stdin")
 BACKUP = argument("backup", metavar="BACKUP", help="the backup's id")
+CHAIN = argument("--chain", default="default", metavar="NAME", help="the chain of backups (default: default)")
 KINDS = ("full", "incremental", "differential", "copy")
 
 
@@ -43,8 +44,9 @@ def describe_backup(backup: Backup) -> Document:
     STORE,
     argument("volumes", metavar="NAME", nargs="*", help="volumes of the store (default: all)"),
     argument("--target", required=True, metavar="DIR|-", help="a directory, or - for a stream on stdout"),
+    argument("--set", default=None, metavar="SET", help="back up this snapshot set instead of a new one"),
     argument("--kind", choices=KINDS, default="full", help="how much (default full)"),
-    argument("--chain", default="default", metavar="NAME", help="chains do not disturb one another (default: default)"),
+    CHAIN,
     WRITERS,
     PROGRESS,
     examples=(
@@ -59,25 +61,26 @@ def create(options: Options, out: Output) -> None:
     if options.target == "-":
         out.data()
     with Store.open(options.store) as store, out.progress("backup") as progress:
-        job = Requestor(store, writers=options.writer).start_backup(
+        backup = Requestor(store, writers=options.writer).backup(
             options.target,
             kind=options.kind,
+            snapshot_set=options.set,
             volumes=options.volumes or None,
             chain=options.chain,
             progress=progress.update,
         )
-        backup = finished(job)
     document = describe_backup(backup)
     out.emit(document, f"{document['id']}: {document['kind']}, {shown_size(document['bytes_written'])} written")
 
 
 @NOUN.verb(
     "list",
-    "list the backups in a target, oldest first",
+    "list the backups in a target, oldest first (exit code 4 if a manifest is damaged)",
     TARGET,
+    argument("--chain", default=None, metavar="NAME", help="only this chain (default: all)"),
     examples=("cowengine backup list /mnt/backup", "cowengine backup list /mnt/backup --json"),
 )
-def list_(options: Options, out: Output) -> None:
+def list_(options: Options, out: Output) -> int:
     from cowengine import list_backups
 
     def line(row: Document) -> str:
@@ -85,18 +88,12 @@ def list_(options: Options, out: Output) -> None:
         written = f"{row['kind']:<12} {shown_size(row['bytes_written']):>10}"
         return f"{row['id']}  {shown_time(row['created'])}  {written}  chain {shown(row['chain'])}  {base}".rstrip()
 
-    rows = map(describe_backup, list_backups(options.target))
-    out.emit({"target": options.target}, rows=Rows("backups", rows, line))
-
-
-def find_backup(target: str, backup_id: str) -> Backup:
-    """The backup of that id; raises NotFoundError."""
-    from cowengine import list_backups
-
-    for backup in list_backups(target):
-        if str(backup.id) == backup_id:
-            return backup
-    raise NotFoundError(f"no backup {backup_id!r} in {target}; `cowengine backup list` shows what there is")
+    damaged: list[str] = []
+    backups = list_backups(options.target, options.chain, problems=damaged)
+    out.emit({"target": options.target}, rows=Rows("backups", map(describe_backup, backups), line))
+    for problem in damaged:
+        out.log("error", problem)
+    return exits.CORRUPT if damaged else exits.OK
 
 
 @NOUN.verb(
@@ -107,7 +104,9 @@ def find_backup(target: str, backup_id: str) -> Backup:
     examples=("cowengine backup show /mnt/backup ID --json",),
 )
 def show(options: Options, out: Output) -> None:
-    backup = find_backup(options.target, options.backup)
+    from cowengine.backup import get_backup
+
+    backup = get_backup(options.target, options.backup)
     document = {**describe_backup(backup), "manifest": backup.manifest}
     text = [
         ("id", document["id"]),
@@ -139,33 +138,65 @@ def verify(options: Options, out: Output) -> int:
 
 @NOUN.verb(
     "restore",
-    "bring a backup back: into a store, or as raw files into a directory",
+    "bring a backup back: into a store as new volumes, or as raw files",
     TARGET_OR_STREAM,
-    argument("destination", metavar="DESTINATION", help="a store, or a directory for raw files"),
-    argument("--backup", metavar="BACKUP", default=None, help="the backup's id (default: the newest)"),
+    argument("destination", metavar="DESTINATION", help="a store; with --raw a directory"),
+    argument("--raw", action="store_true", help="write plain files NAME.raw into the directory DESTINATION"),
+    argument("--backup", metavar="BACKUP", default=None, help="the backup's id (default: the newest of the chain)"),
+    CHAIN,
     argument("--volume", action="append", default=[], metavar="NAME", help="only this volume; repeatable"),
     WRITERS,
     PROGRESS,
     examples=(
         "cowengine backup restore /mnt/backup /srv/store2",
-        "cowengine backup restore /mnt/backup raw/ --backup ID --volume mail",
+        "cowengine backup restore /mnt/backup files --raw --backup ID --volume mail",
         "ssh tape 'cat /dev/nst0' | cowengine backup restore - /srv/store2",
     ),
 )
 def restore(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    backup_id = options.backup
+    if backup_id is None and options.target != "-":
+        backup_id = _newest(options.target, options.chain)
+    if options.raw:
+        places = _restore_into(options.destination, backup_id, options, out, [])
+    else:
+        with Store.open(options.destination) as store:
+            places = _restore_into(store, backup_id, options, out, _loaded(options.writer, store))
+    text = "\n".join(f"{shown(name)}: {shown(place)}" for name, place in places.items())
+    out.emit({"backup": backup_id, "destination": options.destination, "restored": places}, text)
+
+
+def _newest(target: str, chain: str) -> str:
+    from cowengine.backup import last_backup
+
+    backup = last_backup(target, chain)
+    if backup is None:
+        raise NotFoundError(f"no backup of chain {chain!r} in {target}; `cowengine backup list` shows what there is")
+    return backup.id
+
+
+def _loaded(names: list[str], store: Store) -> list[Writer]:
+    from cowengine.vss import load_writers
+
+    return [writer for name in names for writer in load_writers(name, store)]
+
+
+def _restore_into(
+    destination: Store | str, backup_id: str | None, options: Options, out: Output, writers: list[Writer]
+) -> dict[str, str]:
     from cowengine import restore as restore_backup
 
     with out.progress("restore") as progress:
-        restore_backup(
+        return restore_backup(
             options.target,
-            options.backup,
-            options.destination,
+            backup_id,
+            destination,
             volumes=options.volume or None,
-            writers=options.writer,
+            writers=writers,
             progress=progress.update,
         )
-    document = {"backup": options.backup, "destination": options.destination}
-    out.emit(document, f"restored to {shown(options.destination)}")
 
 
 @NOUN.verb(
@@ -195,10 +226,10 @@ def copy(options: Options, out: Output) -> None:
     examples=("cowengine backup delete /mnt/backup ID --dry-run", "cowengine backup delete /mnt/backup ID"),
 )
 def delete(options: Options, out: Output) -> None:
-    from cowengine.backup import delete_backup
+    from cowengine.backup import delete_backup, get_backup
 
-    document = {**describe_backup(find_backup(options.target, options.backup)), "deleted": not options.dry_run}
-    delete_backup(options.target, options.backup, dry_run=options.dry_run)
+    document = {**describe_backup(get_backup(options.target, options.backup)), "deleted": not options.dry_run}
+    document["removed"] = [str(path) for path in delete_backup(options.target, options.backup, dry_run=options.dry_run)]
     did = "would delete" if options.dry_run else "deleted"
     out.emit(document, f"{did} {shown(options.backup)}: {shown_size(document['bytes_written'])}")
 

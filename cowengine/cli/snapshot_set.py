@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cowengine.cli.jobs import finished
 from cowengine.cli.ledger import ledger_lines
 from cowengine.cli.output import Document, Output, Rows, shown, shown_time
 from cowengine.cli.snapshot import describe_snapshot
@@ -49,7 +48,7 @@ def create(options: Options, out: Output) -> None:
 
     with Store.open(options.store) as store:
         requestor = Requestor(store, writers=options.writer)
-        snapshot_set = finished(requestor.start_snapshot(options.volumes or None, options.name))
+        snapshot_set = requestor.snapshot(options.volumes or None, options.name)
         document = {**describe_set(snapshot_set), "ledger": snapshot_set.ledger}
     out.emit(document, f"{shown(options.name)}: id {document['id']}, {len(document['volumes'])} volumes")
 

@@ -71,7 +71,7 @@ def test_restore_without_an_id_takes_the_newest_and_raw_files_need_no_store(run,
     back_up(run, store, target, "--kind", "incremental")
     expected = digests(store)
     (tmp_path / "raw").mkdir()
-    run("backup", "restore", target, tmp_path / "raw", "--volume", "mail")
+    run("backup", "restore", target, tmp_path / "raw", "--raw", "--volume", "mail")
     files = [path for path in (tmp_path / "raw").iterdir() if path.is_file()]
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in files] == [expected["mail"]]
 

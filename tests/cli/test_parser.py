@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,10 @@ def test_a_usage_error_with_json_is_a_json_line(run):
     assert line["level"] == "error"
     assert line["exit_code"] == 2
     assert "5Q" in line["message"]
+
+
+@pytest.mark.parametrize(("noun", "verb"), VERBS, ids=lambda value: getattr(value, "name", value))
+def test_the_document_lists_every_verb(noun, verb):
+    document = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    part = document[document.index(f"**`{noun}`**") + 4 :].split("\n**`")[0]
+    assert f"| `{verb.name}` | {verb.summary} |" in part
