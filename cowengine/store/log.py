@@ -133,10 +133,8 @@ class StoreLog:
         """Nothing that was acknowledged may be missing from the chain."""
         header = self.header
         if self.tip_sequence < header.tip_sequence:
-            raise CorruptionError(
-                f"the store log is damaged: record {self.tip_sequence + 1} is unreadable, {header.tip_sequence} were confirmed",
-                self.path,
-            )
+            lost = f"record {self.tip_sequence + 1} is unreadable, {header.tip_sequence} were confirmed"
+            raise CorruptionError(f"the store log is damaged: {lost}", self.path)
         confirmed = {entry.sequence: entry.checksum for entry in self.entries}
         confirmed[header.base_sequence] = header.base_checksum
         if confirmed[header.tip_sequence] != header.tip_checksum:

@@ -93,10 +93,6 @@ class SnapshotSet:
         except NotFoundError:
             return None
 
-    def put_ledger(self, ledger: Document) -> None:
-        """Keep a freeze ledger with the set; durable on return. Raises OutOfRangeError if it is not JSON."""
-        self._store.put_document(LEDGER_KIND, self.id, ledger)
-
     def delete(self) -> None:
         """Delete the set and its members' snapshots; durable on return.
 

@@ -439,6 +439,12 @@ class Store:
                 f"the store log could not be written ({error}): close the store and open it again"
             ) from error
 
+    def attach_ledger(self, set_id: str, ledger: Document) -> None:
+        """Keep a freeze ledger with a set, in place of one it had; durable on return. Raises NotFoundError,
+        OutOfRangeError.
+        """
+        self.put_document(LEDGER_KIND, self.get_snapshot_set(set_id).id, ledger)
+
     # ---- room in the store log ----
 
     def _make_room(self, length: int) -> None:

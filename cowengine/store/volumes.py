@@ -221,7 +221,7 @@ class VolumeTable:
             if name is None:
                 return True
             volume = self._volumes.get(name)
-            return volume is not None and bool(volume.engine.durable_store_sequence >= sequence)
+            return volume is not None and volume.engine.durable_store_sequence >= sequence
 
     def bring_up(self, volume_uuid: bytes) -> None:
         """Make the volume take what it lacks into its own log. Raises what opening or flushing raises."""
