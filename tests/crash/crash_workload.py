@@ -21,9 +21,14 @@ from crash_oracle import SECTOR, Expectation, Found, Operation, Oracle, Violatio
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
+from cowengine.engine import allocator
 from cowengine.errors import PoisonedError
 
 PATH = "/disk/volume"
+
+# So that freed slots are reused within a few steps: normally the file first grows by some megabytes.
+allocator.RUNWAY_SLOTS = 2
+allocator.REUSE_SHARE = 64
 Step = tuple[Any, ...]
 
 
@@ -84,6 +89,9 @@ def determinism(seed: int) -> Iterator[None]:
 
 class Runner:
     """A process that works on the volume. It notes an expectation in the disk's journal before and after each step."""
+
+    rot_path: str | None = PATH  # the file of which one superblock slot may rot
+    opens_in_spite_of_faults = False
 
     def __init__(self, disk: MemoryDisk, geometry: Geometry, serial: int = 0) -> None:
         self.disk = disk

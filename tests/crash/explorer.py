@@ -30,13 +30,15 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
 from crash_oracle import Violation  # noqa: E402
-from crash_workload import GEOMETRIES, PATH, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
+from crash_workload import GEOMETRIES, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
 from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
+from set_workload import StoreRunner, random_set_steps  # noqa: E402
 
 from cowengine.core.checksum import xxh64  # noqa: E402
 from cowengine.errors import CowEngineError  # noqa: E402
 
 SLOT = 4096
+SETS_ONE_IN = 4  # as many random histories on one volume for one on a store
 VIOLATIONS_MAX = 20  # a sweep ends with this many
 Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
 Choice = tuple[int | None, ...]  # per pending change: 0 lost, None arrived, else the sectors of a write that arrived
@@ -122,7 +124,7 @@ class Explorer:
         self.keeps = keeps
         self.seen: set[tuple[int, int]] = set()
 
-    def explore(self, runner: Runner, depth: int = 0, trail: str = "") -> None:
+    def explore(self, runner: Runner | StoreRunner, depth: int = 0, trail: str = "") -> None:
         """Every crash of the journal that the runner's disk holds."""
         disk = runner.disk
         plan = self.plan
@@ -139,7 +141,7 @@ class Explorer:
             if not instant.pending and self.rng.random() < plan.rot:
                 self.rot(runner, instant, here)
 
-    def image(self, runner: Runner, instant: Instant, choice: Choice, depth: int, trail: str) -> None:
+    def image(self, runner: Runner | StoreRunner, instant: Instant, choice: Choice, depth: int, trail: str) -> None:
         image = build(instant, choice)
         key = fingerprint(image)
         self.tally.states.add(key)
@@ -153,17 +155,19 @@ class Explorer:
         if saved is not None:
             self.go_on(runner, MemoryDisk(saved), instant.note, depth, here)
 
-    def kill(self, runner: Runner, instant: Instant, depth: int, trail: str) -> None:
+    def kill(self, runner: Runner | StoreRunner, instant: Instant, depth: int, trail: str) -> None:
         """The process dies, the page cache lives on, and the history with it."""
         self.tally.kills += 1
         disk = MemoryDisk(instant.durable.copy(), instant.pending, instant.cached)
         self.go_on(runner, disk, instant.note, depth, f"{trail}, killed")
 
-    def rot(self, runner: Runner, instant: Instant, trail: str) -> None:
+    def rot(self, runner: Runner | StoreRunner, instant: Instant, trail: str) -> None:
         """One superblock slot becomes unreadable on a quiet disk: the other one leads to the same commit."""
         slot = self.rng.randrange(2)
+        if runner.rot_path is None:
+            return
         image = instant.durable.copy()
-        content = image.files[image.entries[PATH]]
+        content = image.files[image.entries[runner.rot_path]]
         if any(content[n * SLOT : n * SLOT + 8] != content[:8] for n in range(2)):
             return  # the volume is so young that it has one superblock only
         content[slot * SLOT + 100] ^= 0xFF
@@ -174,7 +178,7 @@ class Explorer:
             lambda: self.reopen(runner, MemoryDisk(image, recorded=False), instant.note),
         )
 
-    def reopen(self, runner: Runner, disk: MemoryDisk, expected: Any) -> None:
+    def reopen(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any) -> None:
         self.tally.recoveries += 1
         later = runner.successor(disk)
         later.open()
@@ -183,7 +187,7 @@ class Explorer:
         with suppress(OSError):
             later.close()
 
-    def go_on(self, runner: Runner, disk: MemoryDisk, expected: Any, depth: int, trail: str) -> None:
+    def go_on(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any, depth: int, trail: str) -> None:
         """Opens on a recorded disk, runs a few steps more, and looks at the crashes of all that."""
         steps = runner.random_steps(self.rng, self.rng.randrange(7))
         fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
@@ -199,6 +203,10 @@ class Explorer:
             except (CowEngineError, OSError):
                 if not disk.faults:
                     raise
+                return
+            if disk.faults:
+                if not later.opens_in_spite_of_faults:
+                    raise Violation("an open succeeded although a barrier failed in it")
                 return
             later.resume(expected, later.look(expected))
             later.run(steps)
@@ -221,24 +229,27 @@ class Explorer:
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
-def task_steps(name: str) -> tuple[int, int, tuple[Step, ...]]:
-    """Seed, geometry and steps of a task, which is `exhaustive:N` or `random:N`."""
-    kind, number = name.split(":")
-    if kind == "exhaustive":
-        return int(number), 0, SHORT[int(number)]
-    rng = random.Random(int(number))
-    return int(number), rng.randrange(len(GEOMETRIES)), random_steps(rng, rng.choice((10, 20, 40)))
-
-
 SHORT = list(exhaustive_steps(2))
 
 
-def run_task(name: str, plan: Plan = Plan(), keeps: Keeps | None = None) -> Tally:
-    seed, geometry, steps = task_steps(name)
-    explorer = Explorer(seed, plan, f"task {name}, geometry {geometry}, steps {steps}", keeps)
-    with determinism(seed if name.startswith("random") else 0):
-        runner = Runner(MemoryDisk(), GEOMETRIES[geometry])
-        runner.intruder = random.Random(seed) if seed % 2 else None
+def make_task(name: str) -> tuple[Runner | StoreRunner, tuple[Step, ...]]:
+    """What runs what in a task, which is `exhaustive:N`, `random:N` or `set:N`; N is the seed of everything in it."""
+    kind, number = name.split(":")
+    rng = random.Random(int(number))
+    if kind == "set":
+        return StoreRunner(MemoryDisk()), random_set_steps(rng, rng.choice((8, 16, 30)))
+    if kind == "exhaustive":
+        return Runner(MemoryDisk(), GEOMETRIES[0]), SHORT[int(number)]
+    runner = Runner(MemoryDisk(), rng.choice(GEOMETRIES))
+    runner.intruder = random.Random(int(number)) if int(number) % 2 else None
+    return runner, random_steps(rng, rng.choice((10, 20, 40)))
+
+
+def run_task(name: str, plan: Plan | None = None, keeps: Keeps | None = None) -> Tally:
+    kind, seed = name.split(":")
+    with determinism(0 if kind == "exhaustive" else int(seed)):
+        runner, steps = make_task(name)
+        explorer = Explorer(int(seed), plan or Plan(), f"task {name}, steps {steps}", keeps)
 
         def history() -> None:
             runner.create()
@@ -252,7 +263,10 @@ def run_task(name: str, plan: Plan = Plan(), keeps: Keeps | None = None) -> Tall
 def tasks(seed: int, exhaustive: bool = True) -> Iterator[str]:
     if exhaustive:
         yield from (f"exhaustive:{n}" for n in range(len(SHORT)))
-    yield from (f"random:{seed + n}" for n in count())
+    for number in count(seed):
+        yield f"random:{number}"
+        if number % SETS_ONE_IN == 0:
+            yield f"set:{number}"
 
 
 def sweep(states: int, seed: int, workers: int, seconds: float | None = None, progress: bool = False) -> Tally:

@@ -11,9 +11,8 @@ from itertools import chain, islice
 
 import pytest
 from barriers import KINDS, kinds, without
-from crash_workload import GEOMETRIES, Runner, determinism
-from explorer import SHORT, Plan, run_task, task_steps, tasks
-from memory_disk import MemoryDisk
+from crash_workload import determinism
+from explorer import SHORT, Plan, make_task, run_task, tasks
 
 SECONDS = 60.0
 THOROUGH = Plan(images=60, nested=0.1, kills=0.5, rot=1.0)
@@ -32,10 +31,9 @@ def test_a_barrier_switched_off_is_caught(name: str) -> None:
 def test_every_kind_of_barrier_occurs() -> None:
     """Else a test above would switch nothing off."""
     seen: set[str] = set()
-    for task in [f"random:{n}" for n in range(10)]:
-        seed, geometry, steps = task_steps(task)
-        with determinism(seed):
-            runner = Runner(MemoryDisk(), GEOMETRIES[geometry])
+    for number in range(10):
+        with determinism(number):
+            runner, steps = make_task(f"random:{number}")
             runner.create()
             runner.run(steps)
             seen |= set(kinds(runner.disk.start, runner.disk.journal).values())

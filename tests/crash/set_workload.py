@@ -1,0 +1,213 @@
+"""Workloads on a store: snapshot sets over several volumes, among writes and snapshots of single ones.
+
+A set is found in all of its members or in none. So what may be found is a list of alternatives, each of which says
+one commit for every volume: while a set is in flight, all members before it or all behind it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crash_oracle import Expectation, Found, Oracle, Violation, verify
+from crash_workload import Geometry, Runner, Step, random_step
+from memory_disk import MemoryDisk
+
+from cowengine import Store
+
+STORE = "/disk/store"
+VOLUMES = {"a": Geometry(8 * 4096), "b": Geometry(6 * 4096 + 512), "c": Geometry(8 * 4096)}
+MEMBERS = (("a", "b", "c"), ("a", "b"), ("b", "c"), ("c",))
+SETS_MAX = 3
+WEIGHTS = {
+    "write": 20,
+    "partial": 6,
+    "discard": 3,
+    "flush": 8,
+    "snapshot": 5,
+    "delete": 3,
+    "checkpoint": 3,
+    "rollback": 1,
+}
+SET_WEIGHTS = {"set": 12, "delete_set": 5, "reopen": 2}
+
+Alternative = Mapping[str, Expectation]
+Seen = tuple[dict[str, tuple[Expectation, Found]], frozenset[str]]  # per volume; and the names of the sets
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What may be found in the volumes of a store: any of the alternatives, as a whole."""
+
+    alternatives: tuple[Alternative, ...]
+    sets: tuple[frozenset[str], ...]  # the names of the sets in each alternative
+
+
+class StoreRunner:
+    """A process that works on a store; the same face as `Runner` for the explorer."""
+
+    rot_path = None
+    opens_in_spite_of_faults = True  # a volume that cannot be opened is a problem of the store, not the end of it
+
+    def __init__(self, disk: MemoryDisk, serial: int = 0) -> None:
+        self.disk = disk
+        self.intruder = None
+        self.store: Any = None
+        self.serial = serial
+        self.poisoned = False
+        self.members = {name: Runner(disk, geometry, serial) for name, geometry in VOLUMES.items()}
+        self.sets: dict[str, tuple[str, ...]] = {}
+
+    # -- what the explorer asks for ---------------------------------------------------------------------------------
+    def create(self) -> None:
+        self.store = Store.create(STORE, log_size=16384, io=self.disk, background=False)
+        for name, geometry in VOLUMES.items():
+            self.members[name].volume = self.store.create_volume(
+                name, geometry.size, block_size=geometry.block_size, log_size=geometry.log_size
+            )
+        self.disk.note(self.expectation())
+
+    def open(self) -> None:
+        self.store = Store.open(STORE, io=self.disk, background=False)
+        for name, member in self.members.items():
+            member.volume = self.store.open_volume(name)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def successor(self, disk: MemoryDisk) -> StoreRunner:
+        return StoreRunner(disk, self.serial)
+
+    def look(self, expected: Joint, extents: bool = True) -> Seen:
+        if self.store.problems:
+            raise Violation(f"the store has problems: {self.store.problems}")
+        shown = frozenset(each.name for each in self.store.snapshot_sets())
+        faults = []
+        for alternative, sets in zip(expected.alternatives, expected.sets, strict=True):
+            try:
+                found = {
+                    name: (each, verify(self.members[name].volume, each, extents)) for name, each in alternative.items()
+                }
+                if shown != sets:
+                    raise Violation(f"sets {sorted(shown)}, expected {sorted(sets)}")
+            except Violation as fault:
+                faults.append(str(fault))
+                continue
+            for name, member in self.members.items():
+                report = member.volume.check()
+                if not report.ok:
+                    raise Violation(f"check of {name}: {report.problems[:3]}")
+            for each in self.store.snapshot_sets():
+                if each.missing:
+                    raise Violation(f"set {each.name} lacks {each.missing}")
+            return found, shown
+        raise Violation("no alternative holds for all volumes: " + " | ".join(faults))
+
+    def resume(self, expected: Joint, found: Seen) -> None:
+        each, shown = found
+        for name, (expectation, look) in each.items():
+            self.members[name].oracle = Oracle.resume(expectation, look)
+        for name in shown:
+            self.sets[name] = tuple(
+                v for v, m in self.members.items() if any(s.name == name for s in m.oracle.model.snapshots)
+            )
+        self.disk.note(self.expectation())
+
+    def random_steps(self, rng: random.Random, count: int) -> tuple[Step, ...]:
+        return random_set_steps(rng, count)
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+    def expectation(self, names: tuple[str, ...] = (), before: frozenset[str] | None = None) -> Joint:
+        """`names` are the volumes with a step in flight: all of them before it, or all behind it."""
+        now = frozenset(self.sets)
+        each = {name: member.oracle.expectation() for name, member in self.members.items()}
+        if not names:
+            return Joint((each,), (now,))
+        parts = []
+        for index in (0, 1):
+            part = {
+                name: one if name not in names else replace(one, commits=one.commits[index : index + 1])
+                for name, one in each.items()
+            }
+            parts.append(part)
+        return Joint(tuple(parts), (before if before is not None else now, now))
+
+    def run(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            {"set": self.take_set, "delete_set": self.delete_set, "reopen": self.reopen}.get(step[0], self.single)(
+                *step[1:]
+            )
+            if self.poisoned:
+                return
+
+    def single(self, name: str, *inner: Any) -> None:
+        """A step on one volume. Members of sets are deleted with their set only."""
+        member = self.members[name]
+        member.serial = self.serial = self.serial + 1
+        operation = member.operation(tuple(inner))
+        self.serial = max(self.serial, member.serial)
+        if operation is None or (operation[0] == "delete" and operation[1] in self.sets):
+            return
+        member.oracle.begin(operation)
+        in_flight = (name,) if member.oracle.in_flight is not None else ()
+        self.call(lambda: member.call(operation), (name,), self.expectation(in_flight))
+
+    def take_set(self, number: int) -> None:
+        if len(self.sets) >= SETS_MAX:
+            return
+        names = MEMBERS[number % len(MEMBERS)]
+        self.serial += 1
+        name, before = f"set{self.serial}", frozenset(self.sets)
+        for each in names:
+            self.members[each].oracle.begin(("snapshot", name))
+        self.sets[name] = names
+        self.call(lambda: self.store.snapshot(names, name).snapshots, names, self.expectation(names, before))
+
+    def delete_set(self, number: int) -> None:
+        if not self.sets:
+            return
+        name, before = sorted(self.sets)[number % len(self.sets)], frozenset(self.sets)
+        names = self.sets.pop(name)
+        for each in names:
+            self.members[each].oracle.begin(("delete", name))
+        self.call(lambda: self.store.get_snapshot_set(name).delete(), names, self.expectation(names, before))
+
+    def reopen(self) -> None:
+        def both() -> None:
+            self.store.close()
+            self.open()
+
+        for member in self.members.values():
+            member.oracle.begin(("reopen",))
+        # Each volume closes on its own: what was not flushed may be durable in one and not in another.
+        self.call(both, tuple(self.members), self.expectation())
+
+    def call(self, action: Any, names: tuple[str, ...], expected: Joint) -> None:
+        self.disk.note(expected)
+        faults = self.disk.faults
+        try:
+            result = action()
+        except OSError as error:
+            if self.disk.faults == faults:
+                raise Violation(f"a step failed: {error!r}") from error
+            self.poisoned = True
+            return
+        if self.disk.faults != faults:
+            raise Violation("a step succeeded although a barrier failed in it")
+        for name in names:
+            self.members[name].oracle.acknowledge(result[name] if isinstance(result, dict) else result)
+        self.disk.note(self.expectation())
+
+
+def random_set_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
+    names = list(WEIGHTS) + list(SET_WEIGHTS)
+    picks = rng.choices(names, [*WEIGHTS.values(), *SET_WEIGHTS.values()], k=count)
+    steps: list[Step] = []
+    for pick in picks:
+        if pick in SET_WEIGHTS:
+            steps.append((pick,) if pick == "reopen" else (pick, rng.randrange(8)))
+        else:
+            steps.append(("single", rng.choice(list(VOLUMES)), *random_step(rng, pick)))
+    return tuple(steps)
