@@ -1,0 +1,35 @@
+"""A real store with three small volumes, and a journal for scripted writers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Isolated writers are made again in another process, which has to find the module of their class.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scripted_writers import Journal  # noqa: E402
+
+VOLUME_BYTES = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Any]:
+    from cowengine.store import Store
+
+    with Store.create(tmp_path / "store") as store:
+        for name in ("a", "b", "c"):
+            store.create_volume(name, VOLUME_BYTES)
+        yield store
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    yield Journal(folder / "journal")
+    (folder / "release").touch()  # lets go of everybody who hangs
