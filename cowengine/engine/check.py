@@ -134,7 +134,6 @@ class _Check:
         self.trees = Trees(io, fd, self.fold, self.block_slots, problems)
         homes = ((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in sb.regions)
         self.homes = sorted(homes)
-        self.checked_extents: set[Extent] = set()
 
     def run(self) -> None:
         """The whole verification."""
@@ -326,24 +325,25 @@ class _Check:
         return state
 
     def _check_extent(self, extent: Extent, blocks: int, where: str) -> None:
-        if extent in self.checked_extents:
-            return
-        self.checked_extents.add(extent)
         slot, block, count, birth = extent
         end = slot + count * self.block_slots
-        what = f"{where}: block {block} to {block + count - 1} of epoch {birth} in slot {slot}"
+        problems = []
         if block + count > blocks:
-            self.problems.add(f"{what}: beyond the end of the volume, which has {blocks} blocks")
+            problems.append(f"beyond the end of the volume, which has {blocks} blocks")
         if slot < self.homes[0][0]:
-            self.problems.add(f"{what}: below the first home region")
+            problems.append("below the first home region")
         inside = False
         for begin, limit, first_block in self.homes:
             if slot < limit and end > begin:
                 inside = begin <= slot and end <= limit
                 if slot - begin != (block - first_block) * self.block_slots:
-                    self.problems.add(f"{what}: in a home that is not its own")
+                    problems.append("in a home that is not its own")
         if not inside and end > self.file_slots:
-            self.problems.add(f"{what}: beyond the end of the file")
+            problems.append("beyond the end of the file")
+        for problem in problems:
+            self.problems.add(
+                f"{where}: blocks {block} to {block + count - 1} of epoch {birth} in slot {slot}: {problem}"
+            )
 
     def _check_apart(self, state: _State, where: str) -> None:
         """Nodes and blobs lie outside all homes and where no block lies."""
