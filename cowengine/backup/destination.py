@@ -147,8 +147,10 @@ class _RawFile:
 
     def discard(self) -> None:
         with system_errors(self._path):
-            self._io.unlink(self._final if self._published else self._path)
-            self._close()
+            try:
+                self._io.unlink(self._final if self._published else self._path)
+            finally:
+                self._close()
             self._io.sync_directory(self._folder)
 
     def _close(self) -> None:

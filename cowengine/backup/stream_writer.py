@@ -70,7 +70,7 @@ class StreamWriter:
         if not documents:
             return
         try:
-            text = json.dumps(documents, ensure_ascii=False, separators=(",", ":")).encode()
+            text = json.dumps(documents, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise OutOfRangeError(f"the documents of a backup are one JSON object: {error}") from None
         if len(text) > layout.DOCUMENTS_BYTES_MAX:
