@@ -99,17 +99,19 @@ class VFS(DatabaseVFS):
         """The names of the store's volumes that hold a database, sorted."""
         return sorted(name for name in self.store.volumes() if self._is_database(name))
 
-    def export(self, database: str, path: str | os.PathLike[str]) -> None:
+    def export(self, database: str, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
         """Write the database, as of one instant, as a plain SQLite file to `path`, which must not exist.
 
-        Uses SQLite's backup interface, so other connections may go on. Raises ExistsError, NotFoundError, BusyError.
+        Uses SQLite's backup interface, so other connections may read meanwhile. Raises ExistsError,
+        NotFoundError, BusyError.
         """
         if os.path.lexists(path):
             raise ExistsError("refusing to overwrite", os.fspath(path))
-        source = self.connect(database, create=False)
+        source = self.connect(database, create=False, busy_timeout=busy_timeout)
         try:
             target = apsw.Connection(os.fspath(path))
             try:
+                target.set_busy_timeout(round(busy_timeout * 1000))
                 with target.backup("main", source, "main") as backup:
                     while not backup.done:
                         backup.step(-1)
@@ -187,7 +189,7 @@ class VFS(DatabaseVFS):
             volume = self.store.create_volume(name, self._volume_bytes)
         else:
             volume = self.store.open_volume(name)
-        return Database(name, volume, read_only=bool(getattr(volume, "read_only", False)))
+        return Database(name, volume, read_only=self.store.read_only)
 
     def _opened(self, database: Database) -> None:
         with self._mutex:
