@@ -27,27 +27,41 @@ class Settlement:
         self._delete_lock = threading.Lock()
         self._deleted: set[int] = set()  # delete records in the ring whose members are all gone
 
-    def is_outstanding(self, entry: Entry) -> bool:
-        """Whether a volume still lacks what this record gave or took."""
+    def _lacking(self, entry: Entry) -> set[bytes]:
+        """UUIDs of the volumes that still lack what a set's record gave them."""
+        return {
+            member.volume_uuid
+            for member in entry.record.members
+            if not self._volumes.is_gone(member.volume_uuid)
+            and not self._volumes.holds(member.volume_uuid, entry.sequence)
+        }
+
+    def _is_outstanding(self, entry: Entry, pressed: bool) -> bool:
         if entry.record.type == TYPE_DELETE:
             return entry.sequence not in self._deleted
-        return not all(self._volumes.holds(member.volume_uuid, entry.sequence) for member in entry.record.members)
+        return any(
+            not pressed or self._volumes.name_of(volume_uuid) is not None for volume_uuid in self._lacking(entry)
+        )
 
-    def delete_members(self, entry: Entry) -> None:
+    def delete_members(self, entry: Entry, *, pressed: bool = False) -> None:
         """Delete the snapshots that a delete record names, as far as they are there. Raises the first failure, after
         trying all.
         """
         with self._delete_lock:
-            failure = self._try_delete(entry)
+            complete, failure = self._try_delete(entry)
         if failure is not None:
             raise failure
-        self._deleted.add(entry.sequence)
+        if complete or pressed:
+            self._deleted.add(entry.sequence)
 
-    def _try_delete(self, entry: Entry) -> BaseException | None:
+    def _try_delete(self, entry: Entry) -> tuple[bool, BaseException | None]:
+        """(whether no volume's file was missing, the first failure)."""
+        complete = True
         failure: BaseException | None = None
         for member in entry.record.members:
             name = self._volumes.name_of(member.volume_uuid)
             if name is None:
+                complete = complete and self._volumes.is_gone(member.volume_uuid)
                 continue
             try:
                 snapshot = self._volumes.get(name).get_snapshot(member.snapshot_id)
@@ -57,23 +71,21 @@ class Settlement:
                 continue
             except (CowEngineError, OSError) as error:
                 failure = failure or error
-        return failure
+        return complete, failure
 
-    def settle(self) -> tuple[int, list[str]]:
+    def settle(self, *, pressed: bool = False) -> tuple[int, list[str]]:
         """Bring all volumes up; returns (the last record that nobody needs any more, what failed).
 
-        The caller takes the records into the catalogue before it gives them up.
+        `pressed`: the room is needed, and volumes whose files are not to be found no longer count. The caller takes the
+        records into the catalogue before it gives them up.
         """
         with self._lock:
             problems: list[str] = []
             entries = self._log.snapshot_entries()
-            lagging = {
-                member.volume_uuid
-                for entry in entries
-                if entry.record.type != TYPE_DELETE
-                for member in entry.record.members
-                if not self._volumes.holds(member.volume_uuid, entry.sequence)
-            }
+            lagging: set[bytes] = set()
+            for entry in entries:
+                if entry.record.type != TYPE_DELETE:
+                    lagging |= self._lacking(entry)
             for volume_uuid in sorted(lagging):
                 try:
                     self._volumes.bring_up(volume_uuid)
@@ -84,16 +96,16 @@ class Settlement:
             for entry in entries:
                 if entry.record.type == TYPE_DELETE and entry.sequence not in self._deleted:
                     try:
-                        self.delete_members(entry)
+                        self.delete_members(entry, pressed=pressed)
                     except (CowEngineError, OSError) as error:
                         problems.append(f"a deleted snapshot set cannot be deleted whole: {error}")
-            return self.settled_sequence(), problems
+            return self.settled_sequence(pressed=pressed), problems
 
-    def settled_sequence(self) -> int:
+    def settled_sequence(self, *, pressed: bool = False) -> int:
         """The last record before the first outstanding one."""
         base = self._log.header.base_sequence
         for entry in self._log.snapshot_entries():
-            if self.is_outstanding(entry):
+            if self._is_outstanding(entry, pressed):
                 break
             base = entry.sequence
         return base

@@ -93,6 +93,7 @@ class Store:
                 table.mkdir(os.path.join(folder, name), 0o700)
                 created.append(name)
             create_log(table, log_path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
+            table.sync_directory(folder)  # the log appears last: with it the store is whole
             table.rename(log_path + UNFINISHED_SUFFIX, log_path)
         except BaseException:
             _undo_create(table, folder, created)
@@ -451,7 +452,7 @@ class Store:
         """Keep room for a record, recycling the ring if need be. Raises BusyError if other pending sets keep it all."""
         deadline = time.monotonic() + ROOM_WAIT_SECONDS
         while not self.log.reserve(length):
-            base, failed = self._settlement.settle()
+            base, failed = self._settlement.settle(pressed=True)
             if base > self.log.header.base_sequence:
                 self._catalogue.checkpoint()
                 self._give_up(base)

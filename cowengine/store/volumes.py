@@ -78,6 +78,7 @@ class VolumeTable:
         self._volumes: dict[str, Volume] = {}  # opened in this session; perhaps closed again by its user
         self._handed_out: set[str] = set()
         self._names: dict[bytes, str] = {}
+        self._gone: set[bytes] = set()  # deleted or detached in this session
         self._scan()
 
     def _scan(self) -> None:
@@ -212,15 +213,16 @@ class VolumeTable:
 
     # ---- what a volume still lacks ----
 
+    def is_gone(self, volume_uuid: bytes) -> bool:
+        """Whether the volume was deleted or detached; one whose file is merely not to be found may come back."""
+        with self._lock:
+            return volume_uuid in self._gone
+
     def holds(self, volume_uuid: bytes, sequence: int) -> bool:
-        """Whether the volume's own log durably holds what record `sequence` of the store log gave it; True if it is
-        gone.
-        """
+        """Whether the volume's own log durably holds what record `sequence` of the store log gave it."""
         with self._lock:
             name = self._names.get(volume_uuid)
-            if name is None:
-                return True
-            volume = self._volumes.get(name)
+            volume = None if name is None else self._volumes.get(name)
             return volume is not None and volume.engine.durable_store_sequence >= sequence
 
     def bring_up(self, volume_uuid: bytes) -> None:
@@ -267,7 +269,9 @@ class VolumeTable:
     def _forget(self, name: str) -> None:
         self._volumes.pop(name, None)
         self._handed_out.discard(name)
-        self._names = {volume_uuid: known for volume_uuid, known in self._names.items() if known != name}
+        for volume_uuid in [volume_uuid for volume_uuid, known in self._names.items() if known == name]:
+            del self._names[volume_uuid]
+            self._gone.add(volume_uuid)
 
     def remove(self, name: str) -> None:
         """Delete a volume with all its snapshots. Raises NotFoundError, BusyError."""
@@ -291,6 +295,7 @@ class VolumeTable:
             self._place.io.sync_directory(self._folder)
             volume = self._volumes.pop(name, None)
             self._forget(name)
+            self._gone.discard(volume_uuid)
             self._names[volume_uuid] = new_name
             if volume is not None:
                 self._volumes[new_name] = volume  # closed; it still tells what it durably holds

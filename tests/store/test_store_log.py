@@ -249,7 +249,7 @@ def test_a_failed_sync_poisons_and_a_failed_sync_at_open_refuses(path: str) -> N
 
 
 def crashed(instant: Any, chance: random.Random, fate: str) -> MemoryDisk:
-    """A disk as a power cut leaves it: nothing, everything, only records, or any torn part of what no barrier covered."""
+    """A disk as a power cut leaves it: of what no barrier covered nothing, all, only records, or torn parts."""
     durable = instant.durable.copy()
     for change in instant.pending:
         if fate == "records" and getattr(change, "offset", 0) >= layout.RING_OFFSET:
