@@ -150,7 +150,7 @@ class _Check:
         self._check_blobs(lineage)
         old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}
         freed_nodes = [(slot, slot + count) for record in records for slot, count in record.freed_nodes]
-        optional = merge([*_slot_runs(old_nodes), *freed_nodes])
+        optional = subtract(_slot_runs(old_nodes), _slot_runs(base.nodes))
         self._compare(used, base, optional)
         final, slots = base, used
         if records:
@@ -159,7 +159,7 @@ class _Check:
             self._check_members(replay)
             self.trees.nodes = {}
             final = self._state(replay)
-            slots = self._used_after(used, records)
+            slots = self._used_after(used, records, optional)
             self._compare_after(slots, base, final, optional, freed_nodes)
         self._count(replay, base, final, slots, records)
 
@@ -233,13 +233,13 @@ class _Check:
                 return chain[:-1]
         return chain
 
-    def _used_after(self, used: list[Run], records: list[Record]) -> list[Run]:
-        """The free map after the records: what they place is used, what they free is not."""
-        slots = Intervals(used)
+    def _used_after(self, used: list[Run], records: list[Record], optional: list[Run]) -> list[Run]:
+        """The free map after the records: what they place is used, and was not; what they free is not, from then on."""
+        slots = Intervals(subtract(used, optional))
         for record in records:
-            for _, count, kind, slot, _, _ in iter_deltas(record.deltas):
-                if kind == ENTRY_MAPPED:
-                    slots.assign(slot, slot + count * self.block_slots, True)
+            for block, count, kind, slot, _, _ in iter_deltas(record.deltas):
+                if kind == ENTRY_MAPPED and slots.assign(slot, slot + count * self.block_slots, True):
+                    self.problems.add(f"record {record.sequence}: places block {block} in slot {slot}, which is in use")
             for slot, count in (*record.freed, *record.freed_nodes):
                 slots.assign(slot, slot + count, None)
         return list(zip(slots.starts, slots.ends, strict=True))
@@ -397,7 +397,7 @@ class _Check:
                 self.problems.add(f"log: frees node {place} in slot {slot}, which is still reachable")
         nodes = {**base.nodes, **final.nodes}
         required = merge([*final.runs, *subtract(_slot_runs(nodes), freed), *_slot_runs(final.blobs)])
-        allowed = merge([*optional, *_slot_runs(base.blobs)])
+        allowed = merge([*optional, *freed, *_slot_runs(base.blobs)])
         self._report("after the log", used, required, allowed)
         for slot, place in base.nodes.items():
             if _holds(final.runs, slot):

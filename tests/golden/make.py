@@ -1,0 +1,191 @@
+"""Makes the golden volumes of the format version that this tree writes, those that do not exist yet.
+
+    python tests/golden/make.py
+
+Never overwrites: what a released version wrote is what every later one must read. A new scenario is a new name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cowengine import Volume
+
+FOLDER = Path(__file__).parent / "v1"
+KIB = 1024
+
+
+def fill(volume: Volume, seed: int, blocks: list[int]) -> None:
+    """Writes recognisable bytes into whole blocks."""
+    rng = random.Random(seed)
+    for block in blocks:
+        volume.pwrite(rng.randbytes(volume.block_size), block * volume.block_size)
+
+
+def create(path: str, size: int, **options: Any) -> Volume:
+    return Volume.create(path, size, log_size=16 * KIB, background=False, **options)
+
+
+def plain(path: str) -> None:
+    """A few blocks, one partly written, one discarded, closed cleanly."""
+    with create(path, 160 * KIB) as volume:
+        fill(volume, 1, [0, 1, 2, 7, 39])
+        volume.pwrite(b"in the middle", 5 * 4096 + 100)
+        volume.flush()
+        volume.discard(4096, 4096)
+
+
+def empty(path: str) -> None:
+    """Never written."""
+    create(path, 512).close()
+
+
+def snapshots(path: str) -> None:
+    """Three snapshots with shared, redirected and discarded blocks, names beyond ASCII, metadata."""
+    with create(path, 160 * KIB) as volume:
+        fill(volume, 2, list(range(10)))
+        volume.snapshot("first", metadata=b"taken before the upgrade")
+        fill(volume, 3, [0, 3, 20])
+        volume.discard(4 * 4096, 2 * 4096)
+        volume.snapshot("zweiter Schnappschuß 二")
+        fill(volume, 4, [0, 4])
+        volume.snapshot("third")
+        fill(volume, 5, [0, 39])
+
+
+def rolled_back(path: str) -> None:
+    """Two branches: a rollback to the first snapshot, then writes and another snapshot."""
+    with create(path, 160 * KIB) as volume:
+        fill(volume, 6, list(range(6)))
+        volume.snapshot("base")
+        fill(volume, 7, [0, 1, 30])
+        volume.snapshot("left")
+        fill(volume, 8, [2])
+        volume.rollback(volume.get_snapshot("base"))
+        fill(volume, 9, [1, 5])
+        volume.snapshot("right")
+        fill(volume, 10, [5])
+
+
+def deleted(path: str) -> None:
+    """One snapshot deleted and reclaimed, one deleted and still holding its space."""
+    with create(path, 160 * KIB) as volume:
+        fill(volume, 11, list(range(20)))
+        for number in range(4):
+            volume.snapshot(f"s{number}")
+            fill(volume, 12 + number, [number, number + 5, 10])
+        volume.get_snapshot("s1").delete()
+        volume.reclaim()
+        volume.get_snapshot("s2").delete()
+
+
+def unclean(path: str) -> None:
+    """Copied while it was open: snapshots, writes, a delete and a rollback are in the log only."""
+    volume = create(path + ".open", 160 * KIB)
+    fill(volume, 20, list(range(8)))
+    volume.snapshot("one", metadata=b"only in the log")
+    fill(volume, 21, [0, 1, 2])
+    volume.snapshot("two")
+    fill(volume, 22, [0, 9])
+    volume.snapshot("three")
+    volume.get_snapshot("two").delete()
+    volume.rollback(volume.get_snapshot("one"))
+    fill(volume, 23, [7, 8])
+    volume.flush()
+    shutil.copyfile(path + ".open", path)
+    volume.close()
+
+
+def wrapped(path: str) -> None:
+    """So many commits that the log went round and checkpoints were taken; copied while open."""
+    volume = create(path + ".open", 160 * KIB)
+    rng = random.Random(30)
+    for number in range(60):
+        fill(volume, 100 + number, [rng.randrange(40)])
+        if number % 6 == 0:
+            volume.snapshot(f"n{number:02}")
+        else:
+            volume.flush()
+    shutil.copyfile(path + ".open", path)
+    volume.close()
+
+
+def big_blocks(path: str) -> None:
+    """64 KiB blocks, and a size that ends within one."""
+    with create(path, 5 * 64 * KIB - 512, block_size=64 * KIB) as volume:
+        volume.pwrite(b"a" * 1000, 64 * KIB - 500)
+        volume.snapshot("before")
+        volume.pwrite(b"b" * 512, volume.size - 512)
+        volume.write_zeroes(64 * KIB, 100)
+
+
+SCENARIOS: list[Callable[[str], None]] = [plain, empty, snapshots, rolled_back, deleted, unclean, wrapped, big_blocks]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What a reader must find in the volume."""
+    with Volume.open(path, read_only=True) as volume:
+        return {
+            "id": str(volume.id),
+            "size": volume.size,
+            "block_size": volume.block_size,
+            "live": digest(volume.pread(volume.size, 0)),
+            "allocated": volume.allocated_extents().tolist(),
+            "snapshots": [
+                {
+                    "id": snapshot.id,
+                    "name": snapshot.name,
+                    "epoch": snapshot.epoch,
+                    "size": snapshot.size,
+                    "change_id": snapshot.change_id,
+                    "metadata": snapshot.metadata.decode() if snapshot.metadata else None,
+                    "contents": digest(snapshot.pread(snapshot.size, 0)),
+                    "changed_since": volume.changed_extents(snapshot).tolist(),
+                }
+                for snapshot in volume.snapshots()
+            ],
+        }
+
+
+def make(scenario: Callable[[str], None]) -> None:
+    name = scenario.__name__
+    target = FOLDER / f"{name}.cow.gz"
+    if target.exists():
+        print(f"{name}: exists, left alone")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "volume.cow")
+        scenario(path)
+        data = Path(path).read_bytes()
+        expected = {"file": digest(data), "about": scenario.__doc__, **describe(path)}
+    with open(FOLDER / f"{name}.json", "x", encoding="utf-8") as out:
+        json.dump(expected, out, indent=1, ensure_ascii=False)
+        out.write("\n")
+    with open(target, "xb") as out:
+        out.write(gzip.compress(data, 9, mtime=0))
+    print(f"{name}: made, {len(data)} bytes, {target.stat().st_size} compressed")
+
+
+def main() -> int:
+    FOLDER.mkdir(exist_ok=True)
+    for scenario in SCENARIOS:
+        make(scenario)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
