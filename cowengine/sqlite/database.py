@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cowengine.errors import FormatError, NoSpaceError, NotFoundError
+from cowengine.errors import FormatError, NoSpaceError, NotFoundError, OutOfRangeError
 from cowengine.sqlite import layout
 from cowengine.sqlite.locks import DatabaseLock
 
@@ -58,7 +58,10 @@ class Database:
         found = layout.decode_newest(copies, storage.size)
         if found is None and len(storage.allocated_extents()):
             raise FormatError(f"volume {name!r} holds data that is no SQLite database; choose another name")
-        directory, self._flushed_copy = found if found is not None else (layout.new_directory(storage.size), 1)
+        try:
+            directory, self._flushed_copy = found or (layout.new_directory(storage.size), 1)
+        except OutOfRangeError as error:
+            raise FormatError(f"volume {name!r} cannot hold a database: {error}") from error
         self.areas = directory.areas
         self._sequence = directory.sequence
         self._exists = list(directory.exists)

@@ -154,9 +154,12 @@ class VFS(DatabaseVFS):
         with self._mutex:
             for name in list(self._databases):
                 self.release(name)
-            self._is_open = False
-            _serving.pop(id(self.store), None)
-            self.unregister()
+            self._retire()
+
+    def _retire(self) -> None:
+        self._is_open = False
+        _serving.pop(id(self.store), None)
+        self.unregister()
 
     def __enter__(self) -> VFS:
         return self
@@ -164,7 +167,13 @@ class VFS(DatabaseVFS):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BusyError:
+            if error is None:
+                raise
+            # An error left connections open, and it is the error that matters: let the store close the volumes.
+            self._retire()
 
     # What SQLite calls, through DatabaseVFS.
 

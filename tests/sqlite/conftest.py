@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 import cowengine
@@ -23,3 +24,6 @@ def store(tmp_path: Path) -> Iterator[cowengine.Store]:
 def vfs(store: cowengine.Store) -> Iterator[VFS]:
     with VFS(store, capacity=CAPACITY) as made:
         yield made
+        # After a test that failed there may be some.
+        for connection in apsw.connections():
+            connection.close(True)

@@ -68,7 +68,7 @@ def test_a_hot_journal_is_rolled_back_and_the_snapshot_untouched(vfs: VFS, conne
 
 def test_a_wal_is_folded_in_and_the_snapshot_untouched(vfs: VFS) -> None:
     connection = vfs.connect("w.db", exclusive=True)
-    connection.execute("PRAGMA journal_mode = WAL; CREATE TABLE t (id INTEGER PRIMARY KEY, v)")
+    connection.execute("PRAGMA journal_mode = WAL; CREATE TABLE t (id INTEGER PRIMARY KEY, v)").fetchall()
     for number in range(50):
         connection.execute("INSERT INTO t (v) VALUES (?)", (number,))
     connection.execute("BEGIN; DELETE FROM t")

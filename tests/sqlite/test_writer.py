@@ -146,7 +146,7 @@ def test_prepare_rolls_a_journal_back_that_a_crash_left(vfs: VFS, tmp_path: Path
 def test_a_wal_needs_the_applications_connection(vfs: VFS) -> None:
     lock = threading.Lock()
     owner = vfs.connect("a.db", exclusive=True)
-    owner.execute("PRAGMA journal_mode = WAL; CREATE TABLE t (v); INSERT INTO t VALUES (1)")
+    owner.execute("PRAGMA journal_mode = WAL; CREATE TABLE t (v); INSERT INTO t VALUES (1)").fetchall()
     with pytest.raises(BusyError, match="connection="):
         SQLiteWriter(vfs, "a.db").prepare_snapshot(job(0.3))
     writer = SQLiteWriter(vfs, "a.db", connection=owner, lock=lock)
