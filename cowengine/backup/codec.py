@@ -5,7 +5,9 @@ Does no I/O. Threads: every function may be called from any thread; compressors 
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import zstandard
@@ -14,6 +16,7 @@ from cowengine.backup.layout import CODEC_NONE, CODEC_ZSTD
 from cowengine.errors import BackupError, OutOfRangeError
 
 LEVEL_DEFAULT = 3
+WORKERS_MAX = 4
 _per_thread = threading.local()
 
 
@@ -53,6 +56,11 @@ def decompress(stored: bytes | memoryview, codec: int, plain_bytes: int) -> byte
     if len(plain) != plain_bytes:
         raise BackupError(f"a payload has {len(plain)} bytes instead of {plain_bytes}")
     return plain
+
+
+def worker_pool() -> ThreadPoolExecutor:
+    """Threads that compress or decompress: zstandard and the checksum release the GIL."""
+    return ThreadPoolExecutor(min(WORKERS_MAX, os.cpu_count() or 1), thread_name_prefix="cowengine-backup")
 
 
 def _compressor(level: int) -> Any:

@@ -7,14 +7,14 @@ Durable   Each backup is durable in the other target before the next one is begu
 from __future__ import annotations
 
 import os
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 
+from cowengine.backup.codec import worker_pool
 from cowengine.backup.manifest import Backup
 from cowengine.backup.progress import Cancel, Meter, Progress
 from cowengine.backup.stream_reader import Source
 from cowengine.backup.target import ChainLock, NewBackup, Target
 from cowengine.backup.verify import read_through
-from cowengine.backup.write import workers
 from cowengine.core.iotable import IOTable
 from cowengine.errors import ExistsError, NotFoundError
 
@@ -39,7 +39,7 @@ def copy_backup(
     links = source.chain_of(backup)
     meter = Meter("copy", 2 * sum(link.bytes_written for link in links), progress, cancel)
     with (
-        ThreadPoolExecutor(workers(), thread_name_prefix="cowengine-copy") as pool,
+        worker_pool() as pool,
         ChainLock(other, backup.chain) as lock,
     ):
         for link in links:

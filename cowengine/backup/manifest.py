@@ -33,11 +33,7 @@ _TOTALS = tuple(field.name for field in dataclasses.fields(Totals))
 
 @dataclasses.dataclass(frozen=True)
 class Backup:
-    """One backup. `manifest` is the JSON object; the rest are views of it.
-
-    `bytes_written` counts the stream's bytes, `created` is a datetime in UTC, `volumes` are names, `base` is the id of
-    the backup it stands on or None.
-    """
+    """One finished backup, as its stream and its manifest describe it."""
 
     header: StreamHeader = dataclasses.field(repr=False)
     totals: Totals = dataclasses.field(repr=False)
@@ -45,42 +41,52 @@ class Backup:
 
     @property
     def id(self) -> str:
+        """The backup id: a UUID in canonical text form."""
         return self.header.backup_id
 
     @property
     def kind(self) -> str:
+        """ "full", "incremental", "differential" or "copy"."""
         return self.header.kind
 
     @property
     def base(self) -> str | None:
+        """The id of the backup it stands on, or None."""
         return self.header.base_id
 
     @property
     def chain(self) -> str:
+        """The chain's name."""
         return self.header.chain
 
     @property
     def number(self) -> int:
+        """The position in its chain, from 1."""
         return self.header.number
 
     @property
     def created(self) -> datetime.datetime:
+        """When it was begun, in UTC."""
         return _moment(self.header.created_ns)
 
     @property
     def volumes(self) -> tuple[str, ...]:
+        """The names of the volumes it holds."""
         return tuple(entry.name for entry in self.header.volumes)
 
     @property
     def root(self) -> str:
+        """The SHA-256 of the stream's content, in hex: it names every byte."""
         return self.totals.root
 
     @property
     def bytes_written(self) -> int:
+        """The stream's length in bytes."""
         return self.totals.stream_bytes + layout.RECORD.bytes + layout.STREAM_END.bytes
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """The manifest as a JSON object: docs/backup-format.md section 3."""
         return _with_hash(_fields(self))
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import dataclasses
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any
 
+from cowengine.backup.codec import worker_pool
 from cowengine.backup.destination import Place, Restoring, place_of
 from cowengine.backup.manifest import Backup
 from cowengine.backup.pipe import is_pipe, pipe_source
@@ -30,7 +31,6 @@ from cowengine.backup.stream import StreamHeader, VolumeEntry
 from cowengine.backup.stream_reader import Source, StreamReader
 from cowengine.backup.target import Target
 from cowengine.backup.verify import check_succession, finished
-from cowengine.backup.write import workers
 from cowengine.core.iotable import IOTable
 from cowengine.errors import BackupError, NotFoundError, OutOfRangeError, WriterError
 
@@ -100,7 +100,7 @@ def restore(
     job = RestoreJob(names, destination, load_documents(folder.path, backup_id, io), backup)
     meter = Meter("restore", sum(link.bytes_written for link in links), progress, cancel)
     sizes = {entry.name: entry.size for entry in backup.header.volumes}
-    with _Restoration(place, names, sizes) as restoration, _pool() as pool, _Events(writers, job) as events:
+    with _Restoration(place, names, sizes) as restoration, worker_pool() as pool, _Events(writers, job) as events:
         for link in links:
             with folder.source(link) as source:
                 restoration.apply(source, pool, link, meter)
@@ -126,7 +126,7 @@ def restore_stream(
     source = pipe_source(file)
     place = place_of(destination, io)
     meter = Meter("restore", None, progress, cancel)
-    with _Restoration(place, volumes, {}) as restoration, _pool() as pool:
+    with _Restoration(place, volumes, {}) as restoration, worker_pool() as pool:
         reader = StreamReader(source, pool)
         check_succession(None, reader.header)
         if volumes is not None:
@@ -155,12 +155,8 @@ def restore_stream(
 def load_documents(target: str | os.PathLike[str], backup_id: str, io: IOTable | None = None) -> dict[str, Any]:
     """The documents that were kept with a backup, their checksums verified; empty if there are none."""
     folder = Target(target, io)
-    with folder.source(folder.find(backup_id)) as source, _pool() as pool:
+    with folder.source(folder.find(backup_id)) as source, worker_pool() as pool:
         return StreamReader(source, pool).documents
-
-
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers(), thread_name_prefix="cowengine-restore")
 
 
 def _chosen(volumes: Sequence[str] | None, header: StreamHeader | None) -> tuple[str, ...]:

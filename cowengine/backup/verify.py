@@ -8,9 +8,10 @@ Threads   Any number at once. Memory is bounded by the reader.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
+from cowengine.backup.codec import worker_pool
 from cowengine.backup.manifest import Backup
 from cowengine.backup.names import checked_backup_id
 from cowengine.backup.pipe import is_pipe, pipe_source
@@ -18,7 +19,6 @@ from cowengine.backup.progress import Cancel, Meter, Progress
 from cowengine.backup.stream import StreamHeader
 from cowengine.backup.stream_reader import Source, StreamReader
 from cowengine.backup.target import Target, check_link
-from cowengine.backup.write import workers
 from cowengine.core.iotable import IOTable
 from cowengine.engine.report import Report
 from cowengine.errors import BackupError, CancelledError, CowEngineError, NotFoundError
@@ -47,7 +47,7 @@ def verify_backup(
     else:
         chosen = _needed(folder, checked_backup_id(backup_id), report)
     meter = Meter("verify", sum(backup.bytes_written for backup in chosen), progress, cancel)
-    with ThreadPoolExecutor(workers(), thread_name_prefix="cowengine-verify") as pool:
+    with worker_pool() as pool:
         for backup in chosen:
             try:
                 with folder.source(backup) as source:
@@ -66,7 +66,7 @@ def verify_stream(file: Any, *, progress: Progress | None = None, cancel: Cancel
     source = pipe_source(file)
     meter = Meter("verify", None, progress, cancel)
     before: Backup | None = None
-    with ThreadPoolExecutor(workers(), thread_name_prefix="cowengine-verify") as pool:
+    with worker_pool() as pool:
         try:
             while before is None or not source.at_end():
                 before = read_through(source, pool, None, meter, before)

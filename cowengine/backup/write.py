@@ -13,19 +13,20 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cowengine.backup import layout
-from cowengine.backup.codec import checked_level
+from cowengine.backup.codec import checked_level, worker_pool
 from cowengine.backup.manifest import Backup
 from cowengine.backup.names import checked_backup_id, checked_chain, checked_name
 from cowengine.backup.pieces import SnapshotLike, allocated, changed, pieces
 from cowengine.backup.pipe import PipeSink, is_pipe
 from cowengine.backup.progress import Cancel, Meter, Progress
 from cowengine.backup.stream import StreamHeader, VolumeEntry
+from cowengine.backup.stream_reader import Source
 from cowengine.backup.stream_writer import Sink, StreamWriter
 from cowengine.backup.target import ChainLock, NewBackup, Target
+from cowengine.backup.verify import read_through
 from cowengine.core.iotable import IOTable
 from cowengine.errors import BackupError, FullBackupRequired, NotFoundError, OutOfRangeError
 
@@ -41,6 +42,7 @@ def write_backup(
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     compression: str = "zstd",
+    verify: bool = False,
     io: IOTable | None = None,
 ) -> Backup:
     """Back up `snapshots` (by volume name) and return the finished, durable Backup.
@@ -49,7 +51,8 @@ def write_backup(
     "differential" (since its last full). `base` names another base of the chain. A volume that the base lacks is backed
     up whole. `target`: a directory, or "-" or a binary file object for the bare stream; then `base` is the Backup that
     an earlier call returned. `documents` is one JSON object; its list "components" is repeated in the manifest.
-    `compression`: "zstd", "zstd:1" to "zstd:19" or "none".
+    `compression`: "zstd", "zstd:1" to "zstd:19" or "none". With `verify` the whole backup is read back from the disk
+    and checked before it gets its name; not for a pipe.
 
     Raises FullBackupRequired if there is no base or its snapshot is gone, BusyError if another backup runs in the
     chain, NoSpaceError, CancelledError, OutOfRangeError for what cannot be.
@@ -62,6 +65,8 @@ def write_backup(
         raise OutOfRangeError(f"a backup holds 1 to {layout.VOLUMES_MAX} volumes, not {len(snapshots)}")
     job = _Job(snapshots, kind, chain, documents, progress, cancel, compression)
     if is_pipe(target, method="write"):
+        if verify:
+            raise OutOfRangeError("what went into a pipe can only be verified where it comes out")
         if isinstance(base, str):
             raise OutOfRangeError("for a pipe, give the Backup that an earlier call returned as base")
         pipe = PipeSink(target)
@@ -75,6 +80,8 @@ def write_backup(
         number = max((backup.number for backup in folder.backups(chain, problems)), default=0) + 1
         with NewBackup(folder, lock, job.backup_id) as new:
             backup = job.run(new, found, number)
+            if verify:
+                job.verify(new.written(), backup)
             new.publish(backup)
     return backup
 
@@ -160,7 +167,7 @@ class _Job:
         jobs = list(zip(header.volumes, (snapshot for _, snapshot in self._snapshots), strict=True))
         total = sum(_bytes_to_read(entry, snapshot) for entry, snapshot in jobs)
         meter = Meter("backup", total, self._progress, self._cancel)
-        with ThreadPoolExecutor(workers(), thread_name_prefix="cowengine-backup") as pool:
+        with worker_pool() as pool:
             writer = StreamWriter(sink, header, pool, compression=self._compression)
             writer.documents(self._documents)
             for index, (entry, snapshot) in enumerate(jobs):
@@ -175,10 +182,12 @@ class _Job:
         components = (self._documents or {}).get("components")
         return Backup(header, totals, tuple(components) if isinstance(components, list) else ())
 
-
-def workers() -> int:
-    """Threads that compress or decompress: beyond a few, reading is the limit."""
-    return min(4, os.cpu_count() or 1)
+    def verify(self, source: Source, backup: Backup) -> None:
+        """Read back what was written. Raises BackupError."""
+        with worker_pool() as pool:
+            meter = Meter("verify", backup.bytes_written, self._progress, self._cancel)
+            read_through(source, pool, backup, meter)
+            meter.finish()
 
 
 def _entry(name: str, snapshot: SnapshotLike, base: Backup | None) -> VolumeEntry:

@@ -20,6 +20,7 @@ from cowengine.backup import (
     verify_backup,
     write_backup,
 )
+from cowengine.core.iotable import IOTable
 from cowengine.errors import (
     BackupError,
     BusyError,
@@ -381,3 +382,27 @@ def test_a_restore_onto_what_exists_is_refused(origin: Any, tmp_path: Path) -> N
         with pytest.raises(ExistsError):
             restore(tmp_path / "t", backup.id, store)
         assert store.volumes() == ["main"]
+
+
+def test_a_backup_can_be_verified_before_it_gets_its_name(origin: Any, tmp_path: Path) -> None:
+    """A disk that returns other bytes than were written: the backup never appears."""
+
+    class Rotten(IOTable):
+        rotten = False
+
+        def pread_into(self, fd: int, buffer: Any, offset: int) -> int:
+            count = super().pread_into(fd, buffer, offset)
+            if self.rotten and count > 4000:
+                memoryview(buffer).cast("B")[3000] ^= 1
+            return count
+
+    origin.scribble(20)
+    snapshot = origin.snapshot("a")
+    table = Rotten()
+    backup = write_backup(tmp_path / "t", {"main": snapshot}, kind="full", verify=True, io=table)
+    assert backup.bytes_written > 4000
+    table.rotten = True
+    with pytest.raises(BackupError):
+        write_backup(tmp_path / "t", {"main": snapshot}, kind="copy", verify=True, io=table)
+    table.rotten = False
+    assert list_backups(tmp_path / "t") == [backup]

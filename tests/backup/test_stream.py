@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cowengine.backup import verify_stream
 from cowengine.backup.codec import decompress
@@ -89,7 +91,7 @@ def records_of(stream: bytes) -> Iterator[tuple[int, int]]:
         position = end
 
 
-def forged(stream: bytes, index: int, payload: bytes | None = None, **changes: Any) -> bytes:
+def forged(stream: bytes, index: int, payload: bytes | None = None, /, **changes: Any) -> bytes:
     """The stream with one record changed and its checksums made right again: what an adversary would send."""
     begin, end = list(records_of(stream))[index]
     values = RECORD.unpack(stream, begin) | changes
@@ -341,3 +343,31 @@ def test_constants_of_the_tests_are_those_of_the_format() -> None:
     kinds = [RECORD.unpack(stream, begin)["type"] for begin, _ in records_of(stream)]
     assert kinds == [HEADER, 4, DATA, HOLE, DATA, DATA, HOLE, END]
     assert len(encode_header(header_of(count=1))) < 4096
+
+
+@given(
+    index=st.integers(0, 7),
+    field=st.sampled_from(sorted(set(RECORD.offsets) - {"reserved_6", "reserved_36", "checksum"})),
+    value=st.one_of(
+        st.integers(0, 8), st.integers(0, (1 << 64) - 1), st.sampled_from([511, 512, SIZE, (1 << 64) - 512])
+    ),
+)
+def test_a_forged_field_gives_a_value_or_a_typed_error(index: int, field: str, value: int) -> None:
+    width = RECORD.offsets[field][1]
+    changed: Any = value.to_bytes(8, "little")[:4] if field == "magic" else value % (1 << 8 * width)
+    original = written(small)
+    stream = forged(original, index, **{field: changed})
+    if stream != original:
+        with pytest.raises((BackupError, FormatError)):
+            read_all(stream)
+
+
+@given(payload=st.binary(max_size=400), cut=st.integers(0, 300))
+def test_a_forged_header_gives_a_typed_error(payload: bytes, cut: int) -> None:
+    original = written(small)
+    begin, end = next(records_of(original))
+    changed = original[begin + RECORD.bytes : end][:cut] + payload
+    stream = forged(original, 0, changed, plain_bytes=len(changed), plain_checksum=xxh64(changed))
+    if stream != original:
+        with pytest.raises((BackupError, FormatError)):
+            read_all(stream)
