@@ -12,7 +12,7 @@ import pytest
 # Isolated writers are made again in another process, which has to find the module of their class.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scripted_writers import Journal  # noqa: E402
+from scripted_writers import Journal
 
 VOLUME_BYTES = 1 << 20
 
