@@ -93,6 +93,12 @@ class SnapshotSet:
         except NotFoundError:
             return None
 
+    def put_ledger(self, ledger: Document) -> None:
+        """Keep a freeze ledger with the set, in place of one it had; durable on return. Raises as
+        `Store.attach_ledger`.
+        """
+        self._store.attach_ledger(self.id, ledger)
+
     def delete(self) -> None:
         """Delete the set and its members' snapshots; durable on return.
 
@@ -123,6 +129,11 @@ class PendingSet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+    def flush(self) -> None:
+        """Flush every member, holding nobody: what is durable before the commit need not be waited for in it."""
+        for _, volume in self._members:
+            volume.flush()
 
     def commit(self) -> SnapshotSet:
         """Take the set: one instant over all members, one barrier. Durable on return; `held_seconds` says how long it

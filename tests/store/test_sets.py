@@ -194,6 +194,16 @@ def test_a_snapshot_taken_between_prepare_and_commit_fails_the_set_and_nothing_e
     store.snapshot(["a", "b"], "t")
 
 
+def test_flushing_before_the_commit_changes_nothing_but_the_wait(make_store: MakeStore) -> None:
+    store = make_store("a", "b")
+    put_number(store.open_volume("a"), 1)
+    with store.prepare_set(["a", "b"], "s") as pending:
+        pending.flush()
+        put_number(store.open_volume("b"), 2)
+        snapshots = pending.commit().snapshots
+    assert (number_at(snapshots["a"]), number_at(snapshots["b"])) == (1, 2)
+
+
 def test_a_pending_set_ends_once(make_store: MakeStore) -> None:
     store = make_store("a")
     pending = store.prepare_set(["a"], "s")
@@ -215,7 +225,8 @@ def test_a_deleted_set_is_gone_with_its_snapshots_and_its_ledger(make_store: Mak
     store = make_store("a", "b")
     kept, gone = store.snapshot(["a", "b"], "kept"), store.snapshot(["a", "b"], "gone")
     store.attach_ledger(gone.id, {"outcome": "ok"})
-    store.attach_ledger(kept.id, {"outcome": "ok"})
+    kept.put_ledger({"outcome": "unknown"})
+    kept.put_ledger({"outcome": "ok"})
     gone.delete()
     assert gone.name == "gone"
     assert gone.snapshots == {}
