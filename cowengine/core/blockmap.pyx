@@ -1,0 +1,295 @@
+"""The block map: block -> (slots, birth), for the live head and for every snapshot.
+
+Answers where a block lies, changes ranges of the head, and walks: what is mapped, what was born after an epoch, and what only a
+deleted snapshot holds. Decides nothing about placing; does no writes. All walks stop within a budget and go on from a position.
+
+Invariants (docs/invariants.md has them in full)
+    BM1  An entry's birth is at most the head's epoch; a pointer's birth is the largest below it.
+    BM2  The free rule: a replaced block is freed iff it was born after the nearest ancestor that holds data; below the
+         cursor of a running reclaim of that ancestor, after the one before it.
+    BM3  What a deleted snapshot alone holds: entries its child does not share, born after the nearest ancestor that holds data.
+
+Threads   The caller holds the volume's mutex.
+"""
+
+from libc.stdint cimport uint64_t
+
+from cowengine.core.radix cimport (
+    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_STOPPED, Tree, entry_t, entry_target, kind_of,
+    level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
+)
+
+
+cdef class BlockMap(Tree):
+    """The radix tree of map entries; its root is the live head's, other roots are passed in."""
+
+    # -- where is it? ---------------------------------------------------------------------------------------------------
+    cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil:
+        """The entry of a block, and for how many blocks from it on the tree says so at one go (at least 1)."""
+        cdef link_t below
+        cdef node_t *node
+        cdef entry_t *entries
+        cdef pointer_t pointer = root.pointer
+        cdef uint64_t index, into, key = block
+        cdef int shift, status
+        if kind_of(pointer.target) == KIND_NODE:
+            status = self.load(root, block)
+            if status != 0:
+                return status
+            node = root.node
+            while node.level > 0:
+                index = (key >> self.span_shift(node.level - 1)) & (FANOUT - 1)
+                pointer = (<pointer_t *>node.words)[index]
+                if kind_of(pointer.target) != KIND_NODE:
+                    break
+                if node.children[index] == NULL:
+                    below.pointer, below.node = pointer, NULL
+                    status = self.load(&below, key)
+                    if status != 0:
+                        return status
+                    node.children[index] = below.node
+                node = node.children[index]
+            if node.level == 0:
+                index = key & (LEAF_ENTRIES - 1)
+                entries = <entry_t *>node.words
+                entry[0] = entries[index]
+                into = index + 1
+                if kind_of(entry.target) == KIND_RUN:
+                    while (into < LEAF_ENTRIES and entries[into].birth == entry.birth
+                           and entries[into].target == entries[into - 1].target + self.slots_per_block):
+                        into += 1
+                else:
+                    while into < LEAF_ENTRIES and entries[into].target == 0 and entries[into].birth == entry.birth:
+                        into += 1
+                count[0] = into - index
+                return 0
+        shift = self.span_shift(level_of(pointer.target))
+        into = key & ((<uint64_t>1 << shift) - 1)
+        entry.birth = pointer.birth
+        entry.target = 0
+        if kind_of(pointer.target) == KIND_RUN:
+            entry.target = entry_target(KIND_RUN, slot_of(pointer.target) + into * self.slots_per_block)
+        count[0] = (<uint64_t>1 << shift) - into
+        return 0
+
+    # -- changing the head ----------------------------------------------------------------------------------------------
+    cdef uint64_t limit(self, uint64_t block) noexcept nogil:
+        """BM2: what was born later than this is held by the head alone."""
+        return self.holder.before_epoch if block < self.holder.cursor else self.holder.parent_epoch
+
+    cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, runs_t *freed) noexcept nogil:
+        """Frees the blocks [base, end) of a run pointer, as BM2 says; the run begins at `base`."""
+        cdef uint64_t middle = min(max(self.holder.cursor, base), end), slot = slot_of(pointer.target)
+        cdef int status = 0
+        if kind_of(pointer.target) != KIND_RUN:
+            return 0
+        if middle > base and pointer.birth > self.limit(base):
+            status = runs_append(freed, slot, (middle - base) * self.slots_per_block)
+        if status == 0 and end > middle and pointer.birth > self.limit(middle):
+            status = runs_append(freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
+        return status
+
+    cdef int set_range(self, link_t *link, uint64_t base, change_t *change) noexcept nogil:
+        """Applies a change to the part of it that lies below `link`; `change.done` says how far it came."""
+        cdef int status, level = level_of(link.pointer.target)
+        cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
+        cdef bint whole = change.first <= base and change.end - base >= span
+        cdef link_t below
+        if not (whole and kind_of(link.pointer.target) != KIND_NODE):
+            status = self.writable(link, base)
+            if status != 0:
+                return status
+            link.pointer.birth = max(link.pointer.birth, change.birth)
+            if level == 0:
+                status = self.set_entries(link, base, change)
+            else:
+                step = span >> FANOUT_SHIFT
+                index = (max(change.first, base) - base) // step
+                while status == 0 and index < FANOUT and base + index * step < change.end:
+                    below = self.child(link, index)
+                    status = self.set_range(&below, base + index * step, change)
+                    (<pointer_t *>link.node.words)[index], link.node.children[index] = below.pointer, below.node
+                    index += 1
+            if status != 0 or not whole:
+                return status
+            self.drop(link.node)
+            link.node = NULL
+        else:
+            status = self.release_run(link.pointer, base, base + span, change.freed)
+            if status != 0:
+                return status
+        link.pointer.target = pointer_target(
+            change.kind, level, change.slot + (base - change.first) * self.slots_per_block if change.kind == KIND_RUN else 0)
+        link.pointer.birth, link.pointer.checksum = change.birth, 0
+        change.done = base + span
+        return 0
+
+    cdef int set_entries(self, link_t *link, uint64_t base, change_t *change) noexcept nogil:
+        """The part of `set_range` in a leaf."""
+        cdef entry_t *entries = <entry_t *>link.node.words
+        cdef uint64_t block, end = min(base + LEAF_ENTRIES, change.end)
+        cdef entry_t *entry
+        cdef int status
+        for block in range(max(base, change.first), end):
+            entry = &entries[block - base]
+            if kind_of(entry.target) == KIND_RUN and entry.birth > self.limit(block):
+                if change.freed.count >= change.freed_max:
+                    return STATUS_STOPPED
+                status = runs_append(change.freed, slot_of(entry.target), self.slots_per_block)
+                if status != 0:
+                    return status
+            entry.target = 0
+            if change.kind == KIND_RUN:
+                entry.target = entry_target(KIND_RUN, change.slot + (block - change.first) * self.slots_per_block)
+            entry.birth = change.birth
+            change.done = block + 1
+        return 0
+
+    # -- walks ------------------------------------------------------------------------------------------------------------
+    cdef int emit(self, walk_t *walk, uint64_t first, uint64_t end) noexcept nogil:
+        """Adds an extent, merged with the last one if it continues it."""
+        cdef extent_t *last = &walk.extents[walk.count - 1] if walk.count > 0 else NULL
+        if last != NULL and last.first + last.count == first:
+            last.count += end - first
+        elif walk.count == walk.room:
+            return STATUS_STOPPED
+        else:
+            walk.extents[walk.count].first, walk.extents[walk.count].count = first, end - first
+            walk.count += 1
+        walk.position = end
+        return 0
+
+    cdef int walk(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil:
+        """Collects the extents that a walk looks for, left to right; prunes what is older than its epoch."""
+        cdef int status = 0, kind = kind_of(link.pointer.target), level = level_of(link.pointer.target)
+        cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
+        cdef uint64_t end = min(base + span, walk.end)
+        cdef link_t below
+        if end <= walk.position:
+            return 0
+        if walk.mode == WALK_BORN_AFTER and link.pointer.birth <= walk.epoch:
+            walk.position = end
+            return 0
+        if kind != KIND_NODE:
+            if walk.mode == WALK_BORN_AFTER or kind == KIND_RUN:
+                return self.emit(walk, max(base, walk.position), end)
+            walk.position = end
+            return 0
+        if walk.budget == 0:
+            return STATUS_STOPPED
+        walk.budget -= 1
+        status = self.load(link, base)
+        if status != 0:
+            return status
+        if level == 0:
+            return self.walk_leaf(link, base, walk)
+        step = span >> FANOUT_SHIFT
+        index = (max(walk.position, base) - base) // step
+        while status == 0 and index < FANOUT and base + index * step < walk.end:
+            below = self.child(link, index)
+            status = self.walk(&below, base + index * step, walk)
+            link.node.children[index] = below.node
+            index += 1
+        return status
+
+    cdef int walk_leaf(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil:
+        cdef entry_t *entries = <entry_t *>link.node.words
+        cdef uint64_t first, block = max(base, walk.position), end = min(base + LEAF_ENTRIES, walk.end)
+        cdef bint born = walk.mode == WALK_BORN_AFTER
+        cdef int status
+        while block < end:
+            first = block
+            while block < end and (entries[block - base].birth > walk.epoch if born
+                                   else kind_of(entries[block - base].target) == KIND_RUN):
+                block += 1
+            if block > first:
+                status = self.emit(walk, first, block)
+                if status != 0:
+                    return status
+            else:
+                block += 1
+            walk.position = block
+        return 0
+
+    # -- reclaim ----------------------------------------------------------------------------------------------------------
+    cdef bint is_shared(self, link_t *one, link_t *other) noexcept nogil:
+        """Whether two links lead to the same node."""
+        if kind_of(one.pointer.target) != KIND_NODE or kind_of(other.pointer.target) != KIND_NODE:
+            return False
+        cdef uint64_t mine = one.node.slot if one.node != NULL else slot_of(one.pointer.target)
+        cdef uint64_t its = other.node.slot if other.node != NULL else slot_of(other.pointer.target)
+        return one.node != NULL and one.node == other.node or mine != 0 and mine == its
+
+    cdef int unshared(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
+        """Finds what only the deleted snapshot `dead` holds below this link (BM3); `kept` is its child, or NULL.
+
+        A node goes with the step that passes its end, so a walk that goes on from the cursor never needs it again.
+        """
+        cdef int status = 0, level = level_of(dead.pointer.target)
+        cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
+        cdef link_t below, beside
+        if base + span <= found.position:
+            return 0
+        if (kind_of(dead.pointer.target) == KIND_HOLE or dead.pointer.birth <= found.before_epoch
+                or kept != NULL and self.is_shared(dead, kept)):
+            found.position = base + span
+            return 0
+        if kept != NULL and kind_of(kept.pointer.target) == KIND_NODE:
+            status = self.load(kept, base)
+        if status == 0 and kind_of(dead.pointer.target) == KIND_NODE:
+            status = self.load(dead, base)
+        if status != 0:
+            return status
+        if level == 0:
+            return self.unshared_blocks(dead, kept, base, found)
+        step = span >> FANOUT_SHIFT
+        index = (max(found.position, base) - base) // step
+        while index < FANOUT:
+            below = self.child(dead, index)
+            if kept != NULL:
+                beside = self.child(kept, index)
+            status = self.unshared(&below, &beside if kept != NULL else NULL, base + index * step, found)
+            if dead.node != NULL:
+                dead.node.children[index] = below.node
+            if kept != NULL and kept.node != NULL:
+                kept.node.children[index] = beside.node
+            if status != 0:
+                return status
+            index += 1
+        if dead.node != NULL and dead.node.slot != 0:
+            return runs_append(found.freed_nodes, dead.node.slot, 1)
+        return 0
+
+    cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
+        """The part of `unshared` in one leaf span; either side may be a leaf, a run or a hole."""
+        cdef link_t below
+        cdef entry_t mine, other
+        cdef uint64_t count, i
+        cdef int status
+        if found.budget == 0:
+            return STATUS_STOPPED
+        found.budget -= 1
+        for i in range(found.position - base if found.position > base else 0, LEAF_ENTRIES):
+            if found.freed.count >= found.freed_max:
+                return STATUS_STOPPED
+            found.position = base + i
+            status = self.find(dead, base + i, &mine, &count)
+            if status != 0:
+                return status
+            if kind_of(mine.target) != KIND_RUN or mine.birth <= found.before_epoch:
+                continue
+            if kept != NULL:
+                status = self.find(kept, base + i, &other, &count)
+                if status != 0:
+                    return status
+                if other.target == mine.target:
+                    continue
+            status = runs_append(found.freed, slot_of(mine.target), self.slots_per_block)
+            if status != 0:
+                return status
+        if dead.node != NULL and dead.node.slot != 0:
+            status = runs_append(found.freed_nodes, dead.node.slot, 1)
+            if status != 0:
+                return status
+        found.position = base + LEAF_ENTRIES
+        return 0

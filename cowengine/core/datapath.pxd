@@ -1,0 +1,126 @@
+"""Reads, writes and the fence of one volume."""
+
+from libc.stdint cimport uint64_t
+
+from cowengine.core.blockmap cimport BlockMap, change_t
+from cowengine.core.iotable cimport IOTable
+from cowengine.core.mutex cimport Mutex
+from cowengine.core.radix cimport link_t, node_t, run_t, runs_t
+from cowengine.core.slotmap cimport SlotMap
+
+cdef enum:
+    FLIGHTS_MAX = 64
+    PIECES_MAX = 256
+    EXTENTS_MAX = 64
+    RUNWAY_MAX = 8
+    REGIONS_MAX = 8
+
+ctypedef struct region_t:       # docs/format.md section 3
+    uint64_t first_block
+    uint64_t slot
+    uint64_t block_count
+
+ctypedef struct flight_t:       # a write that has begun and not ended: blocks [first, end); end 0: free
+    uint64_t first
+    uint64_t end
+    uint64_t epoch
+
+ctypedef struct piece_t:        # a part of one write: blocks that lie consecutively
+    uint64_t first
+    uint64_t count
+    uint64_t slot
+    uint64_t old_slot           # of a partly written block that is placed: what the rest of it is; 0: zeros
+    bint placed
+    bint partial
+
+ctypedef struct plan_t:         # of one write of at most PIECES_MAX blocks
+    uint64_t first
+    uint64_t end
+    uint64_t skip               # bytes of the first block before the write begins
+    uint64_t length             # bytes
+    uint64_t epoch
+    int flight
+    int count
+    size_t reserved             # bytes of the batch
+    piece_t pieces[PIECES_MAX]
+
+ctypedef struct delta_t:        # docs/format.md section 6
+    uint64_t block
+    uint64_t count
+    uint64_t target
+    uint64_t birth
+
+ctypedef struct extent_read_t:
+    uint64_t slot               # 0: zeros
+    uint64_t skip               # bytes
+    uint64_t length             # bytes
+
+
+cdef class Root:
+    cdef DataPath path
+    cdef link_t link
+    cdef bint gone
+    cdef public bint used
+
+
+cdef class DataPath:
+    cdef readonly IOTable io
+    cdef readonly int fd
+    cdef Mutex mutex
+    cdef readonly BlockMap map
+    cdef readonly SlotMap slots
+    cdef int state              # 0, or the status that every call returns
+    cdef readonly uint64_t size
+    cdef readonly uint64_t block_bytes
+    cdef int block_shift
+    cdef uint64_t slots_per_block
+    cdef uint64_t block_count
+    cdef region_t regions[REGIONS_MAX]
+    cdef int region_count
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t frozen
+    cdef bint fencing           # a snapshot waits for older writes; newer ones may not publish
+    cdef bint paused            # no write may begin
+    cdef flight_t flights[FLIGHTS_MAX]
+    cdef int flight_count
+    cdef delta_t *deltas
+    cdef size_t delta_count
+    cdef size_t delta_room
+    cdef runs_t freed
+    cdef runs_t freed_nodes
+    cdef size_t reserved
+    cdef size_t batch_max
+    cdef uint64_t chunk_blocks
+    cdef readonly uint64_t data_writes
+    cdef run_t runway[RUNWAY_MAX]
+    cdef int runway_count
+    cdef uint64_t era
+    cdef uint64_t readers[2]
+    cdef node_t **orphans
+    cdef size_t orphan_count
+    cdef object refill          # callable(slots_wanted): gives runs to add_runway
+    cdef object commit          # callable(): commits the open batch
+    cdef readonly uint64_t bytes_read
+    cdef readonly uint64_t bytes_written
+    cdef readonly uint64_t blocks_placed
+
+    cdef void add_orphan(self, node_t *node) noexcept
+    cdef void drop_orphans(self) noexcept
+    cdef int begin(self, plan_t *plan) noexcept nogil
+    cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil
+    cdef void end_flight(self, plan_t *plan) noexcept nogil
+    cdef int place(self, plan_t *plan) noexcept nogil
+    cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot, uint64_t *got) noexcept nogil
+    cdef uint64_t home_of(self, uint64_t block, uint64_t *count) noexcept nogil
+    cdef void unplace(self, plan_t *plan) noexcept nogil
+    cdef int transfer(self, plan_t *plan, const char *data) noexcept nogil
+    cdef int write_partial(self, plan_t *plan, piece_t *piece, const char *data) noexcept nogil
+    cdef int publish(self, plan_t *plan) noexcept nogil
+    cdef int add_delta(self, uint64_t block, uint64_t count, uint64_t target, uint64_t birth) noexcept nogil
+    cdef size_t batch_bytes(self) noexcept nogil
+    cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil
+    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t *done) noexcept nogil
+    cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
+    cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
+                     uint64_t *covered) noexcept nogil
+    cdef int resume_after(self, int status, uint64_t blocks) except -1

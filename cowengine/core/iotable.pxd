@@ -1,0 +1,13 @@
+"""The I/O table as the kernels see it: four calls that need no GIL."""
+
+from libc.stdint cimport uint64_t
+
+
+cdef class IOTable:
+    cdef bint direct    # exactly IOTable: call the system; else call the Python methods of the subclass
+
+    # Each returns 0 or a positive errno. Short reads past the end of the file are filled with zeros.
+    cdef int read_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
+    cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
+    cdef int read_python(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept with gil
+    cdef int write_python(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept with gil

@@ -1,0 +1,236 @@
+"""The one table of durable calls.
+
+Every call that touches a volume, a store log or a backup goes through an `IOTable`. The class itself asks the kernel, with the
+GIL released; a subclass may override any method, to record calls or to inject faults. Kernels written in Cython call the same
+table: directly if it is exactly `IOTable`, through the overridden methods otherwise. Nothing here retries a failed sync.
+
+Threads   Every method may be called from any thread.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
+
+import fcntl as _fcntl
+import os as _os
+import stat as _stat
+import struct as _struct
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_pread "pread" (int fd, void *buffer, size_t length, int64_t offset)
+    ssize_t c_pwrite "pwrite" (int fd, const void *buffer, size_t length, int64_t offset)
+    int c_fdatasync "fdatasync" (int fd)
+
+cdef extern from "<fcntl.h>" nogil:
+    int c_fallocate "fallocate" (int fd, int mode, int64_t offset, int64_t length)
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+
+cdef int _F_OFD_SETLK = 37
+cdef size_t CALL_BYTES_MAX = 1 << 30    # Linux moves at most 0x7ffff000 bytes a call
+
+
+cdef int _pread_all(int fd, void *buffer, size_t length, uint64_t offset, size_t *done) noexcept nogil:
+    """Reads until the end of the file; `done` gets the bytes read. Returns 0 or an errno."""
+    cdef ssize_t count
+    done[0] = 0
+    while done[0] < length:
+        count = c_pread(fd, <char *>buffer + done[0], min(length - done[0], CALL_BYTES_MAX), <int64_t>(offset + done[0]))
+        if count < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if count == 0:
+            break
+        done[0] += <size_t>count
+    return 0
+
+
+cdef int _pwrite_all(int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
+    cdef size_t done = 0
+    cdef ssize_t count
+    while done < length:
+        count = c_pwrite(fd, <const char *>buffer + done, min(length - done, CALL_BYTES_MAX), <int64_t>(offset + done))
+        if count < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if count == 0:
+            return EIO
+        done += <size_t>count
+    return 0
+
+
+cdef class IOTable:
+    """The durable calls of one process; see the module. Subclass it to record or to fail them."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.direct = type(self) is IOTable
+
+    # -- for the kernels ----------------------------------------------------------------------------------------------
+    cdef int read_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil:
+        cdef size_t done
+        cdef int status
+        if not self.direct:
+            return self.read_python(fd, buffer, length, offset)
+        status = _pread_all(fd, buffer, length, offset, &done)
+        if status == 0 and done < length:
+            memset(<char *>buffer + done, 0, length - done)
+        return status
+
+    cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
+        if not self.direct:
+            return self.write_python(fd, buffer, length, offset)
+        return _pwrite_all(fd, buffer, length, offset)
+
+    cdef int read_python(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept with gil:
+        cdef size_t done
+        try:
+            done = self.pread_into(fd, PyMemoryView_FromMemory(<char *>buffer, <Py_ssize_t>length, PyBUF_WRITE), offset)
+        except OSError as error:
+            return error.errno or EIO
+        except BaseException:
+            return EIO
+        if done < length:
+            memset(<char *>buffer + done, 0, length - done)
+        return 0
+
+    cdef int write_python(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept with gil:
+        try:
+            self.pwrite(fd, PyMemoryView_FromMemory(<char *>buffer, <Py_ssize_t>length, PyBUF_READ), offset)
+        except OSError as error:
+            return error.errno or EIO
+        except BaseException:
+            return EIO
+        return 0
+
+    # -- files --------------------------------------------------------------------------------------------------------
+    def open(self, str path, int flags, int mode=0o600):
+        """Opens a file, never through a symbolic link; a file it creates has exactly `mode`, whatever the umask."""
+        fd = _os.open(path, flags | _os.O_CLOEXEC | _os.O_NOFOLLOW, mode)
+        if flags & _os.O_CREAT and flags & _os.O_EXCL:
+            try:
+                _os.fchmod(fd, mode)
+            except BaseException:
+                _os.close(fd)
+                raise
+        return fd
+
+    def close(self, int fd):
+        """Closes a descriptor."""
+        _os.close(fd)
+
+    def size(self, int fd):
+        """The length of the file in bytes."""
+        return _os.fstat(fd).st_size
+
+    def pread_into(self, int fd, buffer, uint64_t offset):
+        """Fills a writable buffer from `offset`; returns the bytes read, fewer only at the end of the file."""
+        cdef unsigned char[::1] view = buffer
+        cdef size_t length = view.shape[0], done = 0
+        cdef int status
+        if length == 0:
+            return 0
+        with nogil:
+            status = _pread_all(fd, &view[0], length, offset, &done)
+        if status != 0:
+            raise OSError(status, _os.strerror(status))
+        return done
+
+    def pread(self, int fd, size_t length, uint64_t offset):
+        """Up to `length` bytes from `offset`; fewer only at the end of the file."""
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        cdef size_t done = 0
+        if length == 0:
+            return b""
+        done = self.pread_into(
+            fd, PyMemoryView_FromMemory(PyBytes_AS_STRING(result), <Py_ssize_t>length, PyBUF_WRITE), offset)
+        return result if done == length else result[:done]
+
+    def pwrite(self, int fd, data, uint64_t offset):
+        """Writes all of a buffer at `offset`, or raises OSError; then any part of it may have been written."""
+        cdef const unsigned char[::1] view = data
+        cdef size_t length = view.shape[0]
+        cdef int status
+        if length == 0:
+            return
+        with nogil:
+            status = _pwrite_all(fd, &view[0], length, offset)
+        if status != 0:
+            raise OSError(status, _os.strerror(status))
+
+    def fdatasync(self, int fd):
+        """The barrier: all earlier writes of the file are durable when it returns. After an error nothing is known."""
+        cdef int status
+        with nogil:
+            status = c_fdatasync(fd)
+            if status != 0:
+                status = errno
+        if status != 0:
+            raise OSError(status, _os.strerror(status))
+
+    def truncate(self, int fd, uint64_t size):
+        """Sets the length of the file."""
+        _os.ftruncate(fd, size)
+
+    def punch(self, int fd, uint64_t offset, uint64_t length):
+        """Gives a range back to the file system; it reads as zeros afterwards."""
+        cdef int status
+        with nogil:
+            status = c_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, <int64_t>offset, <int64_t>length)
+            if status != 0:
+                status = errno
+        if status != 0:
+            raise OSError(status, _os.strerror(status))
+
+    def forget(self, int fd):
+        """Drops the file's clean pages from the cache, so that reads show what the disk holds."""
+        _os.posix_fadvise(fd, 0, 0, _os.POSIX_FADV_DONTNEED)
+
+    def lock(self, int fd, bint exclusive):
+        """Takes an open-file-description lock on the whole file; BlockingIOError if another holds one."""
+        kind = _fcntl.F_WRLCK if exclusive else _fcntl.F_RDLCK
+        _fcntl.fcntl(fd, _F_OFD_SETLK, _struct.pack("hhqqi4x", kind, 0, 0, 0, 0))
+
+    # -- directories --------------------------------------------------------------------------------------------------
+    def sync_directory(self, str path):
+        """Makes the entries of a directory durable."""
+        fd = _os.open(path or ".", _os.O_RDONLY | _os.O_DIRECTORY | _os.O_CLOEXEC)
+        try:
+            _os.fsync(fd)
+        finally:
+            _os.close(fd)
+
+    def rename(self, str source, str target):
+        """Renames a file, replacing what is there."""
+        _os.rename(source, target)
+
+    def unlink(self, str path):
+        """Removes a file."""
+        _os.unlink(path)
+
+    def mkdir(self, str path, int mode=0o700):
+        """Makes a directory."""
+        _os.mkdir(path, mode)
+
+    def rmdir(self, str path):
+        """Removes an empty directory."""
+        _os.rmdir(path)
+
+    def names(self, str path):
+        """The entries of a directory, sorted."""
+        return sorted(_os.listdir(path))
+
+    def is_file(self, str path):
+        """Whether a regular file is there; a symbolic link is none."""
+        try:
+            return _stat.S_ISREG(_os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return False
+
+
+#: The production instance.
+KERNEL = IOTable()

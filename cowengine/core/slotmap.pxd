@@ -1,0 +1,18 @@
+"""Which slots of the file are used, and which may be given out."""
+
+from libc.stdint cimport uint64_t
+
+from cowengine.core.mutex cimport Mutex
+from cowengine.core.radix cimport Tree
+
+
+cdef class SlotMap:
+    cdef readonly Tree used
+    cdef Mutex mutex
+    cdef uint64_t **busy        # a leaf's 512 words, or NULL: as in `used`
+    cdef uint64_t busy_leaves
+
+    cdef int busy_leaf(self, uint64_t index, uint64_t **words) noexcept nogil
+    cdef int is_busy(self, uint64_t slot, uint64_t count, bint *busy) noexcept nogil
+    cdef int set_busy(self, uint64_t slot, uint64_t count, bint value) noexcept nogil
+    cdef int set_used(self, uint64_t slot, uint64_t count, bint value) noexcept nogil

@@ -1,0 +1,34 @@
+"""Turns what a kernel returned into an exception.
+
+The names of the file and the snapshot are added by whoever knows them; the kernels know neither.
+"""
+
+import os as _os
+import errno as _errno
+
+from cowengine.core.radix cimport STATUS_ABSENT, STATUS_CORRUPT, STATUS_GONE, STATUS_MEMORY, STATUS_POISONED, Tree
+
+from cowengine import errors
+
+
+cdef int check_status(int status, Tree tree) except -1:
+    """Raises what `status` says; returns 0 if it says nothing."""
+    if status == 0:
+        return 0
+    if status == STATUS_CORRUPT:
+        raise errors.CorruptionError(
+            f"metadata is damaged: slot {tree.damaged_slot} of the file does not hold the node that belongs there",
+            offset=tree.damaged_slot * 4096)
+    if status == STATUS_MEMORY:
+        raise MemoryError("no memory for a node of the block map")
+    if status == STATUS_GONE:
+        raise errors.NotFoundError("the snapshot was deleted")
+    if status == STATUS_ABSENT:
+        raise errors.ClosedError("the volume is closed")
+    if status == STATUS_POISONED:
+        raise errors.PoisonedError("an earlier sync or commit failed; close the volume and open it again")
+    if status in (_errno.ENOSPC, _errno.EDQUOT):
+        raise errors.NoSpaceError("no space left on the file system; nothing acknowledged was lost")
+    if status < 0:
+        raise AssertionError(f"unexpected status {status}")
+    raise OSError(status, _os.strerror(status))

@@ -1,0 +1,168 @@
+"""Which slots are given out next, and when freed ones come back.
+
+A run of free slots is picked at a time (the *runway*), so the data path places redirected blocks one after the other. Below the end of the used part
+of the file free slots are reused once they are a good part of it; else the file grows. Home slots are never given out here.
+
+Freed slots come back when no read can need them any more (they wait two eras) and, if wanted, after they were punched.
+
+Threads   `runway` may be called by any writer; the rest under the engine's commit lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from cowengine.core.datapath import DataPath
+from cowengine.errors import NoSpaceError
+from cowengine.format import SLOT_BYTES, Region
+
+logger = logging.getLogger("cowengine.engine")
+
+RUNWAY_SLOTS = 256  # 1 MiB
+REUSE_SHARE = 4  # reuse free slots when they are more than one in so many
+PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted
+PREWRITE_SLOTS = 256
+_PAIR = struct.Struct("<QQ")
+
+Run = tuple[int, int]
+
+
+def runs_of(packed: bytes) -> list[Run]:
+    """The (slot, count) pairs of a record's array."""
+    return list(_PAIR.iter_unpack(packed))
+
+
+class Allocator:
+    """Free slots outside the home regions."""
+
+    def __init__(self, path: DataPath, log_end: int, regions: Iterable[Region], file_slots: int) -> None:
+        self._path = path
+        self._block_slots = path.block_bytes // SLOT_BYTES
+        self._lock = threading.Lock()
+        self._gaps: list[Run] = []  # [start, end) of what may be given out; the last one has no end
+        start = log_end
+        for region in sorted(regions, key=lambda region: region.slot):
+            if region.slot > start:
+                self._gaps.append((start, region.slot))
+            start = region.slot + region.block_count * self._block_slots
+        self._tail_start = start
+        self.limit = max(start, file_slots)  # slots from here on were never given out
+        self._busy: int | None = None  # in [tail_start, limit), counted at first use
+        self._cursor = start
+        self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
+
+    # -- giving out ---------------------------------------------------------------------------------------------------
+    def _pick(self, wanted: int, multiple: int) -> Run:
+        """A run of 1 to `wanted` slots, marked busy. The caller holds the lock."""
+        slots = self._path.slots
+        if self._busy is None:
+            self._busy = slots.count_busy(self._tail_start, self.limit)
+        free = self.limit - self._tail_start - self._busy
+        if free > max(4 * RUNWAY_SLOTS, (self.limit - self._tail_start) // REUSE_SHARE):
+            found = slots.find_free(self._cursor, self.limit, wanted, multiple) or slots.find_free(
+                self._tail_start, self._cursor, wanted, multiple
+            )
+            if found is not None:
+                self._cursor = found[0] + found[1]
+                return self._taken(found)
+        wanted = max(wanted - wanted % multiple, multiple)
+        run = (self.limit, wanted)
+        self.limit += wanted
+        return self._taken(run)
+
+    def _taken(self, run: Run) -> Run:
+        self._path.slots.mark_busy(*run)
+        assert self._busy is not None
+        self._busy += run[1]
+        return run
+
+    def runway(self, slots: int) -> None:
+        """Gives the data path at least `slots` slots to place blocks in."""
+        with self._lock:
+            missing = max(slots, RUNWAY_SLOTS) - self._path.runway_slots()
+            while missing > 0:
+                run = self._pick(max(RUNWAY_SLOTS, self._block_slots), self._block_slots)
+                missing -= run[1]
+                left = self._path.add_runway([run])
+                if left:
+                    self._return(left)
+                    return
+
+    def take(self, count: int) -> list[Run]:
+        """Slots for `count` nodes, written with zeros so that writing them later needs no space.
+
+        Raises NoSpaceError; then nothing was taken.
+        """
+        runs: list[Run] = []
+        with self._lock:
+            while count > 0:
+                run = self._pick(min(count, PREWRITE_SLOTS), 1)
+                runs.append(run)
+                count -= run[1]
+        try:
+            for slot, length in runs:
+                self._path.io.pwrite(self._path.fd, bytes(length * SLOT_BYTES), slot * SLOT_BYTES)
+        except OSError as error:
+            self.give_back(runs)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NoSpaceError("no space for the metadata of a checkpoint") from error
+            raise
+        return runs
+
+    def give_back(self, runs: list[Run]) -> None:
+        """Returns slots that nothing was written to that counts."""
+        with self._lock:
+            self._return(runs)
+
+    def _return(self, runs: list[Run]) -> None:
+        self._path.slots.release(runs)
+        if self._busy is not None:
+            self._busy -= sum(count for slot, count in runs if slot >= self._tail_start)
+
+    # -- coming back --------------------------------------------------------------------------------------------------
+    def retire(self, runs: list[Run], *, punch_all: bool) -> None:
+        """Slots freed by a commit that was acknowledged (I7): they come back when no read can need them."""
+        if runs:
+            punch_from = 1 if punch_all else PUNCH_SLOTS_MIN
+            self._waiting.append((self._path.turn_era(), merged(runs), punch_from))
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives back what has waited long enough (I5)."""
+        if not self._waiting:
+            return
+        era = max(self._path.turn_era(), self._path.turn_era())
+        while self._waiting and self._waiting[0][0] + 2 <= era:
+            _, runs, punch_from = self._waiting.popleft()
+            for slot, count in runs:
+                if count >= punch_from:
+                    self._punch(slot, count)
+            self.give_back(runs)
+
+    def _punch(self, slot: int, count: int) -> None:
+        try:
+            self._path.io.punch(self._path.fd, slot * SLOT_BYTES, count * SLOT_BYTES)
+        except OSError as error:
+            # The slots are free in the map whatever the file system does with them.
+            logger.debug("punching %d slots failed: %s", count, error)
+
+    @property
+    def waiting_slots(self) -> int:
+        """Freed slots that did not come back yet."""
+        return sum(count for _, runs, _ in self._waiting for _, count in runs)
+
+
+def merged(runs: list[Run]) -> list[Run]:
+    """The same slots in as few runs as possible, ascending."""
+    result: list[Run] = []
+    for slot, count in sorted(runs):
+        if result and result[-1][0] + result[-1][1] == slot:
+            result[-1] = (result[-1][0], result[-1][1] + count)
+        else:
+            result.append((slot, count))
+    return result

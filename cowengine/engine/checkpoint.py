@@ -1,0 +1,118 @@
+"""The checkpoint: the trees on disk catch up with the log, and the log can be recycled.
+
+Order (I11, I12): commit; nodes of the map, of the lineage table and of the free map to slots that no checkpoint uses; barrier; superblock to
+the older slot; barrier. Only then is anything recycled, and never what the older of the two superblocks needs.
+
+Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cowengine.core.checksum import xxh64
+from cowengine.engine.allocator import Run
+from cowengine.format import SLOT_BYTES, Pointer, blob_seed
+
+if TYPE_CHECKING:
+    from cowengine.engine.engine import Engine
+
+
+def checkpoint(engine: Engine, *, clean: bool = False) -> None:
+    """Commits, then writes the trees as of that commit and a superblock that leads to them. Durable when it returns.
+
+    The commit lock is held, so nothing but writes to the live head goes on meanwhile, and those copy what is written here.
+    Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled.
+    """
+    root = engine.commit(keep_root=True, room_made=True)
+    assert root is not None
+    lineage, path = engine.lineage, engine.path
+    roots = [lineage.root(number) for number in lineage.fresh]
+    taken = engine.allocator.take(path.dirty_nodes())
+    left = path.flush_map([*roots, root], taken)
+    path.slots.mark_used(without(taken, left))
+    engine.allocator.give_back(left)
+    _write_metadata(engine)
+    _write_lineage(engine, Pointer.decode(root.pointer))
+    _write_free_map(engine)
+    engine.barrier()
+    log = engine.log
+    engine.write_superblock(
+        replace(
+            engine.superblock, clean=clean, base_sequence=log.sequence, base_checksum=log.checksum,
+            base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
+            epoch=path.epoch, next_id=lineage.next_id, store_sequence=engine.durable_store_sequence,
+            needs_store=engine.superblock.needs_store and not clean,
+            lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
+        )
+    )  # fmt: skip
+    _recycle(engine)
+
+
+def _write_metadata(engine: Engine) -> None:
+    """The metadata of new snapshots goes into slots of its own."""
+    for number, data in list(engine.lineage.metadata.items()):
+        record = engine.lineage.get(number)
+        if record is None or record.metadata_slot:
+            continue
+        (run,) = engine.allocator.take(1)
+        engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
+        engine.path.slots.mark_used([run])
+        record.metadata_slot, record.metadata_bytes = run[0], len(data)
+        record.metadata_checksum = xxh64(data, blob_seed(engine.fold, number))
+
+
+def _write_lineage(engine: Engine, head_root: Pointer) -> None:
+    engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
+    runs = engine.allocator.take(engine.table.dirty_nodes())
+    engine.path.slots.mark_used(runs)
+    engine.table.flush(runs)
+    engine.superseded += engine.table.take_superseded()
+    engine.superseded += engine.lineage.dropped_slots
+    engine.lineage.dropped_slots = []
+
+
+def _write_free_map(engine: Engine) -> None:
+    """The free map last: giving its own nodes places changes it, until nothing new becomes dirty."""
+    slots, free_map = engine.path.slots, engine.free_map
+    taken: list[Run] = []
+    while True:
+        engine.superseded += free_map.take_superseded()
+        slots.mark_used(engine.superseded, False)
+        engine.retired += engine.superseded
+        engine.superseded = []
+        missing = free_map.dirty_nodes() - sum(count for _, count in taken)
+        if missing <= 0:
+            break
+        more = engine.allocator.take(missing)
+        slots.mark_used(more)
+        taken += more
+    free_map.flush(taken)
+
+
+def _recycle(engine: Engine) -> None:
+    """I12: what only the older superblock before this one needed comes back."""
+    log = engine.log
+    engine.allocator.give_back(engine.retired_before)
+    engine.retired_before, engine.retired = engine.retired, []
+    engine.bases = (engine.bases[1], log.position)
+    log.tail = engine.bases[0]
+    engine.lineage.written()
+    engine.lineage.unload_roots()
+    if engine.path.map.node_count > engine.cache_nodes:
+        engine.path.forget_nodes()
+    engine.counters["checkpoints"] += 1
+
+
+def without(runs: list[Run], left: list[Run]) -> list[Run]:
+    """The slots of `runs` that are not in `left`; `left` is the tail of `runs`, its first run perhaps cut."""
+    unused = sum(count for _, count in left)
+    used = sum(count for _, count in runs) - unused
+    result: list[Run] = []
+    for slot, count in runs:
+        part = min(count, used)
+        if part > 0:
+            result.append((slot, part))
+        used -= part
+    return result

@@ -1,0 +1,126 @@
+"""A new volume file: log, first checkpoint, both superblocks.
+
+The file counts as a volume from the first superblock on, which is written last; what a crash leaves before that is no volume.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+
+from cowengine.core.iotable import IOTable
+from cowengine.engine.checkpoint import checkpoint
+from cowengine.engine.engine import Engine
+from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, OutOfRangeError
+from cowengine.format import (
+    LOG_BYTES_MAX,
+    LOG_BYTES_MIN,
+    SIZE_MAX,
+    SLOT_BYTES,
+    TREE_FREE_MAP,
+    TREE_MAP,
+    Region,
+    Superblock,
+    hole,
+    level_for,
+)
+
+logger = logging.getLogger("cowengine.engine")
+
+BLOCK_BYTES_MIN, BLOCK_BYTES_MAX = 4096, 1 << 20
+LOG_FIRST = 2
+ZEROS = bytes(1 << 20)
+
+
+def default_log_size(size: int) -> int:
+    """4 MiB; 256 KiB for volumes below 16 MiB."""
+    return 4 << 20 if size >= 16 << 20 else 256 << 10
+
+
+def create_engine(
+    io: IOTable, path: str, size: int, *, block_size: int = 4096, log_size: int | None = None,
+    store_uuid: bytes | None = None,
+) -> Engine:  # fmt: skip
+    """Creates the file and opens it. Durable, the directory entry included, when it returns."""
+    log_size = default_log_size(size) if log_size is None else log_size
+    check_geometry(size, block_size, log_size)
+    try:
+        fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ExistsError("something is in the way; choose another name or remove it", path) from None
+    try:
+        engine = _fill(io, fd, path, _first_superblock(size, block_size, log_size, store_uuid), size)
+    except BaseException as error:
+        io.close(fd)
+        io.unlink(path)
+        if isinstance(error, OSError) and not isinstance(error, CowEngineError):
+            raise _explained(error, path, size) from error
+        raise
+    io.sync_directory(os.path.dirname(path) or ".")
+    return engine
+
+
+def check_geometry(size: int, block_size: int, log_size: int) -> None:
+    """Raises OutOfRangeError that names the limit."""
+    if not isinstance(size, int) or size < 512 or size % 512 != 0 or size > SIZE_MAX:
+        raise OutOfRangeError(f"size {size!r}: a multiple of 512 from 512 to {SIZE_MAX} bytes is needed")
+    if block_size & (block_size - 1) or not BLOCK_BYTES_MIN <= block_size <= BLOCK_BYTES_MAX:
+        raise OutOfRangeError(f"block_size {block_size}: a power of two from 4096 to 1048576 bytes is needed")
+    if log_size % SLOT_BYTES or not LOG_BYTES_MIN <= log_size <= LOG_BYTES_MAX:
+        raise OutOfRangeError(
+            f"log_size {log_size}: a multiple of 4096 from {LOG_BYTES_MIN} to {LOG_BYTES_MAX} bytes is needed"
+        )
+
+
+def _first_superblock(size: int, block_size: int, log_size: int, store_uuid: bytes | None) -> Superblock:
+    log_slots = log_size // SLOT_BYTES
+    block_count = -(-size // block_size)
+    return Superblock(
+        block_shift=block_size.bit_length() - 1,
+        log_shift=12 if log_size >= 1 << 20 else 9,
+        volume_uuid=os.urandom(16),
+        store_uuid=store_uuid or bytes(16),
+        needs_store=store_uuid is not None,
+        log_first=LOG_FIRST,
+        log_slots=log_slots,
+        regions=(Region(0, LOG_FIRST + log_slots, block_count),),
+        generation=0,
+        salt=int.from_bytes(os.urandom(8), "little"),
+        created_ns=time.time_ns(),
+    )
+
+
+def _fill(io: IOTable, fd: int, path: str, superblock: Superblock, size: int) -> Engine:
+    try:
+        io.lock(fd, True)
+    except BlockingIOError:
+        raise BusyError("another process owns the file", path) from None
+    block_size = 1 << superblock.block_shift
+    (region,) = superblock.regions
+    home_end = region.slot + region.block_count * (block_size // SLOT_BYTES)
+    io.truncate(fd, home_end * SLOT_BYTES)
+    start, left = LOG_FIRST * SLOT_BYTES, superblock.log_slots * SLOT_BYTES
+    while left > 0:
+        io.pwrite(fd, ZEROS[: min(left, len(ZEROS))], start)
+        start, left = start + len(ZEROS), left - len(ZEROS)
+    engine = Engine(io, fd, path, superblock, read_only=False, file_slots=home_end)
+    engine.set_size(size)
+    engine.path.load_roots(
+        hole(level_for(TREE_MAP, region.block_count)).encode(), hole(level_for(TREE_FREE_MAP, 1)).encode()
+    )
+    engine.path.set_epochs(1, 0)
+    engine.lineage.add_head(size)
+    checkpoint(engine)
+    # The second superblock slot gets the same, so that both are valid from the beginning.
+    engine.write_superblock(engine.superblock)
+    return engine
+
+
+def _explained(error: OSError, path: str, size: int) -> CowEngineError | OSError:
+    if error.errno in (errno.EFBIG, errno.EOVERFLOW, errno.EINVAL):
+        return OutOfRangeError(f"a volume of {size} bytes is too large for this file system ({error.strerror})", path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError("no space for a new volume", path)
+    return error

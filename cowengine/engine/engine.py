@@ -1,0 +1,388 @@
+"""The engine of one volume: the order in which its changes become durable.
+
+Everything that ends in a barrier goes through `Engine.commit`, one at a time under `lock`. The commit as it stands uses two barriers where data
+was written (data, then record) and one where it was not; the record format has room for one-barrier commits.
+
+Invariants   docs/invariants.md; the numbers stand at the assertions and steps.
+Threads      Any thread may call anything. Writers take `lock` only when their batch is full.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from cowengine.core.checksum import xxh64
+from cowengine.core.datapath import DataPath, PagedTable, Root, lineage_table
+from cowengine.core.iotable import IOTable
+from cowengine.engine import checkpoint, reclaim
+from cowengine.engine.allocator import Allocator, Run, runs_of
+from cowengine.engine.lineage import Lineage
+from cowengine.engine.log import CommitLog
+from cowengine.errors import (
+    CorruptionError,
+    CowEngineError,
+    ExistsError,
+    NoSpaceError,
+    NotFoundError,
+    PoisonedError,
+    ReadOnlyError,
+)
+from cowengine.format import (
+    LINEAGE_AUTOMATIC,
+    LINEAGE_DELETED,
+    LINEAGE_SNAPSHOT,
+    NO_UUID,
+    RECORD_HEADER_BYTES,
+    SLOT_BYTES,
+    DeleteEvent,
+    Event,
+    LineageRecord,
+    Record,
+    RollbackEvent,
+    SnapshotEvent,
+    Superblock,
+    blob_seed,
+    encode_record,
+    encode_superblock,
+    fold_of,
+    record_checksum,
+)
+
+logger = logging.getLogger("cowengine.engine")
+
+EVENT_BYTES_FIXED = 80  # of a snapshot event, without name and metadata
+SMALL_EVENTS_BYTES = 100
+CACHE_NODES = 16384  # 64 MiB and a little
+DIRTY_NODES_MAX = 4096
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """One open volume file. Made by `create_engine` and `open_engine`."""
+
+    def __init__(self, io: IOTable, fd: int, name: str, superblock: Superblock, *, read_only: bool, file_slots: int) -> None:
+        sb = superblock
+        self.io = io
+        self.fd = fd
+        self.name = name
+        self.read_only = read_only
+        self.superblock = sb
+        self.newest_slot = 0
+        self.uuid = sb.volume_uuid
+        self.fold = fold_of(sb.volume_uuid)
+        self.lock = threading.RLock()
+        self.closed = False
+        self.failure: BaseException | None = None
+        self.log = CommitLog(io, fd, sb.log_first, sb.log_slots, sb.log_shift)
+        self.metadata_max = min(4096, max(128, self.log.size // 128))
+        events = 2 * (EVENT_BYTES_FIXED + 256 + self.metadata_max) + SMALL_EVENTS_BYTES
+        self.path = DataPath(
+            io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
+            self._refill, self._commit_full_batch,
+        )  # fmt: skip
+        self.cache_nodes = CACHE_NODES
+        self.free_map = PagedTable(self.path, self.path.slots.used)
+        self.table = lineage_table(self.path, self.fold)
+        self.lineage = Lineage(self.path, self.table, sb.next_id)
+        self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots)
+        self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
+        self.durable_store_sequence = sb.store_sequence
+        self.superseded: list[Run] = []  # nodes and blobs that the next checkpoint no longer needs
+        self.retired: list[Run] = []  # no longer used; needed by the older of two checkpoints
+        self.retired_before: list[Run] = []
+        self.bases = (0, 0)  # log positions of the two superblocks' checkpoints, older first
+        self.reclaiming: int | None = None
+        self._synced_writes = 0
+        self._takes = 0
+        self._takes_done = 0
+        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "blocks_reclaimed": 0}
+        self.recovered: dict[str, object] = {}
+        _engines.add(self)
+
+    def set_size(self, size: int) -> None:
+        """The size of the live volume, in bytes."""
+        self.path.set_geometry(size, [tuple(region) for region in self.superblock.regions])
+
+    # -- callbacks of the data path, called with no lock held ---------------------------------------------------------
+    def _refill(self, slots: int) -> None:
+        self.allocator.runway(slots)
+
+    def _commit_full_batch(self) -> None:
+        """A writer found the open batch full: commit it, unless somebody just did."""
+        with self.lock:
+            fill, limit = self.path.batch_fill()
+            if fill > limit // 4:
+                self.commit()
+
+    # -- state --------------------------------------------------------------------------------------------------------
+    def require_writable(self) -> None:
+        """Raises unless this handle may change the volume now."""
+        self.path.check_state()
+        if self.read_only:
+            raise ReadOnlyError("the volume was opened read-only", self.name)
+
+    def poison(self, cause: BaseException) -> PoisonedError:
+        """I10: after a failed sync or commit no call succeeds. Returns what to raise."""
+        self.failure = self.failure or cause
+        self.path.poison()
+        return PoisonedError(f"a sync or commit failed ({cause}); close the volume and open it again", self.name)
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Around steps that must all happen: whatever interrupts them, Ctrl-C included, poisons the volume (I10)."""
+        try:
+            yield
+        except PoisonedError:
+            raise
+        except BaseException as error:
+            raise self.poison(error) from error
+
+    def barrier(self) -> None:
+        """One fdatasync; a failure poisons (I10). Only one runs at a time: the commit lock is held (I8)."""
+        try:
+            self.io.fdatasync(self.fd)
+        except OSError as error:
+            raise self.poison(error) from error
+        self.counters["barriers"] += 1
+
+    # -- commit -------------------------------------------------------------------------------------------------------
+    def make_room(self, *, for_delete: bool = False) -> None:
+        """Makes sure that the next record fits: checkpoints if that is due. NoSpaceError if it cannot be.
+
+        The last part of the log is kept for deletes, so they work when the file system is full (P8).
+        """
+        log = self.log
+        interval = (log.size - 2 * log.record_max) // 2 - 2 * log.record_max
+        due = log.position - self.bases[1] > interval or self.path.dirty_nodes() > DIRTY_NODES_MAX
+        needed = log.record_max * (1 if for_delete else 2)
+        if not due and log.fits(needed):
+            return
+        try:
+            # The tail is the older superblock's base, so it may take two checkpoints to move it.
+            for _ in range(2):
+                if log.fits(log.record_max):
+                    checkpoint.checkpoint(self)
+                if log.fits(needed):
+                    return
+        except NoSpaceError:
+            if log.fits(needed):
+                return
+            raise
+        raise NoSpaceError("the commit log is full", self.name)
+
+    def commit(
+        self, events: Sequence[Event] = (), *, keep_root: bool = False, punch_all: bool = False, epoch: int = 0,
+        room_made: bool = False,
+    ) -> Root | None:  # fmt: skip
+        """Makes everything published so far durable, and the events with it. Returns the root if it was to be kept.
+
+        The lock is held. `room_made` says that `make_room` was called; it must be before a fence.
+        """
+        if not room_made:
+            self.make_room()
+        with self.undivided():
+            self._takes += 1
+            deltas, freed, freed_nodes, writes, superseded, root = self.path.take_batch(keep_root)
+            self.superseded += superseded
+            if writes != self._synced_writes:
+                self.barrier()  # I3: what the record places is durable before the record
+                self._synced_writes = writes
+            all_events = [*self.pending_events, *events]
+            if deltas or freed or freed_nodes or all_events:
+                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch or self.path.epoch)
+                self._acknowledge(deltas, freed, freed_nodes, punch_all)
+            self._takes_done = self._takes
+        return root  # type: ignore[no-any-return]
+
+    def _write_record(
+        self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int
+    ) -> None:
+        log = self.log
+        record = Record(
+            salt=self.superblock.salt, sequence=log.sequence + 1, generation=self.superblock.generation,
+            previous=log.checksum, epoch=epoch, time_ns=time.time_ns(), size=self.path.size, deltas=deltas,
+            freed=freed, freed_nodes=freed_nodes, events=events,
+        )  # fmt: skip
+        encoded = encode_record(record, self.fold)
+        log.append(encoded, record_checksum(encoded))
+        self.barrier()  # I4: acknowledged only when the record is durable
+        self.counters["commits"] += 1
+        for event in self.pending_events:
+            self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
+        self.pending_events = []
+
+    def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
+        """I7: only now is the space that the record freed on its way back."""
+        self.path.account(deltas, freed)
+        self.superseded += runs_of(freed_nodes)
+        self.allocator.retire(runs_of(freed), punch_all=punch_all)
+
+    def flush(self) -> None:
+        """Everything written before the call is durable when it returns."""
+        wanted = self._takes + 1
+        with self.lock:
+            self.require_writable()
+            if self._takes_done >= wanted:
+                return  # a commit that began after this call has done it
+            self.commit()
+
+    # -- snapshots ----------------------------------------------------------------------------------------------------
+    def require_name_free(self, name: str) -> None:
+        """Raises ExistsError if a snapshot of that name exists."""
+        if self.lineage.find_name(name) is not None:
+            raise ExistsError(f"a snapshot named {name!r} exists", self.name)
+
+    def new_event(self, name: str, metadata: bytes, *, epoch: int, flags: int = 0) -> SnapshotEvent:
+        """The event of a snapshot to be taken, with a fresh tag."""
+        return SnapshotEvent(
+            id=self.lineage.next_id, epoch=epoch, tag=int.from_bytes(os.urandom(8), "little"),
+            created_ns=time.time_ns(), name=name, flags=flags, metadata=metadata,
+        )  # fmt: skip
+
+    def snapshot(self, name: str, metadata: bytes = b"") -> LineageRecord:
+        """Takes a snapshot; durable when it returns."""
+        with self.lock:
+            self.require_writable()
+            self.require_name_free(name)
+            self.make_room()
+            with self.undivided():
+                event = self.new_event(name, metadata, epoch=self.path.fence())
+                root = self.commit([event], keep_root=True, room_made=True)
+                return self.taken(event, root)
+
+    def taken(self, event: SnapshotEvent, root: Root | None) -> LineageRecord:
+        """Adds an acknowledged snapshot to the lineage."""
+        assert root is not None
+        record = self.lineage.take(event, root, self.path.size)
+        self.lineage.set_holder()
+        self.counters["snapshots_taken"] += 1
+        return record
+
+    def live_snapshot(self, number: int) -> LineageRecord:
+        """The record of a snapshot that is not deleted, or NotFoundError."""
+        record = self.lineage.get(number)
+        if record is None or record.kind != LINEAGE_SNAPSHOT or record.flags & LINEAGE_DELETED:
+            raise NotFoundError(f"there is no snapshot with id {number}", self.name)
+        return record
+
+    def delete(self, number: int) -> None:
+        """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`."""
+        with self.lock:
+            self.require_writable()
+            self.live_snapshot(number)
+            self.make_room(for_delete=True)
+            self.lineage.load_all()
+            root = self.lineage.root(number)
+            with self.undivided():
+                self.commit([DeleteEvent(number)], room_made=True)
+                self.lineage.delete(number)
+                root.retire()
+
+    def reclaim(self) -> None:
+        """Gives back what deleted snapshots alone hold, step by step, to the end."""
+        while reclaim.reclaim_step(self):
+            pass
+
+    def rollback(self, number: int, automatic_name: str) -> LineageRecord:
+        """Makes the live volume what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
+        with self.lock:
+            self.require_writable()
+            self.live_snapshot(number)
+            self.require_name_free(automatic_name)
+            self.make_room()
+            self.path.pause()
+            try:
+                with self.undivided():
+                    return self._roll_back(number, automatic_name)
+            finally:
+                self.path.resume()
+
+    def _roll_back(self, number: int, automatic_name: str) -> LineageRecord:
+        kept = self.path.fence()
+        event = self.new_event(automatic_name, b"", epoch=kept, flags=LINEAGE_AUTOMATIC)
+        back = RollbackEvent(head=0, to=number, epoch=kept + 2, size=self.path.size)
+        root = self.commit([event, back], keep_root=True, epoch=kept + 2, room_made=True)
+        record = self.taken(event, root)
+        self.turn_back(back)
+        return record
+
+    def turn_back(self, event: RollbackEvent) -> None:
+        """The live head takes the map of a snapshot and goes on in the event's epoch."""
+        self.path.replace_root(self.lineage.root(event.to))
+        self.path.set_epochs(event.epoch, event.epoch - 1)
+        self.lineage.stand(event.to)
+        self.lineage.set_holder()
+
+    # -- metadata of snapshots ----------------------------------------------------------------------------------------
+    def metadata(self, record: LineageRecord) -> bytes:
+        """The metadata of a snapshot, as stored."""
+        if record.id in self.lineage.metadata:
+            return self.lineage.metadata[record.id]
+        if not record.metadata_slot:
+            return b""
+        data = self.io.pread(self.fd, record.metadata_bytes, record.metadata_slot * SLOT_BYTES)
+        if xxh64(data, blob_seed(self.fold, record.id)) != record.metadata_checksum:
+            raise CorruptionError("the snapshot's metadata is damaged", self.name, snapshot=record.name,
+                                  offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip
+        return data
+
+    # -- superblock, close --------------------------------------------------------------------------------------------
+    def write_superblock(self, superblock: Superblock) -> None:
+        """Writes the next superblock to the older slot; durable when it returns (I11)."""
+        new = replace(superblock, generation=self.superblock.generation + 1)
+        slot = 1 - self.newest_slot
+        try:
+            self.io.pwrite(self.fd, encode_superblock(new), slot * SLOT_BYTES)
+        except OSError as error:
+            raise self.poison(error) from error
+        self.barrier()
+        self.superblock, self.newest_slot = new, slot
+
+    def close(self) -> None:
+        """Commits what is open and marks the file as cleanly closed; the descriptor is closed in any case."""
+        with self.lock:
+            if self.closed:
+                return
+            try:
+                if not self.read_only and self.failure is None:
+                    self._close_cleanly()
+            finally:
+                self.closed = True
+                self.path.shut()
+                self.io.close(self.fd)
+                _engines.discard(self)
+
+    def _close_cleanly(self) -> None:
+        try:
+            checkpoint.checkpoint(self, clean=True)
+        except NoSpaceError as error:
+            # Everything is in the log; only the mark of a clean close is missing.
+            logger.warning("%s: closed without a checkpoint: %s", self.name, error)
+
+    def abandon(self) -> None:
+        """In the child of a fork: the volume is the parent's; its descriptor is closed here, nothing else."""
+        self.closed = True
+        try:
+            os.close(self.fd)
+        except OSError:
+            pass
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.path.disown()
+        engine.abandon()
+    _engines.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = ["Engine", "CowEngineError"]

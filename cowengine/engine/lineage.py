@@ -1,0 +1,267 @@
+"""The heads and snapshots of a volume: who stands on whom, and what the free rule goes by.
+
+Holds the lineage records in memory, read leaf by leaf when they are asked for; knows which changed since the last checkpoint.
+Takes no decision about commits and writes nothing but the table's pages at a checkpoint.
+
+Threads   The engine's commit lock guards all changes; reads of single records are safe under the GIL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cowengine.core.datapath import DataPath, PagedTable, Root
+from cowengine.errors import CorruptionError
+from cowengine.format import (
+    LINEAGE_AUTOMATIC,
+    LINEAGE_BYTES,
+    LINEAGE_DELETED,
+    LINEAGE_HEAD,
+    LINEAGE_SNAPSHOT,
+    NO_CURSOR,
+    NONE_ID,
+    RECORDS_PER_LEAF,
+    LineageRecord,
+    Pointer,
+    SnapshotEvent,
+    decode_lineage,
+    encode_lineage,
+)
+
+HEAD_ID = 0
+
+
+class Lineage:
+    """Records by id. `complete` tells whether all of them are in memory, with names and children."""
+
+    def __init__(self, path: DataPath, table: PagedTable, next_id: int) -> None:
+        self._path = path
+        self._table = table
+        self.next_id = next_id
+        self._records: dict[int, LineageRecord] = {}
+        self._leaves: set[int] = set()
+        self._names: dict[str, int] = {}
+        self._children: dict[int, set[int]] = {}
+        self.loaded_roots: dict[int, Root] = {}  # of snapshots; deleted ones until their space is given back
+        self.complete = False
+        self.fresh: list[int] = []  # snapshots whose roots no checkpoint has written yet
+        self.metadata: dict[int, bytes] = {}  # of fresh snapshots
+        self._changed: set[int] = set()
+        self.dropped_slots: list[tuple[int, int]] = []  # metadata blobs that the next checkpoint no longer needs
+
+    # -- looking up ---------------------------------------------------------------------------------------------------
+    def get(self, number: int) -> LineageRecord | None:
+        """The record of a head or snapshot, or None."""
+        leaf = number // RECORDS_PER_LEAF
+        if not self.complete and leaf not in self._leaves and number < self.next_id:
+            self._load_leaf(leaf)
+        return self._records.get(number)
+
+    @property
+    def head(self) -> LineageRecord:
+        """The live head."""
+        record = self.get(HEAD_ID)
+        if record is None:
+            raise CorruptionError("the lineage table has no live head")
+        return record
+
+    def _load_leaf(self, leaf: int) -> None:
+        page = self._table.read(leaf * RECORDS_PER_LEAF)
+        self._leaves.add(leaf)
+        if page is None:
+            return
+        for position in range(RECORDS_PER_LEAF):
+            number = leaf * RECORDS_PER_LEAF + position
+            if number in self._changed or number in self._records:
+                continue
+            record = decode_lineage(page[position * LINEAGE_BYTES : (position + 1) * LINEAGE_BYTES])
+            if record is not None:
+                if record.id != number:
+                    raise CorruptionError(f"lineage record {number} says that it is {record.id}")
+                self._records[number] = record
+
+    def load_all(self) -> None:
+        """Brings every record into memory, with the index of names and of children."""
+        if self.complete:
+            return
+        for leaf in range((self.next_id + RECORDS_PER_LEAF - 1) // RECORDS_PER_LEAF):
+            if leaf not in self._leaves:
+                self._load_leaf(leaf)
+        for number, record in self._records.items():
+            self._index(number, record)
+        self.complete = True
+
+    def _index(self, number: int, record: LineageRecord) -> None:
+        self._children.setdefault(record.parent, set()).add(number)
+        if record.kind == LINEAGE_SNAPSHOT and not record.flags & LINEAGE_DELETED:
+            self._names[record.name] = number
+
+    def find_name(self, name: str) -> LineageRecord | None:
+        """The snapshot of that name that is not deleted, or None."""
+        self.load_all()
+        number = self._names.get(name)
+        return None if number is None else self._records[number]
+
+    def snapshots(self) -> list[LineageRecord]:
+        """All snapshots that are not deleted, by id, which is oldest first."""
+        self.load_all()
+        return [self._records[number] for number in sorted(self._names.values())]
+
+    def all_snapshots(self) -> list[LineageRecord]:
+        """Deleted ones, too."""
+        self.load_all()
+        return [record for record in self._records.values() if record.kind == LINEAGE_SNAPSHOT]
+
+    def children(self, number: int) -> set[int]:
+        """Ids of the heads and snapshots that stand on a snapshot."""
+        self.load_all()
+        return self._children.get(number, set())
+
+    def ancestors(self, number: int) -> Iterator[LineageRecord]:
+        """A snapshot or head, then what it stands on, and so on; epochs fall."""
+        record = self.get(number)
+        while record is not None:
+            yield record
+            parent = record.parent
+            if parent == NONE_ID:
+                return
+            # The head's own epoch is the data path's; its record has it as of the last checkpoint.
+            epoch = record.epoch if record.kind == LINEAGE_SNAPSHOT else None
+            record = self.get(parent)
+            if record is None or (epoch is not None and record.epoch >= epoch):
+                raise CorruptionError(f"the lineage is broken at snapshot {parent}")
+
+    # -- roots --------------------------------------------------------------------------------------------------------
+    def root(self, number: int) -> Root:
+        """The map's root of a snapshot."""
+        root = self.loaded_roots.get(number)
+        if root is None:
+            record = self.get(number)
+            assert record is not None, "asked for the root of a snapshot that is not there"
+            root = self.loaded_roots.setdefault(number, Root(self._path, record.root.encode()))
+        return root
+
+    def unload_roots(self) -> None:
+        """Drops the nodes of snapshots that nobody has read since the last time."""
+        for number, root in list(self.loaded_roots.items()):
+            if root.used:
+                root.used = False
+            elif number not in self.fresh:
+                root.unload()
+                del self.loaded_roots[number]
+
+    # -- changes: the same for a commit and for replay ----------------------------------------------------------------
+    def take(self, event: SnapshotEvent, root: Root, size: int, blob: tuple[int, int] = (0, 0)) -> LineageRecord:
+        """Adds the snapshot of an event; the live head stands on it from now on."""
+        head = self.head
+        record = LineageRecord(
+            kind=LINEAGE_SNAPSHOT,
+            id=event.id,
+            name=event.name,
+            epoch=event.epoch,
+            size=size,
+            flags=event.flags & LINEAGE_AUTOMATIC,
+            parent=head.parent,
+            created_ns=event.created_ns,
+            tag=event.tag,
+            set_id=event.set_id,
+        )
+        self._records[event.id] = record
+        self.loaded_roots[event.id] = root
+        self.fresh.append(event.id)
+        if event.metadata:
+            self.metadata[event.id] = event.metadata
+        self._changed.add(event.id)
+        self._leaves.add(event.id // RECORDS_PER_LEAF) if event.id % RECORDS_PER_LEAF == 0 else None
+        self.next_id = max(self.next_id, event.id + 1)
+        if self.complete:
+            self._index(event.id, record)
+        self.stand(event.id)
+        return record
+
+    def stand(self, number: int) -> None:
+        """Makes the live head stand on a snapshot."""
+        head = self.head
+        if self.complete:
+            self._children.get(head.parent, set()).discard(HEAD_ID)
+            self._children.setdefault(number, set()).add(HEAD_ID)
+        head.parent = number
+        self._changed.add(HEAD_ID)
+
+    def delete(self, number: int) -> None:
+        """Marks a snapshot as deleted; it stays a member of the lineage until its space is given back."""
+        record = self._known(number)
+        record.flags |= LINEAGE_DELETED
+        self._names.pop(record.name, None)
+        self._changed.add(number)
+
+    def move_cursor(self, number: int, cursor: int) -> None:
+        """How far the reclaim of a deleted snapshot came."""
+        self._known(number).cursor = cursor
+        self._changed.add(number)
+
+    def drop(self, number: int) -> None:
+        """Removes a snapshot that holds nothing any more; its children take its parent."""
+        record = self._known(number)
+        for child in list(self.children(number)):
+            self._records[child].parent = record.parent
+            self._children.setdefault(record.parent, set()).add(child)
+            self._changed.add(child)
+        self._children.pop(number, None)
+        self._children.get(record.parent, set()).discard(number)
+        if record.metadata_slot:
+            self.dropped_slots.append((record.metadata_slot, 1))
+        del self._records[number]
+        self.loaded_roots.pop(number, None)
+        self.metadata.pop(number, None)
+        if number in self.fresh:
+            self.fresh.remove(number)
+        self._changed.add(number)
+
+    def _known(self, number: int) -> LineageRecord:
+        record = self.get(number)
+        if record is None or record.kind != LINEAGE_SNAPSHOT:
+            raise CorruptionError(f"the log speaks of snapshot {number}, which does not exist")
+        return record
+
+    # -- the free rule ------------------------------------------------------------------------------------------------
+    def epoch_before(self, number: int) -> int:
+        """The epoch of what a head or snapshot stands on; 0 if that is nothing."""
+        record = self.get(number)
+        parent = None if record is None or record.parent == NONE_ID else self.get(record.parent)
+        return 0 if parent is None else parent.epoch
+
+    def set_holder(self) -> None:
+        """Tells the data path what holds the live head's blocks."""
+        parent = self.head.parent
+        if parent == NONE_ID:
+            self._path.set_holder(0, 0, 0)
+            return
+        record = self._known(parent)
+        cursor = 0 if record.cursor == NO_CURSOR else record.cursor
+        self._path.set_holder(record.epoch, self.epoch_before(parent), cursor)
+
+    # -- checkpoint ---------------------------------------------------------------------------------------------------
+    def add_head(self, size: int) -> None:
+        """The live head of a new volume."""
+        self._records[HEAD_ID] = LineageRecord(kind=LINEAGE_HEAD, id=HEAD_ID, name="live", epoch=1, size=size)
+        self._leaves.add(0)
+        self._changed.add(HEAD_ID)
+
+    def write_table(self, head_root: Pointer, epoch: int, frozen: int) -> None:
+        """Puts all changed records into the table's pages; the roots have their places by now."""
+        head = self.head
+        head.root, head.epoch, head.frozen = head_root, epoch, frozen
+        self._changed.add(HEAD_ID)
+        for number in self.fresh:
+            record = self._records[number]
+            record.root = Pointer.decode(self.loaded_roots[number].pointer)
+        for number in sorted(self._changed):
+            offset = number % RECORDS_PER_LEAF * LINEAGE_BYTES
+            self._table.write(number, offset, encode_lineage(self._records.get(number)))
+
+    def written(self) -> None:
+        """The table's pages hold everything now."""
+        self._changed.clear()
+        self.fresh.clear()
+        self.metadata.clear()

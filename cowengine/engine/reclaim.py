@@ -1,0 +1,62 @@
+"""Giving back what a deleted snapshot alone holds, in bounded steps that survive a crash.
+
+One snapshot is reclaimed at a time, against its only child (or none). A branch point is hidden until one child is left. Each step is one commit: what
+it frees and how far it came are in one record (I13), and the live head's free rule moves with the cursor under the data path's mutex.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowengine.engine.lineage import HEAD_ID
+from cowengine.format import LINEAGE_DELETED, NO_CURSOR, ReclaimedEvent, ReclaimEvent
+
+if TYPE_CHECKING:
+    from cowengine.engine.engine import Engine
+
+LEAVES_A_STEP = 64
+
+
+def reclaim_step(engine: Engine) -> bool:
+    """One step; returns whether there may be more to do. Durable when it returns."""
+    with engine.lock:
+        engine.require_writable()
+        number = _next(engine)
+        if number is None:
+            return False
+        engine.make_room(for_delete=True)
+        lineage = engine.lineage
+        record = lineage.get(number)
+        assert record is not None
+        child = next(iter(lineage.children(number)), None)
+        kept = None if child is None or child == HEAD_ID else lineage.root(child)
+        before = 0 if record.cursor == NO_CURSOR else record.cursor
+        above = lineage.epoch_before(number)
+        with engine.undivided():
+            cursor, at_end = engine.path.reclaim(
+                lineage.root(number), kept, child == HEAD_ID, above, before, LEAVES_A_STEP
+            )
+            event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
+            engine.commit([event], punch_all=True, room_made=True)
+            if at_end:
+                lineage.drop(number)
+                engine.reclaiming = None
+            else:
+                lineage.move_cursor(number, cursor)
+            lineage.set_holder()
+        return True
+
+
+def _next(engine: Engine) -> int | None:
+    """The snapshot under reclaim, or the next deleted one that has at most one child."""
+    if engine.reclaiming is None:
+        waiting = [r for r in engine.lineage.all_snapshots() if r.flags & LINEAGE_DELETED]
+        begun = [r.id for r in waiting if r.cursor != NO_CURSOR]
+        ready = begun or [r.id for r in waiting if len(engine.lineage.children(r.id)) < 2]
+        engine.reclaiming = ready[0] if ready else None
+    return engine.reclaiming
+
+
+def pending(engine: Engine) -> int:
+    """How many deleted snapshots still hold space."""
+    return sum(1 for record in engine.lineage.all_snapshots() if record.flags & LINEAGE_DELETED)

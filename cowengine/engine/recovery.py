@@ -1,0 +1,251 @@
+"""Opening: from whatever a crash left to the last acknowledged commit, or the one in flight.
+
+Recovery is itself a commit (I14): sync first, so that what is read is what the disk holds; drop the cache; read; replay; then a superblock with
+a fresh salt, the tip and skipped epochs goes to both slots, a barrier each, before anything is placed or reused. A clean file goes the same way.
+
+Read-only, nothing is written: the log is replayed in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+
+from cowengine.core.iotable import IOTable
+from cowengine.engine.engine import Engine
+from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, PoisonedError, ReadOnlyError
+from cowengine.format import (
+    EPOCH_MAX,
+    EPOCH_SKIP,
+    FEATURES_INCOMPATIBLE,
+    NO_UUID,
+    SLOT_BYTES,
+    TREE_MAP,
+    DeleteEvent,
+    Event,
+    ReclaimedEvent,
+    ReclaimEvent,
+    Record,
+    RollbackEvent,
+    SnapshotEvent,
+    StoreEvent,
+    Superblock,
+    decode_record,
+    decode_superblock,
+    level_for,
+    scan_records,
+)
+
+logger = logging.getLogger("cowengine.engine")
+
+
+def open_engine(
+    io: IOTable, path: str, *, read_only: bool = False, store_uuid: bytes | None = None, without_store: bool = False
+) -> Engine:
+    """Opens a volume file; for writing, as its owner."""
+    try:
+        fd = io.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+    except FileNotFoundError:
+        raise NotFoundError("there is no such file", path) from None
+    except PermissionError as error:
+        raise _denied(error, path, read_only) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise FormatError(f"not a regular file ({error.strerror}): {path}") from error
+        if error.errno == errno.EROFS:
+            raise ReadOnlyError("the file system is read-only; open the volume read-only", path) from error
+        raise
+    try:
+        return _open(io, fd, path, read_only, store_uuid, without_store)
+    except BaseException:
+        io.close(fd)
+        raise
+
+
+def _denied(error: OSError, path: str, read_only: bool) -> Exception:
+    how = "read" if read_only else "written; try read_only=True"
+    return ReadOnlyError(f"the file may not be {how}", path) if not read_only else error
+
+
+def _open(
+    io: IOTable, fd: int, path: str, read_only: bool, store_uuid: bytes | None, without_store: bool
+) -> Engine:  # fmt: skip
+    try:
+        io.lock(fd, not read_only)
+    except BlockingIOError:
+        raise BusyError("the volume is open already, in this or another process", path) from None
+    if not read_only:
+        try:
+            io.fdatasync(fd)
+        except OSError as error:
+            raise PoisonedError(f"the file cannot be synced ({error.strerror}); nothing was changed", path) from error
+        io.forget(fd)
+    superblock, slot, other = choose_superblock(io, fd, path)
+    if superblock.needs_store and not read_only and store_uuid is None and not without_store:
+        raise BusyError(
+            "the volume belongs to a store that was not closed cleanly; open it through the store, or pass "
+            "without_store=True and lose snapshot sets that are only in the store's log", path,
+        )  # fmt: skip
+    file_slots = -(-io.size(fd) // SLOT_BYTES)
+    engine = Engine(io, fd, path, superblock, read_only=read_only, file_slots=file_slots)
+    engine.newest_slot = slot
+    try:
+        _load(engine)
+        _replay(engine)
+        if not read_only:
+            _commit_recovery(engine, store_uuid, other)
+    except CorruptionError as error:
+        error.filename = error.filename or path
+        raise
+    return engine
+
+
+# -- superblocks --------------------------------------------------------------------------------------------------------
+def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int, bool]:
+    """The valid superblock of the higher generation, its slot, and whether the other one is valid, too."""
+    found: list[tuple[Superblock, int]] = []
+    problems: list[Exception] = []
+    for slot in (0, 1):
+        try:
+            data = io.pread(fd, SLOT_BYTES, slot * SLOT_BYTES)
+            found.append((decode_superblock(data + bytes(SLOT_BYTES - len(data))), slot))
+        except (FormatError, CorruptionError) as problem:
+            problems.append(problem)
+    if not found:
+        if all(isinstance(problem, CorruptionError) for problem in problems):
+            raise CorruptionError("both superblocks are damaged", path) from problems[0]
+        worst = next((p for p in problems if type(p) is not FormatError), problems[0])
+        if isinstance(worst, CorruptionError):
+            raise worst
+        raise type(worst)(f"{worst}: {path}") from None
+    superblock, slot = max(found, key=lambda pair: pair[0].generation)
+    unknown = superblock.features_incompatible & ~FEATURES_INCOMPATIBLE
+    assert not unknown, "decode_superblock refuses unknown features"
+    return superblock, slot, len(found) == 2
+
+
+# -- replay -------------------------------------------------------------------------------------------------------------
+def _load(engine: Engine) -> None:
+    """The state of the chosen superblock's checkpoint."""
+    sb = engine.superblock
+    engine.table.pointer = sb.lineage_root.encode()
+    head = engine.lineage.head
+    blocks = -(-head.size // engine.path.block_bytes)
+    if head.root.level != level_for(TREE_MAP, blocks):
+        raise CorruptionError(f"the map's root has level {head.root.level}, which does not fit {blocks} blocks")
+    engine.set_size(head.size)
+    engine.path.load_roots(head.root.encode(), sb.free_map_root.encode())
+    engine.path.set_epochs(head.epoch, head.frozen)
+    engine.lineage.set_holder()
+    log = engine.log
+    log.sequence, log.checksum = sb.base_sequence, sb.base_checksum
+    log.position = log.tail = sb.base_offset
+    engine.bases = (log.position, log.position)
+
+
+def _replay(engine: Engine) -> None:
+    """Applies the chain of records that follows the checkpoint."""
+    sb, log = engine.superblock, engine.log
+    data = log.read_all()
+    chain: set[int] = set()
+    while len(chain) * log.unit < log.size:
+        found = _next_record(engine, data)
+        if found is None:
+            break
+        record, checksum, length, place = found
+        _apply(engine, record)
+        chain.add(place % log.size)
+        log.position = place + log.padded(length)
+        log.sequence, log.checksum = record.sequence, checksum
+    if log.sequence < sb.tip_sequence:
+        raise CorruptionError(
+            f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name
+        )
+    for offset, header in scan_records(data, sb.log_shift, engine.fold, generation_above=sb.generation):
+        if offset not in chain:
+            raise CorruptionError(
+                f"record {header.sequence} of the commit log follows superblock {header.generation}, which is lost", engine.name
+            )
+    engine.recovered = {"records": len(chain), "was_clean": sb.clean}
+    engine.path.forget_busy()
+
+
+def _next_record(engine: Engine, data: bytes) -> tuple[Record, int, int, int] | None:
+    """The next record of the chain, its checksum, length and position; it lies where the last one ends, or at 0."""
+    sb, log = engine.superblock, engine.log
+    at = log.position % log.size
+    for offset, place in ((at, log.position), (0, log.position + log.size - at)):
+        decoded = decode_record(data, offset, log.size, engine.fold, log.sequence + 1)
+        if decoded is None:
+            continue
+        record, checksum, length = decoded
+        salted = record.salt == sb.salt or record.sequence <= sb.tip_sequence
+        if record.previous == log.checksum and salted and place + log.padded(length) - log.tail <= log.size:
+            return record, checksum, length, place
+    return None
+
+
+def _apply(engine: Engine, record: Record) -> None:
+    """One record: events that come before, deltas, what was freed, events that come after."""
+    for event in record.events:
+        if event.before:
+            apply_event(engine, event)
+    deltas = bytes(record.deltas)
+    if not engine.path.replay(deltas):
+        raise CorruptionError(f"record {record.sequence} changes blocks beyond the end of the volume")
+    engine.path.slots.mark_used(list(record.freed), False)
+    engine.superseded += record.freed_nodes
+    for event in record.events:
+        if not event.before:
+            apply_event(engine, event)
+    # The runway and whatever else was given out are free again; what the record placed is used.
+    engine.path.set_epochs(max(record.epoch, engine.path.epoch), engine.path.frozen)
+
+
+def apply_event(engine: Engine, event: Event) -> None:
+    """What a commit did in memory after it was acknowledged."""
+    lineage, path = engine.lineage, engine.path
+    if isinstance(event, SnapshotEvent):
+        if lineage.get(event.id) is not None or event.epoch <= path.frozen:
+            raise CorruptionError(f"the log takes snapshot {event.id} in epoch {event.epoch} for the second time")
+        _, _, _, _, superseded, root = path.take_batch(True)
+        engine.superseded += superseded
+        lineage.take(event, root, path.size)
+        path.set_epochs(event.epoch + 1, event.epoch)
+    elif isinstance(event, DeleteEvent):
+        lineage.delete(event.id)
+    elif isinstance(event, ReclaimEvent):
+        lineage.move_cursor(event.id, event.cursor)
+    elif isinstance(event, ReclaimedEvent):
+        lineage.drop(event.id)
+    elif isinstance(event, RollbackEvent):
+        if lineage.get(event.to) is None or event.head != 0 or event.epoch <= path.epoch:
+            raise CorruptionError(f"the log rolls back to snapshot {event.to}, which does not exist")
+        engine.turn_back(event)
+    elif isinstance(event, StoreEvent):
+        engine.durable_store_sequence = event.store_sequence
+    lineage.set_holder()
+
+
+# -- the commit of recovery ---------------------------------------------------------------------------------------------
+def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool) -> None:
+    """I14: confirms the tip under a fresh salt, in both slots."""
+    sb, log, path = engine.superblock, engine.log, engine.path
+    epoch = max(path.epoch, sb.epoch) + EPOCH_SKIP
+    if epoch > EPOCH_MAX:
+        raise CorruptionError("the volume has no epochs left")
+    path.set_epochs(epoch, path.frozen)
+    same_store = store_uuid is not None and sb.store_uuid == store_uuid
+    recovered = replace(
+        sb, clean=False, salt=int.from_bytes(os.urandom(8), "little"), epoch=epoch,
+        tip_sequence=log.sequence, tip_checksum=log.checksum, needs_store=store_uuid is not None,
+        store_uuid=store_uuid or NO_UUID, store_sequence=sb.store_sequence if same_store else 0,
+    )  # fmt: skip
+    if not same_store:
+        engine.durable_store_sequence = 0
+    engine.write_superblock(recovered)
+    engine.write_superblock(engine.superblock)
+    if not other_valid:
+        logger.warning("%s: one of the two superblocks was damaged and has been rewritten", engine.name)

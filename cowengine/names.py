@@ -1,0 +1,41 @@
+"""What a snapshot or volume may be called, and what may be said about it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cowengine.errors import OutOfRangeError
+
+NAME_BYTES_MAX = 255
+
+
+def check_name(name: object, what: str = "snapshot") -> str:
+    """The name, if it is one: 1 to 255 bytes of UTF-8 without NUL and `/`. Raises OutOfRangeError."""
+    if not isinstance(name, str):
+        raise OutOfRangeError(f"a {what} name must be a str, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise OutOfRangeError(f"a {what} name must be valid Unicode") from None
+    shown = name if len(name) < 60 else name[:57] + "..."
+    if not 1 <= len(encoded) <= NAME_BYTES_MAX:
+        raise OutOfRangeError(f"{what} name {shown!r}: 1 to {NAME_BYTES_MAX} bytes of UTF-8 are needed, not {len(encoded)}")
+    if "\0" in name or "/" in name:
+        raise OutOfRangeError(f"{what} name {shown!r}: NUL and '/' are not allowed")
+    return name
+
+
+def encode_metadata(metadata: dict[str, Any] | None, limit: int) -> bytes:
+    """A snapshot's metadata as JSON. Raises OutOfRangeError if it is no JSON object or has more than `limit` bytes."""
+    if metadata is None:
+        return b""
+    if not isinstance(metadata, dict):
+        raise OutOfRangeError(f"metadata must be a dict, not {type(metadata).__name__}")
+    try:
+        encoded = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OutOfRangeError(f"metadata cannot be written as JSON: {error}") from None
+    if len(encoded) > limit:
+        raise OutOfRangeError(f"metadata has {len(encoded)} bytes as JSON; this volume takes {limit}")
+    return encoded

@@ -1,0 +1,312 @@
+"""Volume: a fixed run of blocks in one sparse file, with snapshots.
+
+Thin: checks arguments, names errors, and leaves order and durability to the engine.
+
+Threads   Any thread may call anything. Reads and writes release the GIL during I/O. A volume belongs to one process; in the child of a
+          fork every call raises ClosedError.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.create import create_engine
+from cowengine.engine.engine import Engine
+from cowengine.engine.recovery import open_engine
+from cowengine.engine.reclaim import pending
+from cowengine.engine.report import Report
+from cowengine.errors import NotFoundError, OutOfRangeError
+from cowengine.extents import collect
+from cowengine.names import check_name, encode_metadata
+from cowengine.snapshot import Snapshot, changed_walks, find_base, live_walk
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]
+
+    from cowengine.extents import ExtentArray
+
+logging.getLogger("cowengine").addHandler(logging.NullHandler())
+
+ZEROS = bytes(1 << 20)
+HEAD = 0
+
+
+class Volume:
+    """A volume. Make one with `create` or `open`; close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._path = engine.path  # the data path, one attribute away for the hot calls
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], size: int, *, block_size: int = 4096, log_size: int | None = None,
+        io: IOTable | None = None, background: bool = True, store_uuid: bytes | None = None,
+    ) -> Self:  # fmt: skip
+        """A new sparse volume file of `size` bytes (a multiple of 512), mode 0600; durable when it returns.
+
+        `block_size` is a power of two from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
+        """
+        name = os.fspath(path)
+        return cls(create_engine(io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid))
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, read_only: bool = False, io: IOTable | None = None, background: bool = True,
+        without_store: bool = False, store_uuid: bytes | None = None,
+    ) -> Self:  # fmt: skip
+        """Opens a volume file, as its owner or read-only (nothing is written then).
+
+        Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides), FormatError (no
+        volume), UnsupportedVersionError, CorruptionError.
+        """
+        name = os.fspath(path)
+        return cls(
+            open_engine(io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store)
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size} bytes"
+        return f"<cowengine.Volume {self.path!r} {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "engine", None)
+        if engine is not None and not engine.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            engine.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Volume cannot be pickled; open it where it is needed")
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+    @property
+    def path(self) -> str:
+        """Path of the volume file."""
+        return self.engine.name
+
+    @property
+    def id(self) -> str:
+        """The volume's UUID."""
+        return str(uuid.UUID(bytes=self.engine.uuid))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self._path.size)
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block."""
+        return int(self._path.block_bytes)
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch of the live volume."""
+        return int(self._path.epoch)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.engine.closed
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it was opened read-only."""
+        return self.engine.read_only
+
+    # -- bytes --------------------------------------------------------------------------------------------------------
+    def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes from byte `offset`. Raises OutOfRangeError past the end. Releases the GIL."""
+        path = self._path
+        if length < 0 or offset < 0 or offset + length > path.size:
+            raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {path.size} bytes")
+        return path.pread(length, offset)  # type: ignore[no-any-return]
+
+    def pread_into(self, buffer: Buffer, offset: int) -> int:
+        """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
+        length = memoryview(buffer).nbytes
+        if offset < 0 or offset + length > self._path.size:
+            raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {self._path.size} bytes")
+        return self._path.pread_into(buffer, offset, length)  # type: ignore[no-any-return]
+
+    def pwrite(self, data: Buffer, offset: int) -> int:
+        """Writes a buffer at byte `offset`; returns its length. Releases the GIL.
+
+        Not durable before `flush` or `snapshot`: until then a crash may leave each block old, new or torn. Raises
+        OutOfRangeError past the end (nothing is written), NoSpaceError, ReadOnlyError.
+        """
+        if offset < 0 or self.engine.read_only:
+            self._refuse_write(offset)
+        written = self._path.pwrite(data, offset)
+        if written < 0:
+            self._refuse_write(offset, memoryview(data).nbytes)
+        return written  # type: ignore[no-any-return]
+
+    def _refuse_write(self, offset: int, length: int = 0) -> None:
+        self.engine.require_writable()
+        raise OutOfRangeError(f"write of {length} bytes at {offset}: the volume has {self.size} bytes")
+
+    def discard(self, offset: int, length: int) -> None:
+        """Whole blocks in the range read as zeros from now on and give their space back; partial ends are unchanged.
+
+        Not durable before `flush`. Counts as a change. Raises OutOfRangeError.
+        """
+        first, end = self._whole_blocks(offset, length)
+        if first < end:
+            self._path.discard(first, end)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Exactly these bytes read as zeros from now on; whole blocks give their space back. Not durable before `flush`."""
+        first, end = self._whole_blocks(offset, length)
+        block = self.block_size
+        if first >= end:
+            self._write_zeros(offset, offset + length)
+            return
+        self._write_zeros(offset, first * block)
+        self._path.discard(first, end)
+        self._write_zeros(min(end * block, self.size), offset + length)
+
+    def _write_zeros(self, start: int, stop: int) -> None:
+        while start < stop:
+            start += self.pwrite(memoryview(ZEROS)[: min(stop - start, len(ZEROS))], start)
+
+    def _whole_blocks(self, offset: int, length: int) -> tuple[int, int]:
+        """[first, end) of the blocks that lie in the range whole; the last block of the volume ends at its size."""
+        self.engine.require_writable()
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise OutOfRangeError(f"discard of {length} bytes at {offset}: the volume has {self.size} bytes")
+        block = self.block_size
+        end = offset + length
+        return -(-offset // block), -(-end // block) if end == self.size else end // block
+
+    def flush(self) -> None:
+        """All writes that returned before the call are durable when it returns.
+
+        Raises PoisonedError if the system could not do it; then close the volume and open it again.
+        """
+        self.engine.flush()
+
+    # -- snapshots ----------------------------------------------------------------------------------------------------
+    def snapshot(self, name: str, *, metadata: dict[str, Any] | None = None) -> Snapshot:
+        """Takes a snapshot. Durable when it returns, and so is every write that returned before.
+
+        `name` is 1 to 255 bytes of UTF-8 without `/` and NUL, unique in the volume (ExistsError). `metadata` is a small JSON object.
+        Writers are not stopped. Costs the same whatever the volume's size and its number of snapshots.
+        """
+        check_name(name)
+        encoded = encode_metadata(metadata, self.engine.metadata_max)
+        return Snapshot(self.engine, self.engine.snapshot(name, encoded))
+
+    def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:
+        """The snapshots, oldest first; at most `max_results` of them from position `start` on."""
+        if start < 0 or (max_results is not None and max_results < 0):
+            raise OutOfRangeError(f"snapshots from {start}, {max_results} of them")
+        self._path.check_state()
+        with self.engine.lock:
+            records = self.engine.lineage.snapshots()
+        stop = None if max_results is None else start + max_results
+        return [Snapshot(self.engine, record) for record in records[start:stop]]
+
+    def get_snapshot(self, name_or_id: str | int) -> Snapshot:
+        """A snapshot by its name (str) or id (int). Raises NotFoundError."""
+        self._path.check_state()
+        engine = self.engine
+        with engine.lock:
+            if isinstance(name_or_id, str):
+                record = engine.lineage.find_name(name_or_id)
+                if record is None:
+                    shown = name_or_id if len(name_or_id) < 60 else name_or_id[:57] + "..."
+                    raise NotFoundError(f"there is no snapshot named {shown!r}", self.path)
+            else:
+                record = engine.live_snapshot(name_or_id)
+        return Snapshot(engine, record)
+
+    def rollback(self, snapshot: Snapshot | int | str) -> Snapshot:
+        """Makes the live volume what a snapshot is. Durable when it returns.
+
+        Returns the automatic snapshot of what it replaces. Newer snapshots stay. Writes wait meanwhile.
+        """
+        engine = self.engine
+        with engine.lock:
+            record = find_base(engine, snapshot)
+            name = f"before-rollback-{engine.lineage.next_id}"
+            return Snapshot(engine, engine.rollback(record.id, name))
+
+    # -- extents ------------------------------------------------------------------------------------------------------
+    def allocated_extents(
+        self, start: int = 0, length: int | None = None, max_results: int | None = None
+    ) -> ExtentArray:  # fmt: skip
+        """What is mapped in a range of the live volume: rows (offset, length) in bytes."""
+        self._path.check_state()
+        return collect([live_walk(self.engine, HEAD, None)], self.size, self.block_size, start, length, max_results)
+
+    def changed_extents(
+        self, base: Snapshot | int | str, start: int = 0, length: int | None = None, max_results: int | None = None
+    ) -> ExtentArray:
+        """What changed in the live volume since a snapshot, writes that returned but are not flushed included.
+
+        Rows (offset, length) in bytes, whole blocks; see `Snapshot.changed_extents`.
+        """
+        self._path.check_state()
+        with self.engine.lock:
+            walks = changed_walks(self.engine, HEAD, find_base(self.engine, base))
+        return collect(walks, self.size, self.block_size, start, length, max_results)
+
+    # -- care ---------------------------------------------------------------------------------------------------------
+    def reclaim(self) -> None:
+        """Gives back the space of deleted snapshots to the end; `Snapshot.delete` does so by itself."""
+        self.engine.reclaim()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and sizes, in bytes where a name ends in _bytes."""
+        engine, path = self.engine, self._path
+        with engine.lock:
+            return {
+                "size_bytes": self.size,
+                "block_bytes": self.block_size,
+                "file_bytes": engine.io.size(engine.fd) if not engine.closed else 0,
+                "epoch": self.epoch,
+                "snapshots": len(engine.lineage.snapshots()) if not engine.closed else 0,
+                "reclaims_pending": pending(engine) if not engine.closed else 0,
+                "log_used_bytes": engine.log.used,
+                "log_bytes": engine.log.size,
+                "nodes_in_memory": path.map.node_count,
+                "nodes_dirty": path.map.dirty_count,
+                "read_bytes": path.bytes_read,
+                "written_bytes": path.bytes_written,
+                "blocks_redirected": path.blocks_placed,
+                "poisoned": engine.failure is not None,
+                **engine.counters,
+            }
+
+    def check(self) -> Report:
+        """Verifies every invariant of the file. Commits first and lets writes wait while it runs."""
+        from cowengine.engine.check import check_open
+
+        engine = self.engine
+        with engine.lock:
+            self._path.check_state()
+            if engine.read_only:
+                return check_open(engine.io, engine.fd, engine.name)
+            self._path.pause()
+            try:
+                engine.commit()
+                return check_open(engine.io, engine.fd, engine.name)
+            finally:
+                self._path.resume()
+
+    def close(self) -> None:
+        """Commits what is open and closes; idempotent. Raises PoisonedError if that failed, closed all the same."""
+        self.engine.close()
