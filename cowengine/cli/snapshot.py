@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOUN = Noun("snapshot", "take, read, roll back to and delete snapshots")
 
 SNAPSHOT = argument("snapshot", metavar="SNAPSHOT", help="VOLUME@NAME, or VOLUME@#ID")
-SNAPSHOTS_PER_CALL = 1000
+SNAPSHOTS_PER_CALL = 10_000
 READ_SIZE = 1 << 20     # bytes
 
 
