@@ -44,6 +44,7 @@ from cowengine.format import (
     decode_superblock,
     fold_of,
     iter_deltas,
+    level_for,
     scan_records,
 )
 
@@ -278,6 +279,9 @@ class _Check:
             return "has a reclaim cursor and is not deleted"
         if record.root.birth > record.epoch:
             return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
+        level = level_for(TREE_MAP, -(-record.size >> self.sb.block_shift))
+        if record.root.level != level:
+            return f"of {record.size} bytes has a map of level {record.root.level} instead of {level}"
         if record.epoch > records[0].epoch:
             return f"has epoch {record.epoch} and the head {records[0].epoch}"
         if record.parent == NONE_ID:

@@ -129,7 +129,7 @@ class Replay:
             self.problem(f"snapshot {event.id} takes epoch {event.epoch}, the head is in {head.record.epoch}")
         record = LineageRecord(
             LINEAGE_SNAPSHOT, event.id, event.name, event.epoch, head.record.size, event.flags, head.record.parent,
-            created_ns=event.created_ns, tag=event.tag, set_id=event.set_id,
+            root=head.line.root, created_ns=event.created_ns, tag=event.tag, set_id=event.set_id,
         )  # fmt: skip
         self.members[event.id] = Member(record, head.line, head.time)
         self.next_id = max(self.next_id, event.id + 1)

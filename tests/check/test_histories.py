@@ -1,6 +1,7 @@
 """Random legal histories, simulated block by block in plain dictionaries, have no problem; spoilt ones have.
 
-The model knows nothing of trees, lines or intervals: who holds a block is found by looking into every member's dictionary.
+The model knows nothing of trees, lines or intervals: who holds a block is found by looking
+into every member's dictionary.
 """
 
 from __future__ import annotations
