@@ -2,7 +2,7 @@
 
 All bytes go through cowengine.backup. Freezes nobody and tells no writer anything.
 
-Threads: the job's thread. Durable: the backup is, when `write_and_verify` returns. If it raises, the target is as it was.
+Threads: the job's thread. Durable: the backup is, when `write_and_verify` returns; else the target is as it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cowengine.errors import BackupError, FullBackupRequired
+from cowengine.errors import FullBackupRequired
 from cowengine.vss.coordinator import Coordinator
 from cowengine.vss.documents import BackupComponents, WriterRecord
 from cowengine.vss.job import Job
@@ -18,8 +18,8 @@ from cowengine.vss.job import Job
 if TYPE_CHECKING:
     from cowengine.backup import Backup
 
-# The snapshot is the first tenth of a backup's progress, writing and verifying most of the rest.
-SNAPSHOT_SHARE, WRITE_SHARE, VERIFY_SHARE = 0.1, 0.6, 0.28
+# Of a backup's progress.
+SNAPSHOT_SHARE, WRITE_SHARE, VERIFY_SHARE = 0.1, 0.6, 0.3
 
 ProgressCallback = Callable[[int, "int | None", str], None]
 
@@ -35,53 +35,33 @@ class BackupWork:
         self._target = target
         self._chain = chain
         self._progress = progress
+        self.verified = False
 
     def write_and_verify(self) -> Backup:
-        """Write, then read back everything that was written. Raises BackupError, CancelledError and the like.
+        """Write; read everything back before the backup gets its name. Raises BackupError, CancelledError and the like.
 
-        What went to a pipe cannot be read back here: whoever reads the pipe verifies it.
+        What went to a pipe cannot be read back here: it stays unverified, and whoever reads the pipe verifies it.
         """
-        from cowengine.backup import delete_backup, write_backup
+        from cowengine.backup import write_backup
 
         snapshots = self._coordinator.snapshot_set.snapshots
-        backup = write_backup(
+        self.verified = is_folder(self._target)
+        return write_backup(
             self._target,
             {name: snapshots[name] for name in self._job.volumes},
             kind=self._job.kind,
             chain=self._chain,
             documents=documents(self._job, self._coordinator),
-            progress=self._reporter("write", SNAPSHOT_SHARE, WRITE_SHARE),
+            progress=self._report,
             cancel=self._job.cancel_event,
+            verify=self.verified,
         )
-        if not is_folder(self._target):
-            return backup
-        try:
-            self._verify(backup)
-        except BaseException:
-            delete_backup(self._target, backup.id)
-            raise
-        return backup
 
-    def _verify(self, backup: Backup) -> None:
-        from cowengine.backup import verify_backup
-
-        report = verify_backup(
-            self._target,
-            backup.id,
-            progress=self._reporter("verify", SNAPSHOT_SHARE + WRITE_SHARE, VERIFY_SHARE),
-            cancel=self._job.cancel_event,
-        )
-        if not report.ok:
-            raise BackupError(f"the written backup {backup.id} does not verify: {'; '.join(report.problems[:3])}")
-        self._coordinator.raise_if_cancelled()
-
-    def _reporter(self, phase: str, begin: float, share: float) -> ProgressCallback:
-        def report(done: int, total: int | None, part: str) -> None:
-            self._job.set_progress(phase, begin + share * (done / total if total else 0.0))
-            if self._progress is not None:
-                self._progress(done, total, part)
-
-        return report
+    def _report(self, done: int, total: int | None, phase: str) -> None:
+        begin, share = (SNAPSHOT_SHARE, WRITE_SHARE) if phase == "backup" else (1 - VERIFY_SHARE, VERIFY_SHARE)
+        self._job.set_progress(phase, begin + share * (done / total if total else 0.0))
+        if self._progress is not None:
+            self._progress(done, total, phase)
 
 
 def documents(job: Job[Any], coordinator: Coordinator) -> dict[str, Any]:

@@ -165,13 +165,6 @@ class Coordinator:
             self._gather([self._post(self._provider, "abort", time.monotonic() + self._limits.abort)], patient=True)
             raise error
 
-    def raise_if_cancelled(self) -> None:
-        """Between two pieces of work that take no message."""
-        self._gather([])
-        while not self._inbox.empty():
-            self._step(0.0)
-        self._raise_failure()
-
     def backup_complete(self) -> None:
         """The backup is written and verified: the writers may truncate their logs. No cancel any more."""
         self._on_phase("backup_complete")

@@ -28,9 +28,25 @@ if TYPE_CHECKING:
 BACKUP_KINDS = ("full", "incremental", "differential", "copy")
 
 # Where in a job each phase begins, as a fraction of a snapshot; a backup's snapshot is its first tenth.
-_PHASES = tuple(
-    "queued start identify check prepare_backup begin_prepare prepare_snapshot end_prepare freeze pre_commit commit "
-    "rehearse post_commit thaw post_snapshot pre_final_commit post_final_commit keep_ledger backup_shutdown".split()  # noqa: SIM905
+_PHASES = (
+    "queued",
+    "start",
+    "identify",
+    "check",
+    "prepare_backup",
+    "begin_prepare",
+    "prepare_snapshot",
+    "end_prepare",
+    "freeze",
+    "pre_commit",
+    "commit",
+    "rehearse",
+    "post_commit",
+    "thaw",
+    "post_snapshot",
+    "pre_final_commit",
+    "post_final_commit",
+    "backup_shutdown",
 )
 
 
@@ -121,7 +137,8 @@ class Requestor:
     ) -> Backup:
         """Back up a snapshot set, a new one unless given, and verify what was written; then the writers complete.
 
-        `target`: a folder, "-" or a binary file (see cowengine.backup). `progress` is called with bytes done, bytes in
+        `target`: a folder, "-" or a binary file (see cowengine.backup); what went to a pipe cannot be verified here, so
+        its writers get no backup_complete. `progress` is called with bytes done, bytes in
         all or None, and the phase. The set stays: the next incremental needs it. Raises FullBackupRequired before
         anybody is frozen if the chain has no base, BackupError, and what `snapshot` raises; then the target is as it
         was and a set made for this backup is deleted. Only if a writer fails at backup_complete, the backup stands.
@@ -200,7 +217,8 @@ class Requestor:
                 coordinator.abort(error)
                 raise
             try:
-                coordinator.backup_complete()
+                if work.verified:
+                    coordinator.backup_complete()
             except BaseException as error:
                 coordinator.fail(error)
                 raise
