@@ -20,7 +20,7 @@ LAYERS = [
     {"core"},
     {"format"},
     {"engine"},
-    {"volume", "snapshot"},
+    {"volume", "snapshot", "extents", "names"},
     {"store"},
     {"backup"},
     {"vss"},
