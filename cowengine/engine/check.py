@@ -46,6 +46,7 @@ from cowengine.format import (
     iter_deltas,
     level_for,
     scan_records,
+    span,
 )
 
 
@@ -161,7 +162,7 @@ class _Check:
             self.trees.nodes = {}
             final = self._state(replay)
             slots = self._used_after(used, records, optional)
-            self._compare_after(slots, base, final, optional, freed_nodes)
+            self._compare_after(slots, base, final, optional, freed_nodes, _touched(records))
         self._count(replay, base, final, slots, records)
 
     # --- the log ---------------------------------------------------------------------------------------------------
@@ -392,12 +393,17 @@ class _Check:
         self._report("checkpoint", used, required, optional)
 
     def _compare_after(
-        self, used: list[Run], base: _State, final: _State, optional: list[Run], freed_nodes: list[Run]
+        self, used: list[Run], base: _State, final: _State, optional: list[Run], freed_nodes: list[Run], touched: list[Run]
     ) -> None:
-        """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted."""
+        """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted.
+
+        A node with a block that a delta touched has been copied since, so a reclaim may free what the tree still leads to.
+        """
         freed = merge(freed_nodes)
         for slot, place in final.nodes.items():
-            if _holds(freed, slot):
+            tree, level, index = place
+            keys = span(tree, level)
+            if _holds(freed, slot) and not _meets(touched, index * keys, (index + 1) * keys):
                 self.problems.add(f"log: frees node {place} in slot {slot}, which is still reachable")
         nodes = {**base.nodes, **final.nodes}
         required = merge([*final.runs, *subtract(_slot_runs(nodes), freed), *_slot_runs(final.blobs)])
@@ -434,6 +440,17 @@ def _holds(runs: list[Run], slot: int) -> bool:
     """Whether sorted runs hold this slot."""
     number = bisect_right(runs, (slot, SLOTS_MAX)) - 1
     return number >= 0 and slot < runs[number][1]
+
+
+def _meets(runs: list[Run], begin: int, end: int) -> bool:
+    """Whether sorted runs and [begin, end) have anything in common."""
+    number = bisect_right(runs, (end - 1, SLOTS_MAX)) - 1
+    return number >= 0 and runs[number][1] > begin
+
+
+def _touched(records: list[Record]) -> list[Run]:
+    """The blocks that the deltas of the log change."""
+    return merge((block, block + count) for record in records for block, count, _, _, _, _ in iter_deltas(record.deltas))
 
 
 def _slot_runs(slots: dict[int, Place] | dict[int, int]) -> list[Run]:
