@@ -15,6 +15,7 @@ PIECE_BYTES = 1 << 20
 PAGE_EXTENTS = 4096
 # Zeros shorter than this are stored as data: zstd makes nothing of them, and each record costs 80 bytes.
 ZERO_BYTES_MIN = 64 << 10
+_ZEROS = bytes(ZERO_BYTES_MIN)
 
 
 class SnapshotLike(Protocol):
@@ -96,6 +97,9 @@ def _data(snapshot: SnapshotLike, offset: int, length: int) -> Iterator[tuple[in
 
 def _without_zeros(plain: bytes, offset: int) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
     """Splits a piece at long runs of zeros."""
+    if len(plain) <= ZERO_BYTES_MIN:
+        yield offset, len(plain), None if _ZEROS.startswith(plain) else plain
+        return
     import numpy as np
 
     whole = len(plain) - len(plain) % ZERO_BYTES_MIN
