@@ -101,6 +101,15 @@ class Coordinator:
         self._tell("start", _START_SECONDS, [session for session in self.writers if session.writer.isolated])
         self._tell("identify", self._limits.event)
 
+    def identify_all(self) -> None:
+        """The same, from every writer, whoever fails; nothing else may follow but close."""
+        isolated = [session for session in self.writers if session.writer.isolated]
+        self._gather(
+            [self._post(session, "start", time.monotonic() + _START_SECONDS) for session in isolated], patient=True
+        )
+        deadline = time.monotonic() + self._limits.event
+        self._gather([self._post(session, "identify", deadline) for session in self._included()], patient=True)
+
     def prepare_backup(self) -> None:
         """Tell the writers that a job has begun; from here on they are owed an abort."""
         for session in self._included():

@@ -19,6 +19,7 @@ from cowengine.vss.discovery import load_writers
 from cowengine.vss.job import Job
 from cowengine.vss.provider import ProviderChoice, ProviderGroup
 from cowengine.vss.reservation import Reservation, queue_of
+from cowengine.vss.session import WriterSession
 from cowengine.vss.writer import JobView, Writer, check_writers
 
 if TYPE_CHECKING:
@@ -121,7 +122,12 @@ class Requestor:
 
     def writer_status(self) -> list[dict[str, Any]]:
         """Each writer with its level and limits, what it owns now, and how its last job in this requestor went."""
-        return [self._writer_status(writer) for writer in self.writers]
+        coordinator = self._coordinator(Job("rehearsal", tuple(self.store.volumes())), None, 1.0)
+        try:
+            coordinator.identify_all()
+        finally:
+            coordinator.close()
+        return [self._writer_status(coordinator, session) for session in coordinator.writers]
 
     # ---- backups ---------------------------------------------------------------------------------------------------
 
@@ -276,21 +282,19 @@ class Requestor:
         job.report_ledger = coordinator.ledger.to_dict
         return coordinator
 
-    def _writer_status(self, writer: Writer) -> dict[str, Any]:
-        status: dict[str, Any] = {
-            "name": writer.name,
-            "level": writer.level,
-            "required": bool(writer.required),
-            "isolated": bool(writer.isolated),
-            "freeze_limit": min(float(writer.freeze_limit), self._limits.freeze),
-            "state": "stable",
-            "components": [],
+    def _writer_status(self, coordinator: Coordinator, session: WriterSession) -> dict[str, Any]:
+        problem = coordinator.ledger.message_of(session.name)
+        last = self._status.get(session.name, {"last_job": None, "outcome": None, "last_error": None})
+        return {
+            "name": session.name,
+            "level": session.level,
+            "required": session.required,
+            "isolated": bool(session.writer.isolated),
+            "freeze_limit": session.freeze_limit,
+            "state": problem or "stable",
+            "components": [component.to_dict() for component in session.components],
+            **last,
         }
-        try:
-            status["components"] = [component.to_dict() for component in writer.identify().components]
-        except Exception as error:  # a status never fails: it says what is wrong
-            status["state"] = f"failed at identify: {type(error).__name__}: {error}"
-        return {**status, "last_job": None, "outcome": None, "last_error": None, **self._status.get(writer.name, {})}
 
 
 def _stand_still(coordinator: Coordinator) -> None:

@@ -208,3 +208,14 @@ def test_what_events_return_is_refused_if_json_cannot_hold_it(store: Any, journa
         with pytest.raises(WriterVeto, match="post_snapshot"):
             Requestor(store, [writer]).snapshot()
     assert store.snapshot_sets() == []
+
+
+def test_writer_status_never_fails_and_says_who_does(store: Any, journal: Journal) -> None:
+    faults = [ScriptedWriter(journal, fault, {"identify": fault}) for fault in ("raise", "hang", "die")]
+    killed = ScriptedWriter(journal, "killed", {"identify": "die"}, isolated=True)
+    fine = ScriptedWriter(journal, "fine", volumes=("a",))
+    requestor = Requestor(store, [*faults, killed, fine], event_limit=0.5)
+    states = {status["name"]: status["state"] for status in requestor.writer_status()}
+    assert states.pop("fine") == "stable"
+    assert all("identify" in state for state in states.values()), states
+    assert len(states) == 4
