@@ -18,6 +18,7 @@ from typing import Any, Final
 from cowengine.core.iotable import IOTable
 from cowengine.errors import CorruptionError, NotFoundError, OutOfRangeError
 from cowengine.store.names import UNFINISHED_SUFFIX, document_file, parse_document_file
+from cowengine.store.oserrors import typed
 
 DOCUMENT_BYTES_MAX: Final = 16 * 1024 * 1024
 
@@ -61,7 +62,7 @@ class Documents:
         path = os.path.join(self._folder, document_file(kind, document_id))
         text = encode_document(document)
         unfinished = path + UNFINISHED_SUFFIX
-        with self._lock:
+        with self._lock, typed(self._folder):
             self._unlink(unfinished)
             fd = self._io.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
@@ -90,7 +91,7 @@ class Documents:
 
     def delete(self, kind: str, document_id: str) -> bool:
         """Remove a document; durable on return. False if there was none."""
-        with self._lock:
+        with self._lock, typed(self._folder):
             found = self._unlink(os.path.join(self._folder, document_file(kind, document_id)))
             if found:
                 self._io.sync_directory(self._folder)

@@ -114,7 +114,7 @@ class Record:
     created_ns: int
     members: tuple[RecordMember, ...]
     name: str = ""
-    metadata: bytes | None = None
+    metadata: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +228,7 @@ def record_seed(store_uuid: bytes, sequence: int) -> int:
 def encode_record(record: Record, frame: Frame, store_uuid: bytes) -> tuple[bytes, int]:
     """(bytes without padding, checksum)."""
     name = record.name.encode()
-    metadata = record.metadata or b""
-    length = record_bytes(len(record.members), len(name), len(metadata))
+    length = record_bytes(len(record.members), len(name), len(record.metadata))
     buffer = bytearray(RECORD_HEADER_BYTES)
     _put(buffer, RECORD_FIELDS, "magic", RECORD_MAGIC)
     _put(buffer, RECORD_FIELDS, "record_bytes", length)
@@ -238,7 +237,7 @@ def encode_record(record: Record, frame: Frame, store_uuid: bytes) -> tuple[byte
     _put(buffer, RECORD_FIELDS, "created_ns", record.created_ns)
     _put(buffer, RECORD_FIELDS, "type", record.type)
     _put(buffer, RECORD_FIELDS, "name_bytes", len(name))
-    _put(buffer, RECORD_FIELDS, "metadata_bytes", len(metadata))
+    _put(buffer, RECORD_FIELDS, "metadata_bytes", len(record.metadata))
     _put(buffer, RECORD_FIELDS, "member_count", len(record.members))
     _put(buffer, RECORD_FIELDS, "set_id", record.set_id)
     for member in record.members:
@@ -246,7 +245,7 @@ def encode_record(record: Record, frame: Frame, store_uuid: bytes) -> tuple[byte
         for field in MEMBER_FIELDS:
             _put(part, MEMBER_FIELDS, field, getattr(member, field))
         buffer += part
-    buffer += name + metadata
+    buffer += name + record.metadata
     checksum = xxh64(bytes(buffer), record_seed(store_uuid, frame.sequence))
     _put(buffer, RECORD_FIELDS, "checksum", checksum)
     return bytes(buffer), checksum
@@ -297,7 +296,7 @@ def decode_record(raw: bytes) -> Record:
         created_ns=_integer(raw, RECORD_FIELDS, "created_ns"),
         members=tuple(_decode_member(raw, RECORD_HEADER_BYTES + MEMBER_BYTES * index) for index in range(count)),
         name=name,
-        metadata=raw[name_at + name_bytes :] or None,
+        metadata=raw[name_at + name_bytes :],
     )
 
 

@@ -31,6 +31,7 @@ from cowengine.errors import (
 )
 from cowengine.store import layout
 from cowengine.store.layout import Frame, Header, Record
+from cowengine.store.oserrors import typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,8 @@ class StoreLog:
 
 def _open_file(io: IOTable, path: str, read_only: bool) -> int:
     try:
-        return io.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        with typed(path):
+            return io.open(path, os.O_RDONLY if read_only else os.O_RDWR)
     except FileNotFoundError:
         if _is_directory(io, os.path.dirname(path)):
             raise FormatError(f"{os.path.dirname(path)} is not a store: it has no store.log") from None

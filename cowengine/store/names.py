@@ -11,7 +11,7 @@ import unicodedata
 from typing import Final
 
 from cowengine.errors import OutOfRangeError
-from cowengine.store.layout import NAME_BYTES_MAX
+from cowengine.names import check_name
 
 LOG_NAME: Final = "store.log"
 CATALOGUE_NAME: Final = "catalogue.sqlite"
@@ -26,34 +26,17 @@ _KIND: Final = re.compile(r"[a-z]{1,32}", re.ASCII)
 _DOCUMENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
 
-def _check_text(what: str, name: object, bytes_max: int) -> str:
-    if not isinstance(name, str):
-        raise OutOfRangeError(f"the name of a {what} is a str, not {type(name).__name__}")
-    # The length first: nothing below may cost more because a name is hostile.
-    if not 1 <= len(name) <= bytes_max:
-        raise OutOfRangeError(f"the name of a {what} has 1 to {bytes_max} bytes, this one {len(name)} characters")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        raise OutOfRangeError(f"the name of a {what} must be valid Unicode: {name!a}") from None
-    if length > bytes_max:
-        raise OutOfRangeError(f"the name of a {what} has 1 to {bytes_max} bytes of UTF-8, this one {length}")
-    if "/" in name or any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise OutOfRangeError(f"the name of a {what} may hold neither '/' nor control characters: {name!a}")
-    return name
-
-
 def check_volume_name(name: object) -> str:
     """The name, or OutOfRangeError saying what is wrong with it."""
-    text = _check_text("volume", name, VOLUME_NAME_BYTES_MAX)
+    text = check_name(name, "volume")
+    length = len(text.encode())
+    if length > VOLUME_NAME_BYTES_MAX:
+        raise OutOfRangeError(f"a volume name has 1 to {VOLUME_NAME_BYTES_MAX} bytes of UTF-8, this one {length}")
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise OutOfRangeError(f"a volume name may not hold control characters: {text!a}")
     if text in (".", ".."):
         raise OutOfRangeError(f"a volume cannot be named {text!r}")
     return text
-
-
-def check_set_name(name: object) -> str:
-    """The name, or OutOfRangeError saying what is wrong with it."""
-    return _check_text("snapshot set", name, NAME_BYTES_MAX)
 
 
 def document_file(kind: str, document_id: str) -> str:

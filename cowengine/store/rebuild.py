@@ -37,7 +37,8 @@ def _set_rows(volumes: VolumeTable, volume_uuid: bytes, name: str) -> list[State
     while found := volume.snapshots(start, SNAPSHOTS_AT_ONCE):
         start += len(found)
         for snapshot in found:
-            if any(snapshot.set_id):
-                member = CatalogueMember(volume_uuid, name, snapshot.id)
-                rows += set_statements(CatalogueSet(snapshot.set_id, snapshot.name, snapshot.created_ns, (member,)))
+            if snapshot.set_id is not None:
+                record = volume.engine.live_snapshot(snapshot.id)
+                member = CatalogueMember(volume_uuid, name, record.id)
+                rows += set_statements(CatalogueSet(record.set_id, record.name, record.created_ns, (member,)))
     return rows

@@ -111,7 +111,7 @@ class SnapshotSet:
 class PendingSet:
     """A snapshot set that is ready to be taken. Leaving its context without `commit` aborts it."""
 
-    def __init__(self, store: Store, name: str, volumes: Sequence[tuple[str, Volume]], metadata: bytes | None) -> None:
+    def __init__(self, store: Store, name: str, volumes: Sequence[tuple[str, Volume]], metadata: bytes) -> None:
         self.name = name
         self.volumes = [volume_name for volume_name, _ in volumes]
         self.held_seconds = 0.0

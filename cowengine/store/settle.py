@@ -9,6 +9,7 @@ Threads     Every method may be called from any thread; one recycles at a time.
 from __future__ import annotations
 
 import threading
+import uuid
 
 from cowengine.errors import CowEngineError, NotFoundError
 from cowengine.store.layout import TYPE_DELETE
@@ -65,7 +66,7 @@ class Settlement:
                 continue
             try:
                 snapshot = self._volumes.get(name).get_snapshot(member.snapshot_id)
-                if snapshot.set_id == entry.record.set_id:
+                if snapshot.set_id == str(uuid.UUID(bytes=entry.record.set_id)):
                     snapshot.delete()
             except NotFoundError:
                 continue

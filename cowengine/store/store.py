@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.report import Report
@@ -30,6 +31,7 @@ from cowengine.errors import (
     PoisonedError,
     ReadOnlyError,
 )
+from cowengine.names import check_name, encode_metadata
 from cowengine.snapshot import Snapshot
 from cowengine.store import layout
 from cowengine.store.catalogue import MEMORY, Catalogue, CatalogueMember, CatalogueSet, record_statements
@@ -42,8 +44,8 @@ from cowengine.store.names import (
     LOG_NAME,
     UNFINISHED_SUFFIX,
     VOLUMES_NAME,
-    check_set_name,
 )
+from cowengine.store.oserrors import typed
 from cowengine.store.rebuild import catalogue_statements
 from cowengine.store.sets import LEDGER_KIND, PendingSet, SnapshotSet
 from cowengine.store.settle import Settlement
@@ -80,24 +82,9 @@ class Store:
         """
         table = io or KERNEL
         folder = os.path.abspath(os.fspath(path))
-        log_path = os.path.join(folder, LOG_NAME)
-        try:
-            table.mkdir(folder, 0o700)
-        except FileExistsError:
-            raise ExistsError("something is there already: a store is made in a new directory", folder) from None
-        except FileNotFoundError:
-            raise NotFoundError("the directory for the new store does not exist", os.path.dirname(folder)) from None
-        created = []
-        try:
-            for name in (VOLUMES_NAME, DOCUMENTS_NAME):
-                table.mkdir(os.path.join(folder, name), 0o700)
-                created.append(name)
-            create_log(table, log_path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
-            table.sync_directory(folder)  # the log appears last: with it the store is whole
-            table.rename(log_path + UNFINISHED_SUFFIX, log_path)
-        except BaseException:
-            _undo_create(table, folder, created)
-            raise
+        with typed(folder):
+            _make_folder(table, folder)
+            _fill_folder(table, folder, log_size)
         table.sync_directory(folder)
         table.sync_directory(os.path.dirname(folder))
         return cls.open(folder, io=io, catalogue=catalogue, background=background)
@@ -304,17 +291,22 @@ class Store:
 
     # ---- snapshot sets ----
 
-    def snapshot(self, volume_names: Iterable[str], name: str, *, metadata: bytes | None = None) -> SnapshotSet:
+    def snapshot(
+        self, volume_names: Iterable[str], name: str, *, metadata: dict[str, Any] | None = None
+    ) -> SnapshotSet:
         """Snapshot several volumes at one point in time: all or none. Durable on return, with every write that
         returned before.
 
-        Raises OutOfRangeError (no volume, one named twice, a bad name), NotFoundError, ExistsError, BusyError,
+        `metadata`: a small JSON object that each member's snapshot keeps. Raises OutOfRangeError (no volume, one named
+        twice, a bad name), NotFoundError, ExistsError, BusyError,
         PoisonedError.
         """
         with self.prepare_set(volume_names, name, metadata=metadata) as pending:
             return pending.commit()
 
-    def prepare_set(self, volume_names: Iterable[str], name: str, *, metadata: bytes | None = None) -> PendingSet:
+    def prepare_set(
+        self, volume_names: Iterable[str], name: str, *, metadata: dict[str, Any] | None = None
+    ) -> PendingSet:
         """The slow part of a set: checks, opens the volumes, keeps its name and its room in the store log. Holds
         nobody.
 
@@ -322,18 +314,19 @@ class Store:
         """
         self._check_writable()
         self.log.check_usable()
-        check_set_name(name)
+        check_name(name, "snapshot set")
         volumes = self._members(volume_names)
-        self._check_metadata(len(volumes), name, metadata)
+        encoded = encode_metadata(metadata, min(volume.engine.metadata_max for _, volume in volumes))
+        self._check_record(len(volumes), name, encoded)
         self._take_name(name)
         try:
             for volume_name, volume in volumes:
                 _refuse_snapshot(volume, volume_name, name)
-            self._make_room(_set_bytes(name, len(volumes), metadata))
+            self._make_room(_set_bytes(name, len(volumes), encoded))
         except BaseException:
             self._drop_name(name)
             raise
-        return PendingSet(self, name, volumes, metadata)
+        return PendingSet(self, name, volumes, encoded)
 
     def _members(self, volume_names: Iterable[str]) -> list[tuple[str, Volume]]:
         if isinstance(volume_names, str | bytes):
@@ -349,11 +342,7 @@ class Store:
             seen.add(name)
         return [(name, self._volumes.get(name)) for name in names]
 
-    def _check_metadata(self, member_count: int, name: str, metadata: bytes | None) -> None:
-        if metadata is not None and (
-            not isinstance(metadata, bytes) or not 1 <= len(metadata) <= layout.METADATA_BYTES_MAX
-        ):
-            raise OutOfRangeError(f"metadata is 1 to {layout.METADATA_BYTES_MAX} bytes, or None")
+    def _check_record(self, member_count: int, name: str, metadata: bytes) -> None:
         if _set_bytes(name, member_count, metadata) > self.log.record_bytes_max():
             raise OutOfRangeError(
                 f"{member_count} volumes are too many for one set in this store: its log takes records of "
@@ -370,7 +359,7 @@ class Store:
         with self._lock:
             self._names_taken.discard(name)
 
-    def release_set(self, name: str, member_count: int, metadata: bytes | None) -> None:
+    def release_set(self, name: str, member_count: int, metadata: bytes) -> None:
         """A pending set ended: its name stands in the catalogue or is free, and its room was used or is free."""
         self.log.release(_set_bytes(name, member_count, metadata))
         self._drop_name(name)
@@ -405,7 +394,7 @@ class Store:
             snapshot = self._volumes.get(name).get_snapshot(member.snapshot_id)
         except NotFoundError:
             return name, None
-        return name, snapshot if snapshot.set_id == set_id else None
+        return name, snapshot if snapshot.set_id == str(uuid.UUID(bytes=set_id)) else None
 
     def delete_set(self, found: CatalogueSet) -> None:
         """Delete a set: its record first, which commits, then each member. As `SnapshotSet.delete`."""
@@ -517,17 +506,37 @@ class Store:
         return report
 
 
-def _undo_create(io: IOTable, folder: str, created: list[str]) -> None:
-    path = os.path.join(folder, LOG_NAME + UNFINISHED_SUFFIX)
-    if io.is_file(path):
-        io.unlink(path)
-    for name in created:
-        io.rmdir(os.path.join(folder, name))
-    io.rmdir(folder)
+def _make_folder(io: IOTable, folder: str) -> None:
+    try:
+        io.mkdir(folder, 0o700)
+    except FileExistsError:
+        raise ExistsError("something is there already: a store is made in a new directory", folder) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError("the directory for the new store does not exist", os.path.dirname(folder)) from None
 
 
-def _set_bytes(name: str, member_count: int, metadata: bytes | None) -> int:
-    return layout.record_bytes(member_count, len(name.encode()), len(metadata or b""))
+def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
+    """Everything a new store has; undone if it fails."""
+    path = os.path.join(folder, LOG_NAME)
+    created = []
+    try:
+        for name in (VOLUMES_NAME, DOCUMENTS_NAME):
+            io.mkdir(os.path.join(folder, name), 0o700)
+            created.append(name)
+        create_log(io, path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
+        io.sync_directory(folder)  # the log appears last: with it the store is whole
+        io.rename(path + UNFINISHED_SUFFIX, path)
+    except BaseException:
+        if io.is_file(path + UNFINISHED_SUFFIX):
+            io.unlink(path + UNFINISHED_SUFFIX)
+        for name in created:
+            io.rmdir(os.path.join(folder, name))
+        io.rmdir(folder)
+        raise
+
+
+def _set_bytes(name: str, member_count: int, metadata: bytes) -> int:
+    return layout.record_bytes(member_count, len(name.encode()), len(metadata))
 
 
 def _named(found: CatalogueSet | None, name: str) -> bool:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from dataclasses import dataclass
 
 from cowengine.core.iotable import IOTable
+from cowengine.engine.recovery import choose_superblock
 from cowengine.engine.setcommit import SetEvent
-from cowengine.errors import BusyError, CorruptionError, CowEngineError, ExistsError, FormatError, NotFoundError
-from cowengine.format import Superblock, decode_superblock
-from cowengine.format.layout import SLOT_BYTES
+from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
 from cowengine.store.layout import TYPE_SET
 from cowengine.store.log import StoreLog
 from cowengine.store.names import (
@@ -29,6 +29,7 @@ from cowengine.store.names import (
     check_volume_name,
     volume_file,
 )
+from cowengine.store.oserrors import typed
 from cowengine.volume import Volume
 
 
@@ -47,23 +48,10 @@ def read_uuid(io: IOTable, path: str) -> bytes:
     """The UUID in a volume file's superblock. Raises FormatError, CorruptionError, OSError."""
     fd = io.open(path, os.O_RDONLY)
     try:
-        slots = [io.pread(fd, SLOT_BYTES, slot * SLOT_BYTES) for slot in (0, 1)]
+        superblock, _, _ = choose_superblock(io, fd, path)
     finally:
         io.close(fd)
-    found: Superblock | None = None
-    failure: CowEngineError | None = None
-    for raw in slots:
-        try:
-            superblock = decode_superblock(raw)
-        except (FormatError, CorruptionError) as error:
-            failure = error
-            continue
-        if found is None or superblock.generation > found.generation:
-            found = superblock
-    if found is None:
-        assert failure is not None
-        raise failure
-    return found.volume_uuid
+    return superblock.volume_uuid
 
 
 class VolumeTable:
@@ -188,7 +176,7 @@ class VolumeTable:
     @staticmethod
     def _has_snapshot(volume: Volume, event: SetEvent) -> bool:
         try:
-            return volume.get_snapshot(event.snapshot_id).set_id == event.set_id
+            return volume.get_snapshot(event.snapshot_id).set_id == str(uuid.UUID(bytes=event.set_id))
         except NotFoundError:
             return False
 
@@ -243,7 +231,7 @@ class VolumeTable:
     def create(self, name: str, size: int, *, block_size: int, log_size: int | None) -> Volume:
         """Make a volume and hand it out. Raises ExistsError, OutOfRangeError, NoSpaceError."""
         place = self._place
-        with self._lock:
+        with self._lock, typed(self._folder):
             path = self._refuse_existing(name)
             unfinished = path.removesuffix(VOLUME_SUFFIX) + UNFINISHED_SUFFIX
             options = {} if log_size is None else {"log_size": log_size}
@@ -275,7 +263,7 @@ class VolumeTable:
 
     def remove(self, name: str) -> None:
         """Delete a volume with all its snapshots. Raises NotFoundError, BusyError."""
-        with self._lock:
+        with self._lock, typed(self._folder):
             path = self._require(name)
             self._close_unused(name)
             self._place.io.unlink(path)
@@ -286,7 +274,7 @@ class VolumeTable:
         """Give a volume another name; returns its UUID. Raises NotFoundError, ExistsError, BusyError,
         OutOfRangeError.
         """
-        with self._lock:
+        with self._lock, typed(self._folder):
             path = self._require(name)
             new_path = self._refuse_existing(new_name)
             self._close_unused(name)
@@ -304,7 +292,7 @@ class VolumeTable:
     def detach(self, name: str) -> str:
         """Take a volume out of the store; returns the path of its file, which then stands alone. Raises as `remove`."""
         io = self._place.io
-        with self._lock:
+        with self._lock, typed(self._place.path):
             path = self._require(name)
             folder = os.path.join(self._place.path, DETACHED_NAME)
             target = os.path.join(folder, os.path.basename(path))

@@ -52,7 +52,7 @@ def test_a_set_of_eight_volumes_is_there_with_every_write_that_returned_before(
     for number in (1, 2):
         for index, name in enumerate(names):
             put_number(store.open_volume(name), 100 * number + index)
-        store.snapshot(names, f"s{number}", metadata=b"why" if number == 2 else None)
+        store.snapshot(names, f"s{number}", metadata={"why": "night"} if number == 2 else None)
     for name in names:
         put_number(store.open_volume(name), 999)
     store.close()
@@ -65,7 +65,7 @@ def test_a_set_of_eight_volumes_is_there_with_every_write_that_returned_before(
             assert found.missing == []
             assert [number_at(found.snapshots[name]) for name in names] == [100 * number + i for i in range(8)]
             assert {snapshot.name for snapshot in found.snapshots.values()} == {f"s{number}"}
-            assert found.snapshots["v3"].metadata == (b"why" if number == 2 else None)
+            assert found.snapshots["v3"].metadata == ({"why": "night"} if number == 2 else {})
             assert before - timedelta(seconds=1) <= found.created <= datetime.now(UTC)
             assert abs(found.snapshots["v0"].created - found.created) < timedelta(milliseconds=1)
         assert number_at(store.open_volume("v5")) == 999
@@ -162,7 +162,7 @@ def test_a_hostile_set_name_is_refused(make_store: MakeStore, name: object) -> N
         store.get_snapshot_set(name)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("metadata", [b"", b"x" * 4097, "text"])
+@pytest.mark.parametrize("metadata", [[], b"x", {"a": "x" * 4097}, {"a": {1}}])
 def test_metadata_has_its_bounds(make_store: MakeStore, metadata: object) -> None:
     store = make_store("a")
     with pytest.raises(OutOfRangeError, match="metadata"):
@@ -353,8 +353,8 @@ def test_a_set_larger_than_the_logs_records_is_refused(make_store: MakeStore) ->
     names = [f"v{index}" for index in range(9)]
     store = make_store(*names, log_size=RING_BYTES_MIN)
     with pytest.raises(OutOfRangeError, match="too many"):
-        store.snapshot(names, "s", metadata=b"m" * 3800)
-    store.snapshot(names, "s", metadata=b"m" * 3000)
+        store.snapshot(names, "s", metadata={"m": "m" * 3700})
+    store.snapshot(names, "s", metadata={"m": "m" * 3000})
 
 
 def test_pending_sets_that_keep_the_whole_log_make_others_wait_then_busy(

@@ -35,7 +35,7 @@ def make_record(number: int, members: int = 1) -> Record:
         set_id=uuid.UUID(int=number).bytes,
         created_ns=number,
         name=f"set {number}",
-        metadata=b"m" if number % 2 else None,
+        metadata=b"m" if number % 2 else b"",
         members=tuple(
             RecordMember(
                 volume_uuid=uuid.UUID(int=index).bytes, snapshot_id=number, epoch=number, sequence=index, tag=2**64 - 1
@@ -46,7 +46,7 @@ def make_record(number: int, members: int = 1) -> Record:
 
 
 def bytes_of(record: Record) -> int:
-    return layout.record_bytes(len(record.members), len(record.name.encode()), len(record.metadata or b""))
+    return layout.record_bytes(len(record.members), len(record.name.encode()), len(record.metadata))
 
 
 def append(log: StoreLog, record: Record) -> None:
