@@ -59,6 +59,9 @@ class _SystemError(CowEngineError, OSError):
         if filename is not None:
             self.filename = filename
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.strerror, self.filename), self.__dict__)
+
     def __str__(self) -> str:
         name = f" [{self.filename}]" if self.filename is not None else ""
         return f"{self.strerror}{name}"

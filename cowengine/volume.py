@@ -215,9 +215,8 @@ class Volume:
             raise OutOfRangeError(f"snapshots from {start}, {max_results} of them")
         self._path.check_state()
         with self.engine.lock:
-            records = self.engine.lineage.snapshots()
-        stop = None if max_results is None else start + max_results
-        return [Snapshot(self.engine, record) for record in records[start:stop]]
+            records = self.engine.lineage.snapshots(start, None if max_results is None else start + max_results)
+        return [Snapshot(self.engine, record) for record in records]
 
     def get_snapshot(self, name_or_id: str | int) -> Snapshot:
         """A snapshot by its name (str) or id (int). Raises NotFoundError."""
@@ -278,7 +277,7 @@ class Volume:
                 "block_bytes": self.block_size,
                 "file_bytes": engine.io.size(engine.fd) if not engine.closed else 0,
                 "epoch": self.epoch,
-                "snapshots": len(engine.lineage.snapshots()) if not engine.closed else 0,
+                "snapshots": engine.lineage.count() if not engine.closed else 0,
                 "reclaims_pending": pending(engine) if not engine.closed else 0,
                 "log_used_bytes": engine.log.used,
                 "log_bytes": engine.log.size,

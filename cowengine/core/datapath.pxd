@@ -106,6 +106,8 @@ cdef class DataPath:
 
     cdef void add_orphan(self, node_t *node) noexcept
     cdef void drop_orphans(self) noexcept
+    cdef void await_older(self)
+    cdef tuple take(self, Root root)
     cdef int begin(self, plan_t *plan) noexcept nogil
     cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil
     cdef void end_flight(self, plan_t *plan) noexcept nogil

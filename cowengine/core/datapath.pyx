@@ -8,7 +8,7 @@ Invariants (numbers as in docs/invariants.md)
     I1   In place only what was born after the last epoch ever frozen on this head.
     I2   Two writes that touch one block never run at the same time; so a partly written block loses nobody's bytes.
     I3   An entry is published after its block was written whole.
-    I4   A write that began after the fence publishes after the snapshot's root was kept.
+    I6   A write that began after the fence publishes after the snapshot's root was kept.
     I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two eras.
 
 Threads   Any number. One mutex guards all state; it is never held during the I/O of data, and never waited for with the GIL held.
@@ -389,7 +389,7 @@ cdef class DataPath:
         return status
 
     cdef int publish(self, plan_t *plan) noexcept nogil:
-        """Enters the placed pieces into the map and the batch (I3, I4). A failure half-way poisons the volume."""
+        """Enters the placed pieces into the map and the batch (I3, I6). A failure half-way poisons the volume."""
         cdef change_t change
         cdef piece_t *piece
         cdef int i, status = 0
@@ -564,35 +564,39 @@ cdef class DataPath:
         `keep_root` the map as of the batch is kept: root is a Root, and superseded nodes are [(slot, count)]; else None and [].
         """
         cdef Root root = Root(self) if keep_root else None
-        cdef bytes deltas, freed, freed_nodes
-        cdef list superseded = []
-        cdef int i, status
-        cdef size_t n
-        cdef bint older = True
-        cdef uint64_t writes
         self.mutex.acquire()
-        if self.fencing:
-            with nogil:
-                while older and self.state == 0:
-                    older = False
-                    for i in range(FLIGHTS_MAX):
-                        older = older or self.flights[i].end != 0 and self.flights[i].epoch <= self.frozen
-                    if older:
-                        self.mutex.wait()
-        status = self.state
-        if status != 0:
+        self.await_older()
+        if self.state != 0:
             self.mutex.release()
-            check_status(status, self.map)
-        # Nothing below gives up the mutex, so the batch and the root are of one moment.
+            check_status(self.state, self.map)
+        batch = self.take(root)
+        self.mutex.release()
+        return batch
+
+    cdef void await_older(self):
+        """Waits until no write of the epoch that a fence ended is in flight. The mutex is held, but not all the time."""
+        cdef bint older = self.fencing
+        cdef int i
+        with nogil:
+            while older and self.state == 0:
+                older = False
+                for i in range(FLIGHTS_MAX):
+                    older = older or self.flights[i].end != 0 and self.flights[i].epoch <= self.frozen
+                if older:
+                    self.mutex.wait()
+
+    cdef tuple take(self, Root root):
+        """The part of `take_batch` that gives up the mutex nowhere: batch and root are of one moment."""
+        cdef list superseded = []
+        cdef size_t n
         deltas = (<const char *>self.deltas)[:self.delta_count * sizeof(delta_t)] if self.delta_count else b""
         freed = (<const char *>self.freed.items)[:self.freed.count * sizeof(run_t)] if self.freed.count else b""
         freed_nodes = ((<const char *>self.freed_nodes.items)[:self.freed_nodes.count * sizeof(run_t)]
                        if self.freed_nodes.count else b"")
-        writes = self.data_writes
         self.delta_count = 0
         self.freed.count = 0
         self.freed_nodes.count = 0
-        if keep_root:
+        if root is not None:
             root.link = self.map.root
             if root.link.node != NULL:
                 root.link.node.references += 1
@@ -607,8 +611,7 @@ cdef class DataPath:
             self.fencing = False
         self.drop_orphans()
         self.mutex.wake()
-        self.mutex.release()
-        return deltas, freed, freed_nodes, writes, superseded, root
+        return deltas, freed, freed_nodes, self.data_writes, superseded, root
 
     def pause(self):
         """Lets no write begin, and waits for those that run; for rollback."""
@@ -889,35 +892,37 @@ cdef class DataPath:
     def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
         """One step of giving back what only `dead` holds; `kept` is its child, `live` says that the live head is.
 
-        Adds to the open batch what it frees, with the new cursor taking effect at the same moment. Returns (cursor, whether it is at
-        the end); an unchanged cursor means that the batch has no room.
+        What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns (cursor, whether it
+        is at the end, the batch as `take_batch` gives it, without a root).
         """
         cdef unshared_t found
         cdef link_t *other = NULL
         cdef size_t bytes
         cdef int status
-        with nogil:
-            self.mutex.acquire_nogil()
-            status = self.state
+        self.mutex.acquire()
+        status = self.state
+        if status == 0:
             bytes = self.batch_bytes() + 32 * sizeof(run_t)
-            if status == 0 and bytes < self.batch_max:
-                found.before_epoch, found.position, found.budget = before_epoch, cursor, budget
-                found.freed, found.freed_nodes = &self.freed, &self.freed_nodes
-                found.freed_max = self.freed.count + (self.batch_max - bytes) // sizeof(run_t)
-                if live:
-                    other = &self.map.root
-                elif kept is not None:
-                    other = &kept.link
+            found.before_epoch, found.position, found.budget = before_epoch, cursor, budget
+            found.freed, found.freed_nodes = &self.freed, &self.freed_nodes
+            found.freed_max = self.freed.count
+            if bytes < self.batch_max:
+                found.freed_max += (self.batch_max - bytes) // sizeof(run_t)
+            if live:
+                other = &self.map.root
+            elif kept is not None:
+                other = &kept.link
+            with nogil:
                 status = self.map.unshared(&dead.link, other, 0, &found)
-                cursor = found.position
-                if live:
-                    self.map.holder.cursor = cursor
-            elif status == 0:
-                status = STATUS_STOPPED
+            cursor = found.position
+            if live:
+                self.map.holder.cursor = cursor
+        if status != 0 and status != STATUS_STOPPED:
             self.mutex.release()
-        if status != STATUS_STOPPED:
             check_status(status, self.map)
-        return cursor, status == 0
+        batch = self.take(None)
+        self.mutex.release()
+        return cursor, status == 0, batch
 
 
 cdef extern from "<sched.h>" nogil:

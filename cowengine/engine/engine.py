@@ -27,7 +27,6 @@ from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
 from cowengine.errors import (
     CorruptionError,
-    CowEngineError,
     ExistsError,
     NoSpaceError,
     NotFoundError,
@@ -61,6 +60,9 @@ EVENT_BYTES_FIXED = 80  # of a snapshot event, without name and metadata
 SMALL_EVENTS_BYTES = 100
 CACHE_NODES = 16384  # 64 MiB and a little
 DIRTY_NODES_MAX = 4096
+
+#: What `DataPath.take_batch` returns.
+Batch = tuple[bytes, bytes, bytes, int, list[Run], Root | None]
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -179,18 +181,20 @@ class Engine:
         raise NoSpaceError("the commit log is full", self.name)
 
     def commit(
-        self, events: Sequence[Event] = (), *, keep_root: bool = False, punch_all: bool = False, epoch: int = 0,
+        self, events: Sequence[Event] = (), *, keep_root: bool = False, batch: Batch | None = None, epoch: int = 0,
         room_made: bool = False,
     ) -> Root | None:  # fmt: skip
         """Makes everything published so far durable, and the events with it. Returns the root if it was to be kept.
 
-        The lock is held. `room_made` says that `make_room` was called; it must be before a fence.
+        The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a reclaim has
+        taken already; what it freed is punched to the last slot.
         """
         if not room_made:
             self.make_room()
+        punch_all = batch is not None
         with self.undivided():
             self._takes += 1
-            deltas, freed, freed_nodes, writes, superseded, root = self.path.take_batch(keep_root)
+            deltas, freed, freed_nodes, writes, superseded, root = batch or self.path.take_batch(keep_root)
             self.superseded += superseded
             if writes != self._synced_writes:
                 self.barrier()  # I3: what the record places is durable before the record
@@ -200,7 +204,7 @@ class Engine:
                 self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch or self.path.epoch)
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
-        return root  # type: ignore[no-any-return]
+        return root
 
     def _write_record(
         self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int
@@ -334,7 +338,14 @@ class Engine:
                                   offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip
         return data
 
-    # -- superblock, close --------------------------------------------------------------------------------------------
+    # -- checkpoint, superblock, close --------------------------------------------------------------------------------------------
+    def checkpoint(self) -> None:
+        """Commits and brings the trees on disk up to date, so that the log is short. Durable when it returns."""
+        with self.lock:
+            self.require_writable()
+            self.make_room()
+            checkpoint.checkpoint(self)
+
     def write_superblock(self, superblock: Superblock) -> None:
         """Writes the next superblock to the older slot; durable when it returns (I11)."""
         new = replace(superblock, generation=self.superblock.generation + 1)
@@ -362,6 +373,7 @@ class Engine:
 
     def _close_cleanly(self) -> None:
         try:
+            self.make_room(for_delete=True)
             checkpoint.checkpoint(self, clean=True)
         except NoSpaceError as error:
             # Everything is in the log; only the mark of a clean close is missing.
@@ -384,5 +396,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-__all__ = ["Engine", "CowEngineError"]

@@ -9,6 +9,7 @@ Threads   The engine's commit lock guards all changes; reads of single records a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from cowengine.core.datapath import DataPath, PagedTable, Root
 from cowengine.errors import CorruptionError
@@ -40,11 +41,12 @@ class Lineage:
         self.next_id = next_id
         self._records: dict[int, LineageRecord] = {}
         self._leaves: set[int] = set()
-        self._names: dict[str, int] = {}
+        self._names: dict[str, int] = {}  # of those that are not deleted, oldest first
+        self._deleted: dict[int, None] = {}  # until their space is given back
         self._children: dict[int, set[int]] = {}
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; deleted ones until their space is given back
         self.complete = False
-        self.fresh: list[int] = []  # snapshots whose roots no checkpoint has written yet
+        self.fresh: dict[int, None] = {}  # snapshots whose roots no checkpoint has written yet
         self.metadata: dict[int, bytes] = {}  # of fresh snapshots
         self._changed: set[int] = set()
         self.dropped_slots: list[tuple[int, int]] = []  # metadata blobs that the next checkpoint no longer needs
@@ -87,13 +89,15 @@ class Lineage:
         for leaf in range((self.next_id + RECORDS_PER_LEAF - 1) // RECORDS_PER_LEAF):
             if leaf not in self._leaves:
                 self._load_leaf(leaf)
-        for number, record in self._records.items():
-            self._index(number, record)
+        for number in sorted(self._records):
+            self._index(number, self._records[number])
         self.complete = True
 
     def _index(self, number: int, record: LineageRecord) -> None:
         self._children.setdefault(record.parent, set()).add(number)
-        if record.kind == LINEAGE_SNAPSHOT and not record.flags & LINEAGE_DELETED:
+        if record.kind == LINEAGE_SNAPSHOT and record.flags & LINEAGE_DELETED:
+            self._deleted[number] = None
+        elif record.kind == LINEAGE_SNAPSHOT:
             self._names[record.name] = number
 
     def find_name(self, name: str) -> LineageRecord | None:
@@ -102,15 +106,20 @@ class Lineage:
         number = self._names.get(name)
         return None if number is None else self._records[number]
 
-    def snapshots(self) -> list[LineageRecord]:
-        """All snapshots that are not deleted, by id, which is oldest first."""
+    def snapshots(self, start: int = 0, stop: int | None = None) -> list[LineageRecord]:
+        """The snapshots that are not deleted, oldest first, from position `start` to before `stop`."""
         self.load_all()
-        return [self._records[number] for number in sorted(self._names.values())]
+        return [self._records[number] for number in islice(self._names.values(), start, stop)]
 
-    def all_snapshots(self) -> list[LineageRecord]:
-        """Deleted ones, too."""
+    def count(self) -> int:
+        """How many snapshots there are that are not deleted."""
         self.load_all()
-        return [record for record in self._records.values() if record.kind == LINEAGE_SNAPSHOT]
+        return len(self._names)
+
+    def deleted(self) -> list[LineageRecord]:
+        """Deleted snapshots whose space is not given back yet, oldest deletion first."""
+        self.load_all()
+        return [self._records[number] for number in self._deleted]
 
     def children(self, number: int) -> set[int]:
         """Ids of the heads and snapshots that stand on a snapshot."""
@@ -168,11 +177,10 @@ class Lineage:
         )
         self._records[event.id] = record
         self.loaded_roots[event.id] = root
-        self.fresh.append(event.id)
+        self.fresh[event.id] = None
         if event.metadata:
             self.metadata[event.id] = event.metadata
         self._changed.add(event.id)
-        self._leaves.add(event.id // RECORDS_PER_LEAF) if event.id % RECORDS_PER_LEAF == 0 else None
         self.next_id = max(self.next_id, event.id + 1)
         if self.complete:
             self._index(event.id, record)
@@ -192,7 +200,9 @@ class Lineage:
         """Marks a snapshot as deleted; it stays a member of the lineage until its space is given back."""
         record = self._known(number)
         record.flags |= LINEAGE_DELETED
-        self._names.pop(record.name, None)
+        if self.complete:
+            del self._names[record.name]
+            self._deleted[number] = None
         self._changed.add(number)
 
     def move_cursor(self, number: int, cursor: int) -> None:
@@ -214,8 +224,8 @@ class Lineage:
         del self._records[number]
         self.loaded_roots.pop(number, None)
         self.metadata.pop(number, None)
-        if number in self.fresh:
-            self.fresh.remove(number)
+        self.fresh.pop(number, None)
+        self._deleted.pop(number, None)
         self._changed.add(number)
 
     def _known(self, number: int) -> LineageRecord:

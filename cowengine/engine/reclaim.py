@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cowengine.engine.lineage import HEAD_ID
-from cowengine.format import LINEAGE_DELETED, NO_CURSOR, ReclaimedEvent, ReclaimEvent
+from cowengine.format import NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
@@ -33,11 +33,11 @@ def reclaim_step(engine: Engine) -> bool:
         before = 0 if record.cursor == NO_CURSOR else record.cursor
         above = lineage.epoch_before(number)
         with engine.undivided():
-            cursor, at_end = engine.path.reclaim(
+            cursor, at_end, batch = engine.path.reclaim(
                 lineage.root(number), kept, child == HEAD_ID, above, before, LEAVES_A_STEP
             )
             event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
-            engine.commit([event], punch_all=True, room_made=True)
+            engine.commit([event], batch=batch, room_made=True)
             if at_end:
                 lineage.drop(number)
                 engine.reclaiming = None
@@ -50,13 +50,13 @@ def reclaim_step(engine: Engine) -> bool:
 def _next(engine: Engine) -> int | None:
     """The snapshot under reclaim, or the next deleted one that has at most one child."""
     if engine.reclaiming is None:
-        waiting = [r for r in engine.lineage.all_snapshots() if r.flags & LINEAGE_DELETED]
-        begun = [r.id for r in waiting if r.cursor != NO_CURSOR]
-        ready = begun or [r.id for r in waiting if len(engine.lineage.children(r.id)) < 2]
-        engine.reclaiming = ready[0] if ready else None
+        deleted = engine.lineage.deleted()
+        begun = (record.id for record in deleted if record.cursor != NO_CURSOR)
+        ready = (record.id for record in deleted if len(engine.lineage.children(record.id)) < 2)
+        engine.reclaiming = next(begun, None) or next(ready, None)
     return engine.reclaiming
 
 
 def pending(engine: Engine) -> int:
     """How many deleted snapshots still hold space."""
-    return sum(1 for record in engine.lineage.all_snapshots() if record.flags & LINEAGE_DELETED)
+    return len(engine.lineage.deleted())

@@ -15,7 +15,15 @@ from dataclasses import replace
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
-from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, PoisonedError, ReadOnlyError
+from cowengine.errors import (
+    BusyError,
+    CorruptionError,
+    FormatError,
+    NotFoundError,
+    PoisonedError,
+    ReadOnlyError,
+    UnsupportedVersionError,
+)
 from cowengine.format import (
     EPOCH_MAX,
     EPOCH_SKIP,
@@ -111,6 +119,8 @@ def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int,
         try:
             data = io.pread(fd, SLOT_BYTES, slot * SLOT_BYTES)
             found.append((decode_superblock(data + bytes(SLOT_BYTES - len(data))), slot))
+        except UnsupportedVersionError:
+            raise  # its checksum is right: a newer cowengine wrote this file, whatever the other slot says
         except (FormatError, CorruptionError) as problem:
             problems.append(problem)
     if not found:
