@@ -255,12 +255,6 @@ class Store:
         self._check_open()
         return self._volumes.get(name, hand_out=True)
 
-    def adopt_volume(self, name: str, raw_path: str | os.PathLike[str]) -> Volume:
-        """Take an existing raw image into the store. Raises what `Volume.adopt` raises."""
-        self._check_writable()
-        Volume.adopt(raw_path, self._volumes.path_of(name)).close()
-        return self.open_volume(name)
-
     def delete_volume(self, name: str) -> None:
         """Delete a volume and all its snapshots; its sets then lack it. Durable on return.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.recovery import choose_superblock
-from cowengine.engine.setcommit import SetEvent
+from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
 from cowengine.store.layout import TYPE_SET
 from cowengine.store.log import StoreLog
@@ -166,7 +166,7 @@ class VolumeTable:
         events = self._events(engine.uuid, engine.durable_store_sequence)
         if not events:
             return
-        taken = {event.store_sequence for event in engine.apply_set_events(events)}
+        taken = {event.store_sequence for event in apply_set_events(engine, events)}
         for event in events:
             if event.store_sequence not in taken and not self._has_snapshot(volume, event):
                 self._problems.append(
@@ -224,7 +224,7 @@ class VolumeTable:
             with self._lock:
                 self._names.pop(volume_uuid, None)  # its file was taken away behind our back
             return
-        volume.engine.flush_events()
+        flush_events(volume.engine)
 
     # ---- making and removing ----
 
@@ -234,9 +234,10 @@ class VolumeTable:
         with self._lock, typed(self._folder):
             path = self._refuse_existing(name)
             unfinished = path.removesuffix(VOLUME_SUFFIX) + UNFINISHED_SUFFIX
-            options = {} if log_size is None else {"log_size": log_size}
             try:
-                Volume.create(unfinished, size, block_size=block_size, io=place.io, background=False, **options).close()
+                Volume.create(
+                    unfinished, size, block_size=block_size, log_size=log_size, io=place.io, background=False
+                ).close()
                 place.io.rename(unfinished, path)
             except BaseException:
                 if place.io.is_file(unfinished):
