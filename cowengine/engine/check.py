@@ -393,7 +393,13 @@ class _Check:
         self._report("checkpoint", used, required, optional)
 
     def _compare_after(
-        self, used: list[Run], base: _State, final: _State, optional: list[Run], freed_nodes: list[Run], touched: list[Run]
+        self,
+        used: list[Run],
+        base: _State,
+        final: _State,
+        optional: list[Run],
+        freed_nodes: list[Run],
+        touched: list[Run],
     ) -> None:
         """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted.
 
@@ -450,7 +456,9 @@ def _meets(runs: list[Run], begin: int, end: int) -> bool:
 
 def _touched(records: list[Record]) -> list[Run]:
     """The blocks that the deltas of the log change."""
-    return merge((block, block + count) for record in records for block, count, _, _, _, _ in iter_deltas(record.deltas))
+    return merge(
+        (block, block + count) for record in records for block, count, _, _, _, _ in iter_deltas(record.deltas)
+    )
 
 
 def _slot_runs(slots: dict[int, Place] | dict[int, int]) -> list[Run]:

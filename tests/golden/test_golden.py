@@ -46,7 +46,7 @@ def compare(volume: Volume, expected: dict) -> None:
             want["size"],
             want["change_id"],
         )
-        assert (snapshot.metadata.decode() if snapshot.metadata else None) == want["metadata"]
+        assert snapshot.metadata == want["metadata"]
         assert digest(snapshot.pread(snapshot.size, 0)) == want["contents"]
         assert volume.changed_extents(snapshot).tolist() == want["changed_since"]
 
