@@ -40,8 +40,9 @@ HEAD = 0
 class Volume:
     """A volume. Make one with `create` or `open`; close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, background: bool = True) -> None:
         self.engine = engine
+        engine.background = background
         self._path = engine.path  # the data path, one attribute away for the hot calls
 
     @classmethod
@@ -51,10 +52,13 @@ class Volume:
     ) -> Self:  # fmt: skip
         """A new sparse volume file of `size` bytes (a multiple of 512), mode 0600; durable when it returns.
 
-        `block_size` is a power of two from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
+        `io` replaces the I/O table; without `background` no thread or timer is used. `block_size` is a power of two from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
         """
         name = os.fspath(path)
-        return cls(create_engine(io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid))
+        engine = create_engine(
+            io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid
+        )  # fmt: skip
+        return cls(engine, background=background)
 
     @classmethod
     def open(
@@ -67,9 +71,10 @@ class Volume:
         volume), UnsupportedVersionError, CorruptionError.
         """
         name = os.fspath(path)
-        return cls(
-            open_engine(io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store)
-        )
+        engine = open_engine(
+            io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
+        )  # fmt: skip
+        return cls(engine, background=background)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"

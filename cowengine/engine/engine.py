@@ -21,7 +21,7 @@ from dataclasses import replace
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath, PagedTable, Root, lineage_table
 from cowengine.core.iotable import IOTable
-from cowengine.engine import checkpoint, reclaim
+from cowengine.engine import checkpoint, reclaim, setcommit
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
@@ -91,6 +91,7 @@ class Engine:
             self._refill, self._commit_full_batch,
         )  # fmt: skip
         self.cache_nodes = CACHE_NODES
+        self.background = True  # timers and worker threads may be used
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
         self.lineage = Lineage(self.path, self.table, sb.next_id)
@@ -324,6 +325,19 @@ class Engine:
         self.path.set_epochs(event.epoch, event.epoch - 1)
         self.lineage.stand(event.to)
         self.lineage.set_holder()
+
+    # -- snapshot sets ----------------------------------------------------------------------------------------------
+    def is_dirty(self) -> bool:
+        """Whether a commit now would mean a barrier."""
+        return bool(self.path.data_writes != self._synced_writes or self.path.batch_fill()[0] or self.pending_events)
+
+    def apply_set_events(self, events: Sequence[setcommit.SetEvent]) -> list[setcommit.SetEvent]:
+        """See `setcommit.apply_set_events`."""
+        return setcommit.apply_set_events(self, events)
+
+    def flush_events(self) -> None:
+        """See `setcommit.flush_events`."""
+        setcommit.flush_events(self)
 
     # -- metadata of snapshots ----------------------------------------------------------------------------------------
     def metadata(self, record: LineageRecord) -> bytes:
