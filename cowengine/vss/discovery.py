@@ -8,12 +8,13 @@ for by name.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from cowengine.errors import NotFoundError, ProviderError, WriterError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
+
     from cowengine.vss.provider import Provider
     from cowengine.vss.writer import Writer
 
@@ -23,12 +24,12 @@ PROVIDERS = "cowengine.providers"
 
 def writer_names() -> list[str]:
     """Names of the installed writers, sorted."""
-    return sorted(entry_points(group=WRITERS).names)
+    return sorted(_entry_points(WRITERS).names)
 
 
 def provider_names() -> list[str]:
     """Names of the providers that can be chosen, the engine's first."""
-    return ["engine", *sorted(entry_points(group=PROVIDERS).names - {"engine"})]
+    return ["engine", *sorted(_entry_points(PROVIDERS).names - {"engine"})]
 
 
 def load_writers(name: str, store: Any) -> list[Writer]:
@@ -63,8 +64,15 @@ def load_provider(name: str, store: Any) -> Provider:
 
 
 def _entry_point(group: str, name: str) -> EntryPoint:
-    found = tuple(entry_points(group=group, name=name))
+    offered = _entry_points(group)
+    found = tuple(offered.select(name=name))
     if not found:
-        known = ", ".join(sorted(entry_points(group=group).names)) or "none"
+        known = ", ".join(sorted(offered.names)) or "none"
         raise NotFoundError(f"no installed package offers {name!r} in the entry point group {group} (known: {known})")
     return found[0]
+
+
+def _entry_points(group: str) -> EntryPoints:
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    return entry_points(group=group)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from cowengine.errors import FormatError, UnsupportedVersionError
@@ -40,6 +39,8 @@ _KEYWORDS = {"$id", "title", "type", "const", "enum", "required", "properties", 
 @cache
 def schema(name: str) -> dict[str, Any]:
     """The schema `name`, for example "writer-metadata"."""
+    from importlib import resources  # slow to import, and needed once
+
     text = resources.files("cowengine.vss").joinpath("schemas", f"{name}.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

@@ -12,7 +12,7 @@ from scripted_writers import Journal, ScriptedWriter
 from cowengine.errors import OutOfRangeError, ProviderError, WriterTimeout
 from cowengine.vss import EngineProvider, JobView, Provider, Requestor
 
-SLACK = 0.4
+SLACK = 0.8  # how much later than its limit the coordinator may come on a machine that is busy
 
 
 class SlowProvider(EngineProvider):
@@ -46,14 +46,14 @@ def test_past_the_hold_limit_there_is_no_set_and_nobody_frozen(
 ) -> None:
     """V3: also when the commit went through, but too late."""
     writer = ScriptedWriter(journal, "w")
-    provider = SlowProvider(store, event, 0.6, after=after)
+    provider = SlowProvider(store, event, 1.2, after=after)
     job = Requestor(store, [writer], provider, hold_limit=0.2).start_snapshot(name="late")
     with pytest.raises(ProviderError, match=r"hold limit.* 0\.2 s"):
         job.wait(20)
     assert store.snapshot_sets() == []
     [(frozen_at, thawed_at)] = journal.freezes("w")
     assert thawed_at is not None
-    assert thawed_at - frozen_at < 0.2 + SLACK / 2, "the thaw waited for the slow provider"
+    assert thawed_at - frozen_at < 0.2 + SLACK, "the thaw waited for the slow provider"
     commit = next(e for e in job.ledger["entries"] if e["phase"] == "commit")
     assert (commit["outcome"], commit["limit_seconds"]) == ("timeout", 0.2)
     Requestor(store, [writer]).snapshot(name="late")
@@ -64,11 +64,11 @@ def test_a_provider_is_held_to_the_writers_freeze_limit_as_well(store: Any, jour
     """V2: the window is one; the hold limit alone would have allowed it."""
     writer = ScriptedWriter(journal, "w", freeze_limit=0.3)
     with pytest.raises(ProviderError):
-        Requestor(store, [writer], SlowProvider(store, event, 0.8), hold_limit=10.0).snapshot()
+        Requestor(store, [writer], SlowProvider(store, event, 1.5), hold_limit=10.0).snapshot()
     assert store.snapshot_sets() == []
     [(frozen_at, thawed_at)] = journal.freezes("w")
     assert thawed_at is not None
-    assert thawed_at - frozen_at < 0.3 + SLACK / 2
+    assert thawed_at - frozen_at < 0.3 + SLACK
 
 
 def test_the_freeze_limit_spans_the_window_and_not_each_writer_alone(store: Any, journal: Journal) -> None:
@@ -94,22 +94,22 @@ def test_the_lower_of_the_writers_and_the_requestors_limit_counts(store: Any, jo
 
 def test_an_optional_writer_that_hangs_leaves_the_others_time_to_finish(store: Any, journal: Journal) -> None:
     """V4: it may use half of what is left, so the required one is done within its own limit."""
-    required = ScriptedWriter(journal, "required", freeze_limit=1.0)
+    required = ScriptedWriter(journal, "required", freeze_limit=2.0)
     optional = ScriptedWriter(journal, "optional", {"freeze": "hang"}, required=False, level="back-end")
     taken = Requestor(store, [required, optional]).snapshot()
     assert store.snapshot_sets() == [taken]
     [(frozen_at, thawed_at)] = journal.freezes("required")
     assert thawed_at is not None
-    assert 0.4 < thawed_at - frozen_at < 1.0
+    assert 0.9 < thawed_at - frozen_at < 2.0
 
 
 def test_an_optional_writer_whose_own_limit_passes_is_thawed_then_and_left_out(store: Any, journal: Journal) -> None:
     required = ScriptedWriter(journal, "required")
     optional = ScriptedWriter(journal, "optional", required=False, freeze_limit=0.2)
-    Requestor(store, [required, optional], SlowProvider(store, "pre_commit", 0.6)).snapshot()
+    Requestor(store, [required, optional], SlowProvider(store, "pre_commit", 1.2)).snapshot()
     [(frozen_at, thawed_at)] = journal.freezes("optional")
     assert thawed_at is not None
-    assert thawed_at - frozen_at < 0.2 + SLACK / 2
+    assert thawed_at - frozen_at < 0.2 + SLACK
     assert "post_snapshot" not in journal.events("optional")
     assert "abort" in journal.events("optional")
     assert "post_snapshot" in journal.events("required")
