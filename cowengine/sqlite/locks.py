@@ -2,8 +2,12 @@
 
 A store has one owner process, so no other process can hold a lock; there is nothing on disk. States and transitions are
 those of SQLite's "File Locking And Concurrency": any number of SHARED, one RESERVED beside them, PENDING lets no new
-SHARED in, EXCLUSIVE is alone. A connection never waits here: a lock that cannot be had is refused, and SQLite's busy
-handler decides how long to try. Only `close_gate` waits; it is what freezes a database without a line of SQL.
+SHARED in, EXCLUSIVE is alone. A lock that cannot be had is refused at once; how long to try is for the busy handler of
+the connection to say, and `BusyHandler` waits for a release where SQLite's own would sleep and ask again. `close_gate`
+waits too; it is what freezes a database without a line of SQL.
+
+Fair enough: who has just committed and asks again lets those who were refused go first. Without that one thread in a
+loop starves all the others, for seconds, because it never has to sleep.
 
 Invariants
     L1  at most one holder stands above SHARED: the committer.
@@ -19,6 +23,20 @@ import threading
 import time
 
 NONE, SHARED, RESERVED, PENDING, EXCLUSIVE = range(5)
+
+
+# How long a committer stands back for those who wait: as long as a thread takes to wake up and ask.
+_COURTESY_SECONDS = 0.001
+
+
+class _Refusal(threading.local):
+    """The lock that refused this thread last, and how many releases it had seen then."""
+
+    lock: DatabaseLock | None = None
+    releases = 0
+
+
+_refusal = _Refusal()
 
 
 class LockHolder:
@@ -37,6 +55,9 @@ class DatabaseLock:
         self._changed = threading.Condition(threading.Lock())
         self._holders: set[LockHolder] = set()
         self._committer: LockHolder | None = None
+        self._last_committer: LockHolder | None = None
+        self._waiting = 0
+        self._releases = 0
         self._gate_owner: str | None = None
         self._gate_until = 0.0
 
@@ -45,21 +66,28 @@ class DatabaseLock:
         with self._changed:
             if level <= holder.level:
                 return True
-            if level == SHARED:
-                return self._share(holder)
-            if self._committer is None and self._gate_is_closed():
-                return False
-            if self._committer not in (None, holder):
-                return False
-            self._committer = holder
-            if level == EXCLUSIVE and len(self._holders) > 1:
-                # Stay PENDING: no new reader gets in, so that a busy database cannot starve its committer.
-                holder.level = PENDING
-                return False
-            holder.level = level
-            return True
+            granted = self._share(holder) if level == SHARED else self._raise(holder, level)
+            if not granted:
+                _refusal.lock, _refusal.releases = self, self._releases
+            return granted
+
+    def _raise(self, holder: LockHolder, level: int) -> bool:
+        if self._committer is None and self._gate_is_closed():
+            return False
+        if self._committer not in (None, holder):
+            return False
+        self._committer = self._last_committer = holder
+        self._changed.notify_all()
+        if level == EXCLUSIVE and len(self._holders) > 1:
+            # Stay PENDING: no new reader gets in, so that a busy database cannot starve its committer.
+            holder.level = PENDING
+            return False
+        holder.level = level
+        return True
 
     def _share(self, holder: LockHolder) -> bool:
+        if holder is self._last_committer and self._waiting:
+            self._changed.wait_for(lambda: self._committer is not None, _COURTESY_SECONDS)
         if self._committer is not None and self._committer.level >= PENDING:
             return False
         self._holders.add(holder)
@@ -73,14 +101,27 @@ class DatabaseLock:
                 return
             if self._committer is holder:
                 self._committer = None
-                self._changed.notify_all()
             if level == NONE:
                 self._holders.discard(holder)
             holder.level = level
+            self._wake()
 
     def is_reserved(self) -> bool:
         """True if any holder stands above SHARED."""
         return self._committer is not None
+
+    def wait_for_release(self, seen: int, seconds: float) -> None:
+        """Until a lock is released that was not when `seen` releases had been counted, or for so many seconds."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: self._releases != seen, seconds)
+            finally:
+                self._waiting -= 1
+
+    def _wake(self) -> None:
+        self._releases += 1
+        self._changed.notify_all()
 
     # The gate.
 
@@ -115,7 +156,29 @@ class DatabaseLock:
 
     def _open(self) -> None:
         self._gate_owner = None
-        self._changed.notify_all()
+        self._wake()
+
+
+class BusyHandler:
+    """Waits for other connections, up to `timeout` seconds for each statement: a busy handler for one connection."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._until = 0.0
+
+    def __call__(self, attempt: int) -> bool:
+        """True: try again."""
+        now = time.monotonic()
+        if attempt == 0:
+            self._until = now + self.timeout
+        if now >= self._until:
+            return False
+        lock, _refusal.lock = _refusal.lock, None
+        if lock is not None:
+            lock.wait_for_release(_refusal.releases, min(self._until - now, 0.1))
+        else:
+            time.sleep(min(self._until - now, 0.001))
+        return True
 
 
 def _wait(until: float) -> float:

@@ -33,6 +33,7 @@ from cowengine.errors import (
 from cowengine.sqlite import layout
 from cowengine.sqlite.database import Database, split_name
 from cowengine.sqlite.file import DatabaseVFS
+from cowengine.sqlite.locks import BusyHandler
 from cowengine.store.names import check_volume_name
 
 DEFAULT_CAPACITY = 64 << 30
@@ -90,7 +91,7 @@ class VFS(DatabaseVFS):
             raise NotFoundError(f"no database {database!r} in the store; databases() lists them")
         flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
         connection = apsw.Connection(database, flags | (apsw.SQLITE_OPEN_CREATE if create else 0), vfs=self.name)
-        connection.set_busy_timeout(round(busy_timeout * 1000))
+        connection.set_busy_handler(BusyHandler(busy_timeout))
         if exclusive:
             connection.pragma("locking_mode", "EXCLUSIVE")
         return connection
@@ -111,7 +112,7 @@ class VFS(DatabaseVFS):
         try:
             target = apsw.Connection(os.fspath(path))
             try:
-                target.set_busy_timeout(round(busy_timeout * 1000))
+                target.set_busy_handler(BusyHandler(busy_timeout))
                 with target.backup("main", source, "main") as backup:
                     while not backup.done:
                         backup.step(-1)
