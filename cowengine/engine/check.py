@@ -151,7 +151,6 @@ class _Check:
         base = self._state(replay)
         self._check_blobs(lineage)
         old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}
-        freed_nodes = [(slot, slot + count) for record in records for slot, count in record.freed_nodes]
         optional = subtract(_slot_runs(old_nodes), _slot_runs(base.nodes))
         self._compare(used, base, optional)
         final, slots = base, used
@@ -162,7 +161,7 @@ class _Check:
             self.trees.nodes = {}
             final = self._state(replay)
             slots = self._used_after(used, records, optional)
-            self._compare_after(slots, base, final, optional, freed_nodes, _touched(records))
+            self._compare_after(slots, base, final, optional, records)
         self._count(replay, base, final, slots, records)
 
     # --- the log ---------------------------------------------------------------------------------------------------
@@ -393,19 +392,14 @@ class _Check:
         self._report("checkpoint", used, required, optional)
 
     def _compare_after(
-        self,
-        used: list[Run],
-        base: _State,
-        final: _State,
-        optional: list[Run],
-        freed_nodes: list[Run],
-        touched: list[Run],
+        self, used: list[Run], base: _State, final: _State, optional: list[Run], records: list[Record]
     ) -> None:
         """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted.
 
-        A node with a block that a delta touched has been copied since, so a reclaim may free what the tree still leads to.
+        A node over a block that a delta touched was copied since: a reclaim may free what the tree still leads to.
         """
-        freed = merge(freed_nodes)
+        freed = merge((slot, slot + count) for record in records for slot, count in record.freed_nodes)
+        touched = merge((d.block, d.block + d.block_count) for record in records for d in iter_deltas(record.deltas))
         for slot, place in final.nodes.items():
             tree, level, index = place
             keys = span(tree, level)
@@ -452,13 +446,6 @@ def _meets(runs: list[Run], begin: int, end: int) -> bool:
     """Whether sorted runs and [begin, end) have anything in common."""
     number = bisect_right(runs, (end - 1, SLOTS_MAX)) - 1
     return number >= 0 and runs[number][1] > begin
-
-
-def _touched(records: list[Record]) -> list[Run]:
-    """The blocks that the deltas of the log change."""
-    return merge(
-        (block, block + count) for record in records for block, count, _, _, _, _ in iter_deltas(record.deltas)
-    )
 
 
 def _slot_runs(slots: dict[int, Place] | dict[int, int]) -> list[Run]:
