@@ -54,6 +54,7 @@ class Allocator:
         self.limit = max(start, file_slots)  # slots from here on were never given out
         self._busy: int | None = None  # in [tail_start, limit), counted at first use
         self._cursor = start
+        self._scraps: list[Run] = []  # busy, in front of runways
         self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
 
     # -- giving out ---------------------------------------------------------------------------------------------------
@@ -71,9 +72,23 @@ class Allocator:
                 self._cursor = found[0] + found[1]
                 return self._taken(found)
         wanted = max(wanted - wanted % multiple, multiple)
+        if wanted >= RUNWAY_SLOTS and self.limit % RUNWAY_SLOTS:
+            # Runways begin at a multiple of their size, for large folios in the page cache; nodes take what is left before.
+            scrap = (self.limit, RUNWAY_SLOTS - self.limit % RUNWAY_SLOTS)
+            self._scraps.append(self._taken(scrap))
+            self.limit += scrap[1]
         run = (self.limit, wanted)
         self.limit += wanted
         return self._taken(run)
+
+    def _scrap(self, wanted: int) -> Run | None:
+        """Up to `wanted` slots of a run too short for a runway."""
+        if not self._scraps:
+            return None
+        slot, count = self._scraps.pop()
+        if count > wanted:
+            self._scraps.append((slot + wanted, count - wanted))
+        return slot, min(count, wanted)
 
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)
@@ -101,7 +116,7 @@ class Allocator:
         runs: list[Run] = []
         with self._lock:
             while count > 0:
-                run = self._pick(min(count, PREWRITE_SLOTS), 1)
+                run = self._scrap(count) or self._pick(min(count, PREWRITE_SLOTS), 1)
                 runs.append(run)
                 count -= run[1]
         try:

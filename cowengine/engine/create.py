@@ -31,6 +31,8 @@ logger = logging.getLogger("cowengine.engine")
 
 BLOCK_BYTES_MIN, BLOCK_BYTES_MAX = 4096, 1 << 20
 LOG_FIRST = 2
+# Homes begin at a multiple of 2 MiB: the page cache then holds them in large folios. The gap is a hole in the file.
+ALIGN_SLOTS, ALIGN_FROM = 512, 16 << 20
 ZEROS = bytes(1 << 20)
 
 
@@ -77,6 +79,9 @@ def check_geometry(size: int, block_size: int, log_size: int) -> None:
 def _first_superblock(size: int, block_size: int, log_size: int, store_uuid: bytes | None) -> Superblock:
     log_slots = log_size // SLOT_BYTES
     block_count = -(-size // block_size)
+    home = LOG_FIRST + log_slots
+    if size >= ALIGN_FROM:
+        home = -(-home // ALIGN_SLOTS) * ALIGN_SLOTS
     return Superblock(
         block_shift=block_size.bit_length() - 1,
         log_shift=12 if log_size >= 1 << 20 else 9,
@@ -85,7 +90,7 @@ def _first_superblock(size: int, block_size: int, log_size: int, store_uuid: byt
         needs_store=store_uuid is not None,
         log_first=LOG_FIRST,
         log_slots=log_slots,
-        regions=(Region(0, LOG_FIRST + log_slots, block_count),),
+        regions=(Region(0, home, block_count),),
         generation=0,
         salt=int.from_bytes(os.urandom(8), "little"),
         created_ns=time.time_ns(),
