@@ -7,7 +7,8 @@ covered.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,22 +105,28 @@ def power_cut(instant: Any, chance: random.Random, fate: str) -> MemoryDisk:
     return MemoryDisk(durable)
 
 
-def check_promise(disk: MemoryDisk, promise: Promise) -> Store | None:
-    """Open the store on this disk and compare; returns it open, or None if it was not yet made."""
+@contextmanager
+def opened(disk: MemoryDisk, promise: Promise) -> Iterator[Store | None]:
+    """The store on this disk, compared with what was promised; None if it was not yet made."""
     try:
         store = Store.open(PATH, io=disk, background=False)
     except (FormatError, NotFoundError):
         assert not promise.created
-        return None
+        yield None
+        return
+    with store:
+        compare(store, promise)
+        yield store
+
+
+def compare(store: Store, promise: Promise) -> None:
     found = {set_.name: set_ for set_ in store.snapshot_sets()}
     assert set(found) >= set(promise.sets), "an acknowledged set is lost"
     assert set(found) <= set(promise.sets) | set(promise.coming) | promise.going, "a set nobody took, or a deleted one"
     expected = promise.sets | promise.coming
-    for name, set_ in found.items():
-        if name in promise.going:
-            continue
-        assert set_.missing == [], f"{name} is there in part"
-        numbers = {int.from_bytes(snapshot.pread(8, 0), "little") for snapshot in set_.snapshots.values()}
+    for name in set(found) - promise.going:
+        assert found[name].missing == [], f"{name} is there in part"
+        numbers = {int.from_bytes(snapshot.pread(8, 0), "little") for snapshot in found[name].snapshots.values()}
         assert numbers == {expected[name]}
     for name in promise.ledgers & set(found) - promise.going:
         assert found[name].ledger == {"name": name}
@@ -127,7 +134,6 @@ def check_promise(disk: MemoryDisk, promise: Promise) -> Store | None:
         held = {snapshot.name for snapshot in store.open_volume(name).snapshots()}
         assert held == set(found), f"volume {name} has other snapshots than the store has sets"
     assert store.problems == []
-    return store
 
 
 def recorded(seed: int, steps: int) -> MemoryDisk:
@@ -143,10 +149,10 @@ def test_after_any_power_cut_every_set_is_whole_or_not_there(fate: str) -> None:
     disk = recorded(seed=11, steps=14)
     seen = 0
     for instant in instants(disk.start, disk.journal):
-        store = check_promise(power_cut(instant, chance, fate), instant.note or Promise())
-        seen += store is not None
-        if store is not None and seen % 5 == 0:
-            assert store.check().ok
+        with opened(power_cut(instant, chance, fate), instant.note or Promise()) as store:
+            seen += store is not None
+            if store is not None and seen % 5 == 0:
+                assert store.check().problems == []
     assert seen > 60
 
 
@@ -154,61 +160,51 @@ def test_after_a_power_cut_in_the_recovery_from_a_power_cut_nothing_changed() ->
     chance = random.Random(7)
     disk = recorded(seed=12, steps=5)
     chosen = [
-        (power_cut(instant, chance, "some"), instant.note or Promise())
+        (power_cut(instant, chance, "some"), instant.note)
         for instant in instants(disk.start, disk.journal)
-        if chance.random() < 0.12
+        if instant.note is not None and instant.note.created and chance.random() < 0.12
     ]
     seen = 0
     for first, promise in chosen:
-        store = check_promise(first, promise)
-        if store is None or not promise.created:
-            continue
-        known = {
-            set_.name: promise.sets.get(set_.name) or promise.coming.get(set_.name, 0) for set_ in store.snapshot_sets()
-        }
-        store.close()
+        with opened(first, promise) as store:
+            assert store is not None
+            names = [set_.name for set_ in store.snapshot_sets()]
         for instant in instants(first.start, first.journal):
             if chance.random() < 0.3:
-                again = check_promise(power_cut(instant, chance, "some"), promise)
-                assert again is not None
-                seen += 1
-        settled = promise.copy()
-        settled.sets, settled.coming, settled.going = known, {}, set()
-        after = check_promise(power_cut(last_instant(first), chance, "nothing"), settled)
-        assert after is not None
+                with opened(power_cut(instant, chance, "some"), promise):
+                    seen += 1
+        numbers = promise.sets | promise.coming
+        *_, last = instants(first.start, first.journal)
+        with opened(power_cut(last, chance, "nothing"), promise) as store:
+            assert store is not None
+            assert [set_.name for set_ in store.snapshot_sets()] == names
+            assert set(names) <= set(numbers) | promise.going
     assert seen > 20
-
-
-def last_instant(disk: MemoryDisk) -> Any:
-    *_, last = instants(disk.start, disk.journal)
-    return last
 
 
 def test_life_goes_on_after_a_kill_and_a_later_power_cut_keeps_both_halves() -> None:
     chance = random.Random(9)
     disk = recorded(seed=13, steps=5)
-    for instant in list(copies(disk, lambda: chance.random() < 0.08)):
-        position, durable, pending, promise = instant
+    for durable, pending, promise in list(copies(disk, lambda: chance.random() < 0.08)):
         killed = MemoryDisk(durable, pending)  # a new process on the same page cache
-        store = check_promise(killed, promise)
-        if store is None or not promise.created:
-            continue
-        survived = {set_.name for set_ in store.snapshot_sets()}
-        store.close()
-        promise = promise.copy()
+        with opened(killed, promise) as store:
+            assert store is not None
+            survived = {set_.name for set_ in store.snapshot_sets()}
         promise.sets = {name: n for name, n in (promise.sets | promise.coming).items() if name in survived}
         promise.coming, promise.going = {}, set()
+        promise.ledgers &= survived
         killed.note(promise.copy())
         History(killed, promise).run(2, chance)
         for later in instants(killed.start, killed.journal):
             if later.note is not None and chance.random() < 0.2:
-                assert check_promise(power_cut(later, chance, "some"), later.note) is not None, position
+                with opened(power_cut(later, chance, "some"), later.note) as store:
+                    assert store is not None
 
 
 def copies(disk: MemoryDisk, wanted: Callable[[], bool]) -> Any:
     for instant in instants(disk.start, disk.journal):
-        if wanted():
-            yield instant.position, instant.durable.copy(), list(instant.pending), (instant.note or Promise()).copy()
+        if instant.note is not None and instant.note.created and wanted():
+            yield instant.durable.copy(), list(instant.pending), instant.note.copy()
 
 
 def test_the_barrier_of_the_store_log_is_needed() -> None:
@@ -228,7 +224,8 @@ def test_the_barrier_of_the_store_log_is_needed() -> None:
     lost = 0
     for instant in instants(disk.start, disk.journal, lambda position: position not in commits):
         try:
-            check_promise(power_cut(instant, chance, "nothing"), instant.note or Promise())
+            with opened(power_cut(instant, chance, "nothing"), instant.note or Promise()):
+                pass
         except (AssertionError, OSError):
             lost += 1
     assert commits
