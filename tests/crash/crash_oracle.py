@@ -100,7 +100,8 @@ class Oracle:
         self.acked = self.acked.followed_by(self.model, self.versions)
         getattr(self, "_" + name)(*arguments)
         self._note_versions()
-        if name in ("write", "discard", "zero"):
+        if name in ("write", "discard", "zero", "reclaim"):  # these promise nothing about durability
+            self.in_flight = None
             self.acked = self.acked.followed_by(self.model, self.versions)
         else:
             self.in_flight = self._commit()

@@ -21,14 +21,16 @@ from crash_oracle import SECTOR, Expectation, Found, Operation, Oracle, Violatio
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.engine import allocator
+from cowengine.engine import allocator, checkpoint, reclaim
 from cowengine.errors import PoisonedError
 
 PATH = "/disk/volume"
 
-# So that freed slots are reused within a few steps: normally the file first grows by some megabytes.
+# So that freed slots are reused within a few steps, where normally the file first grows by some megabytes; and that a
+# reclaim commits behind each leaf.
 allocator.RUNWAY_SLOTS = 2
 allocator.REUSE_SHARE = 64
+reclaim.LEAVES_A_STEP = 1
 Step = tuple[Any, ...]
 
 
@@ -40,6 +42,7 @@ class Geometry:
 
 
 GEOMETRIES = (Geometry(49152), Geometry(12 * 4096 - 1536), Geometry(24 * 4096), Geometry(5 * 16384 + 512, 16384))
+WIDE = Geometry(280 * 4096)  # two leaves of the map, so that a reclaim takes several steps; its images cost more
 
 # Every workload begins with this: data at home and redirected, a hole, a snapshot, and something not flushed.
 PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write", 1, 1), ("write", 6, 1))
@@ -67,9 +70,9 @@ def random_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
 
 def random_step(rng: random.Random, name: str) -> Step:
     if name in ("write", "discard"):
-        return (name, rng.randrange(64), rng.choice((1, 1, 1, 2, 3, 8)))
+        return (name, rng.randrange(1 << 12), rng.choice((1, 1, 1, 2, 3, 8)))
     if name in ("partial", "zero"):
-        return (name, rng.randrange(1 << 17), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
+        return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
     if name in ("delete", "rollback"):
         return (name, rng.randrange(8))
     return (name,)
@@ -114,7 +117,8 @@ class Runner:
         self.volume = Volume.open(PATH, io=self.disk, background=False)
 
     def close(self) -> None:
-        self.volume.close()
+        if self.volume is not None:
+            self.volume.close()
 
     def successor(self, disk: MemoryDisk) -> Runner:
         """Another process on what became of the disk; it opens and looks before it works."""
@@ -255,7 +259,10 @@ class Runner:
         self.volume.reclaim()
 
     def _checkpoint(self) -> None:
-        self.volume.engine.checkpoint()
+        engine = self.volume.engine
+        with engine.lock:
+            engine.make_room()
+            checkpoint.checkpoint(engine)
 
     def _reopen(self) -> None:
         self.volume.close()

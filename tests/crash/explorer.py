@@ -14,6 +14,7 @@ two superblock slots may also rot while nobody writes it.
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import random
 import sys
@@ -30,7 +31,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
 from crash_oracle import Violation  # noqa: E402
-from crash_workload import GEOMETRIES, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
+from crash_workload import GEOMETRIES, WIDE, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
 from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
 from set_workload import StoreRunner, random_set_steps  # noqa: E402
 
@@ -38,6 +39,7 @@ from cowengine.core.checksum import xxh64  # noqa: E402
 from cowengine.errors import CowEngineError  # noqa: E402
 
 SLOT = 4096
+WIDE_ONE_IN = 16
 SETS_ONE_IN = 4  # as many random histories on one volume for one on a store
 VIOLATIONS_MAX = 20  # a sweep ends with this many
 Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
@@ -168,8 +170,8 @@ class Explorer:
             return
         image = instant.durable.copy()
         content = image.files[image.entries[runner.rot_path]]
-        if any(content[n * SLOT : n * SLOT + 8] != content[:8] for n in range(2)):
-            return  # the volume is so young that it has one superblock only
+        if not all(is_superblock(content[n * SLOT : (n + 1) * SLOT]) for n in range(2)):
+            return  # one of them is torn already
         content[slot * SLOT + 100] ^= 0xFF
         self.tally.rotten += 1
         self.tally.states.add(fingerprint(image))
@@ -181,11 +183,11 @@ class Explorer:
     def reopen(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any) -> None:
         self.tally.recoveries += 1
         later = runner.successor(disk)
-        later.open()
-        later.look(expected, extents=self.tally.recoveries % 4 == 0)
-        disk.power_off()
-        with suppress(OSError):
-            later.close()
+        try:
+            later.open()
+            later.look(expected, extents=self.tally.recoveries % 4 == 0)
+        finally:
+            abandon(later)
 
     def go_on(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any, depth: int, trail: str) -> None:
         """Opens on a recorded disk, runs a few steps more, and looks at the crashes of all that."""
@@ -200,21 +202,21 @@ class Explorer:
             disk.fate = lambda: self.rng.randrange(3)
             try:
                 later.open()
+                found = later.look(expected)
             except (CowEngineError, OSError):
                 if not disk.faults:
                     raise
                 return
-            if disk.faults:
-                if not later.opens_in_spite_of_faults:
-                    raise Violation("an open succeeded although a barrier failed in it")
-                return
-            later.resume(expected, later.look(expected))
-            later.run(steps)
+            if disk.faults and not later.opens_in_spite_of_faults:
+                raise Violation("an open succeeded although a barrier failed in it")
+            if not disk.faults:
+                later.resume(expected, found)
+                later.run(steps)
 
         if self.guard(here, history):
             self.tally.failed_barriers += disk.faults
             self.explore(later, depth + 1, here)
-        later.disk.power_off()
+        abandon(later)
 
     def guard(self, trail: str, action: Callable[[], None]) -> bool:
         try:
@@ -226,6 +228,17 @@ class Explorer:
             )
             return False
         return True
+
+
+def abandon(runner: Runner | StoreRunner) -> None:
+    """The end of a process: nothing it does from now on reaches its disk."""
+    runner.disk.power_off()
+    with suppress(OSError):
+        runner.close()
+
+
+def is_superblock(slot: bytearray) -> bool:
+    return len(slot) == SLOT and xxh64(bytes(slot[: SLOT - 8])) == int.from_bytes(slot[SLOT - 8 :], "little")
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -240,7 +253,7 @@ def make_task(name: str) -> tuple[Runner | StoreRunner, tuple[Step, ...]]:
         return StoreRunner(MemoryDisk()), random_set_steps(rng, rng.choice((8, 16, 30)))
     if kind == "exhaustive":
         return Runner(MemoryDisk(), GEOMETRIES[0]), SHORT[int(number)]
-    runner = Runner(MemoryDisk(), rng.choice(GEOMETRIES))
+    runner = Runner(MemoryDisk(), WIDE if int(number) % WIDE_ONE_IN == 0 else rng.choice(GEOMETRIES))
     runner.intruder = random.Random(int(number)) if int(number) % 2 else None
     return runner, random_steps(rng, rng.choice((10, 20, 40)))
 
@@ -257,6 +270,7 @@ def run_task(name: str, plan: Plan | None = None, keeps: Keeps | None = None) ->
 
         if explorer.guard("", history):
             explorer.explore(runner)
+        abandon(runner)
     return explorer.tally
 
 
@@ -314,6 +328,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--task", help="run this one task again, such as random:17")
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # every torn superblock is worth a warning
     started = time.monotonic()
     if arguments.task:
         tally = run_task(arguments.task)

@@ -248,6 +248,7 @@ class MemoryDisk(IOTable):
         self.stale = bool(cached)
         self.journal: list[Event] = []
         self.faults = 0
+        self.is_off = False
         self.files: dict[int, OpenFile] = {}
         self.next_descriptor = 1000
         self.before_barrier: Callable[[int], None] | None = None
@@ -281,8 +282,9 @@ class MemoryDisk(IOTable):
         return self.next_descriptor
 
     def close(self, fd: int) -> None:
-        self._file(fd)
-        del self.files[fd]
+        if not self.is_off:
+            self._file(fd)
+        self.files.pop(fd, None)
 
     def rename(self, source: str, target: str) -> None:
         inode = self._inode(source)
@@ -330,9 +332,13 @@ class MemoryDisk(IOTable):
         return bytes(self._content(fd)[offset : offset + length])
 
     def pwrite(self, fd: int, data: Any, offset: int) -> None:
-        content = bytes(data)
-        if content:
-            self._change(Write(self._file(fd).inode, offset, content))
+        written = bytes(data)
+        if written:
+            content = self._content(fd)
+            overwrite(content, offset, written)
+            # The disk gets whole sectors out of the page cache, with whatever was written to them before.
+            start, end = offset // SECTOR * SECTOR, -(-(offset + len(written)) // SECTOR) * SECTOR
+            self._change(Write(self._file(fd).inode, start, bytes(content[start:end])))
 
     def truncate(self, fd: int, size: int) -> None:
         self._change(Resize(self._file(fd).inode, size))
@@ -397,7 +403,8 @@ class MemoryDisk(IOTable):
             self.journal.append(change)
 
     def power_off(self) -> None:
-        """Nothing reaches this disk any more: every call of what still holds it fails."""
+        """Nothing reaches this disk any more: every call of what still holds it fails, but for close."""
+        self.is_off = True
         self.files.clear()
 
     def _file(self, fd: int) -> OpenFile:

@@ -15,8 +15,6 @@ from crash_oracle import Expectation, Found, Oracle, Violation, verify
 from crash_workload import Geometry, Runner, Step, random_step
 from memory_disk import MemoryDisk
 
-from cowengine import Store
-
 STORE = "/disk/store"
 VOLUMES = {"a": Geometry(8 * 4096), "b": Geometry(6 * 4096 + 512), "c": Geometry(8 * 4096)}
 MEMBERS = (("a", "b", "c"), ("a", "b"), ("b", "c"), ("c",))
@@ -62,6 +60,8 @@ class StoreRunner:
 
     # -- what the explorer asks for ---------------------------------------------------------------------------------
     def create(self) -> None:
+        from cowengine import Store
+
         self.store = Store.create(STORE, log_size=16384, io=self.disk, background=False)
         for name, geometry in VOLUMES.items():
             self.members[name].volume = self.store.create_volume(
@@ -70,12 +70,15 @@ class StoreRunner:
         self.disk.note(self.expectation())
 
     def open(self) -> None:
+        from cowengine import Store
+
         self.store = Store.open(STORE, io=self.disk, background=False)
         for name, member in self.members.items():
             member.volume = self.store.open_volume(name)
 
     def close(self) -> None:
-        self.store.close()
+        if self.store is not None:
+            self.store.close()
 
     def successor(self, disk: MemoryDisk) -> StoreRunner:
         return StoreRunner(disk, self.serial)

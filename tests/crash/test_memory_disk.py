@@ -58,6 +58,15 @@ def test_a_write_tears_at_sectors() -> None:
     assert content.count(b"x") == SECTOR
 
 
+def test_a_part_of_a_sector_reaches_the_disk_with_the_rest_of_the_cached_sector() -> None:
+    disk, fd = synced(b"....")
+    disk.pwrite(fd, b"a", 0)
+    disk.pwrite(fd, b"b", 2)
+    durable = last_instant(disk).durable.copy()
+    durable.apply(last_instant(disk).pending[1])
+    assert bytes(durable.files[1]) == b"a.b."
+
+
 def test_a_write_made_during_a_barrier_is_not_covered() -> None:
     disk, fd = synced(b"....")
     disk.before_barrier = lambda _: disk.pwrite(fd, b"b", 1)
@@ -65,7 +74,7 @@ def test_a_write_made_during_a_barrier_is_not_covered() -> None:
     disk.fdatasync(fd)
     instant = last_instant(disk)
     assert bytes(instant.durable.files[1]) == b"a..."
-    assert instant.pending == [Write(1, 1, b"b")]
+    assert instant.pending == [Write(1, 0, b"ab..")]
 
 
 def test_a_failed_barrier_leaves_clean_pages_that_the_disk_never_got() -> None:
@@ -100,9 +109,9 @@ def test_a_switched_off_barrier_leaves_its_writes_to_the_next_one() -> None:
     disk.pwrite(fd, b"a", 0)
     disk.fdatasync(fd)
     disk.pwrite(fd, b"b", 1)
-    position = next(n for n, event in enumerate(disk.journal) if event == Write(1, 0, b"a")) + 1
+    position = next(n for n, event in enumerate(disk.journal) if event == Write(1, 0, b"a...")) + 1
     *_, last = instants(disk.start, disk.journal, lambda n: n != position)
-    assert last.pending == [Write(1, 0, b"a"), Write(1, 1, b"b")]
+    assert last.pending == [Write(1, 0, b"a..."), Write(1, 0, b"ab..")]
 
 
 def test_a_second_owner_is_refused() -> None:
