@@ -201,9 +201,9 @@ def _by_change_id(engine: Engine, text: str) -> LineageRecord:
     parts = text.split("/")
     if len(parts) != 3 or parts[0] != str(uuid.UUID(bytes=engine.uuid)) or not parts[1].isdecimal():
         raise FullBackupRequired(f"change id {text[:120]!r} is not of this volume; take a full backup")
-    for record in engine.lineage.snapshots():
-        if str(record.epoch) == parts[1] and change_id(engine, record) == text:
-            return record
+    record = engine.lineage.find_epoch(int(parts[1]))
+    if record is not None and change_id(engine, record) == text:
+        return record
     raise FullBackupRequired(f"the snapshot of change id {text[:120]!r} does not exist any more; take a full backup")
 
 
@@ -214,25 +214,15 @@ def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk
     does; after a rollback the history is a tree, and both sides are walked.
     """
     lineage = engine.lineage
-    mine = {record.id: record.epoch for record in lineage.ancestors(target)} if not _stands_on(engine, target, base) else {}
-    if not mine:
+    if lineage.stands_on(target, base):
         return [_walk(engine, target, base.epoch)]
+    mine = {record.id for record in lineage.ancestors(target)}
     for record in lineage.ancestors(base.id):
         if record.id == target:
             return [_walk(engine, base.id, record.epoch)]
         if record.id in mine:
             return [_walk(engine, target, record.epoch), _walk(engine, base.id, record.epoch)]
     return [_walk(engine, target, 0), _walk(engine, base.id, 0)]
-
-
-def _stands_on(engine: Engine, target: int, base: LineageRecord) -> bool:
-    """Whether `base` is `target` or an ancestor of it; looks no further than base's epoch."""
-    for record in engine.lineage.ancestors(target):
-        if record.id == base.id:
-            return True
-        if record.id != target and record.epoch <= base.epoch:
-            return False
-    return False
 
 
 def _walk(engine: Engine, number: int, born_after: int | None) -> Walk:

@@ -256,8 +256,8 @@ cdef class BlockMap(Tree):
             if status != 0:
                 return status
             index += 1
-        if dead.node != NULL and dead.node.slot != 0:
-            return runs_append(found.freed_nodes, dead.node.slot, 1)
+        if dead.node != NULL:
+            return self.supersede(dead.node, found.freed_nodes)
         return 0
 
     cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
@@ -287,8 +287,8 @@ cdef class BlockMap(Tree):
             status = runs_append(found.freed, slot_of(mine.target), self.slots_per_block)
             if status != 0:
                 return status
-        if dead.node != NULL and dead.node.slot != 0:
-            status = runs_append(found.freed_nodes, dead.node.slot, 1)
+        if dead.node != NULL:
+            status = self.supersede(dead.node, found.freed_nodes)
             if status != 0:
                 return status
         found.position = base + LEAF_ENTRIES

@@ -56,6 +56,7 @@ ctypedef struct node_t:
     uint32_t references
     uint8_t level
     uint8_t dirty           # no slot holds these bytes
+    uint8_t replaced        # nobody but a checkpoint that is under way needs it: its slot is superseded once it has one
     uint64_t stamp          # may be changed in place while this is the tree's stamp
     uint64_t slot           # 0 while dirty
     uint64_t checksum       # of the bytes in that slot
@@ -117,6 +118,7 @@ cdef class Tree:
     cdef int load(self, link_t *link, uint64_t key) noexcept nogil
     cdef void drop(self, node_t *node) noexcept nogil
     cdef int writable(self, link_t *link, uint64_t key) noexcept nogil
+    cdef int supersede(self, node_t *node, runs_t *runs) noexcept nogil
     cdef int reach(self, uint64_t key) noexcept nogil
     cdef int leaf(self, link_t *root, uint64_t key, node_t **leaf) noexcept nogil
     cdef int leaf_for_change(self, uint64_t key, node_t **leaf) noexcept nogil

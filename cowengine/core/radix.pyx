@@ -10,6 +10,7 @@ Invariants
     RT2  A dirty node's parents are dirty. A clean parent's pointers are right; a dirty one's may lag behind nodes it has loaded.
     RT3  A node that a loaded link does not hold is on disk, behind the link's pointer.
     RT4  A pointer's birth is at least every birth below it.
+    RT5  A node that is replaced while a checkpoint has yet to write it gets a slot that is superseded from the beginning.
 
 Threads   The caller holds the volume's mutex; nothing here takes a lock or needs the GIL.
 """
@@ -74,7 +75,7 @@ cdef class Tree:
             if node.children == NULL:
                 free(node)
                 return NULL
-        node.references, node.level, node.dirty = 1, <uint8_t>level, 0
+        node.references, node.level, node.dirty, node.replaced = 1, <uint8_t>level, 0, 0
         node.stamp, node.slot, node.checksum = 0, 0, 0
         self.node_count += 1
         return node
@@ -195,8 +196,8 @@ cdef class Tree:
                     if node.children[i] != NULL:
                         node.children[i].references += 1
             end = ((key >> self.span_shift(level)) + 1) << self.span_shift(level)
-            if old.slot != 0 and self.is_freed_with(link.pointer.birth, end):
-                status = runs_append(&self.superseded, old.slot, 1)
+            if self.is_freed_with(link.pointer.birth, end):
+                status = self.supersede(old, &self.superseded)
                 if status != 0:
                     self.drop(node)
                     return status
@@ -208,6 +209,13 @@ cdef class Tree:
         link.node = node
         link.pointer.target = pointer_target(KIND_NODE, level, 0)
         link.pointer.checksum = 0
+        return 0
+
+    cdef int supersede(self, node_t *node, runs_t *runs) noexcept nogil:
+        """The next checkpoint does not need this node: notes its slot, or that it will have to be noted (RT5)."""
+        if node.slot != 0:
+            return runs_append(runs, node.slot, 1)
+        node.replaced = 1
         return 0
 
     # -- reaching leaves ------------------------------------------------------------------------------------------------
@@ -352,6 +360,10 @@ cdef class Tree:
             node.checksum = ce_xxh64(node.words, NODE_BYTES, self.seed(level, key))
             node.dirty = 0
             self.dirty_count -= 1
+            if node.replaced:
+                status = runs_append(&self.superseded, node.slot, 1)
+                if status != 0:
+                    return status
             node.references += 1
             written[0][count[0]] = node
             count[0] += 1

@@ -48,6 +48,7 @@ from cowengine.format import (
     SnapshotEvent,
     Superblock,
     blob_seed,
+    encode_event,
     encode_record,
     encode_superblock,
     fold_of,
@@ -85,12 +86,15 @@ class Engine:
         self.failure: BaseException | None = None
         self.log = CommitLog(io, fd, sb.log_first, sb.log_slots, sb.log_shift)
         self.metadata_max = min(4096, max(128, self.log.size // 128))
-        events = 2 * (EVENT_BYTES_FIXED + 256 + self.metadata_max) + SMALL_EVENTS_BYTES
+        event = EVENT_BYTES_FIXED + 256 + self.metadata_max
+        self._pending_max = max(event, self.log.record_max // 4)
+        events = event + self._pending_max + SMALL_EVENTS_BYTES
         self.path = DataPath(
             io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
             self._refill, self._commit_full_batch,
         )  # fmt: skip
         self.cache_nodes = CACHE_NODES
+        self.flush_scheduled = False
         self.background = True  # timers and worker threads may be used
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
@@ -331,6 +335,11 @@ class Engine:
         """Whether a commit now would mean a barrier."""
         return bool(self.path.data_writes != self._synced_writes or self.path.batch_fill()[0] or self.pending_events)
 
+    def has_room_for_event(self) -> bool:
+        """Whether the outstanding events of sets and one more fit at the head of the next record."""
+        pending = sum(len(encode_event(event)) for event in self.pending_events)
+        return pending + EVENT_BYTES_FIXED + 256 + self.metadata_max + SMALL_EVENTS_BYTES <= self._pending_max or not pending
+
     def apply_set_events(self, events: Sequence[setcommit.SetEvent]) -> list[setcommit.SetEvent]:
         """See `setcommit.apply_set_events`."""
         return setcommit.apply_set_events(self, events)
@@ -396,6 +405,7 @@ class Engine:
     def abandon(self) -> None:
         """In the child of a fork: the volume is the parent's; its descriptor is closed here, nothing else."""
         self.closed = True
+        self.lock = threading.RLock()  # a thread of the parent may have held the old one
         try:
             os.close(self.fd)
         except OSError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from cowengine.core.datapath import DataPath, PagedTable, Root
-from cowengine.errors import CorruptionError
+from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
     LINEAGE_AUTOMATIC,
     LINEAGE_BYTES,
@@ -42,6 +42,8 @@ class Lineage:
         self._records: dict[int, LineageRecord] = {}
         self._leaves: set[int] = set()
         self._names: dict[str, int] = {}  # of those that are not deleted, oldest first
+        self._by_epoch: dict[int, int] = {}
+        self.linear = True  # no rollback: every snapshot stands on the one before it
         self._deleted: dict[int, None] = {}  # until their space is given back
         self._children: dict[int, set[int]] = {}
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; deleted ones until their space is given back
@@ -89,8 +91,12 @@ class Lineage:
         for leaf in range((self.next_id + RECORDS_PER_LEAF - 1) // RECORDS_PER_LEAF):
             if leaf not in self._leaves:
                 self._load_leaf(leaf)
-        for number in sorted(self._records):
-            self._index(number, self._records[number])
+        above = NONE_ID
+        for number in sorted(self._records, key=lambda number: number or self.next_id):
+            record = self._records[number]
+            self.linear = self.linear and record.parent == above
+            above = number
+            self._index(number, record)
         self.complete = True
 
     def _index(self, number: int, record: LineageRecord) -> None:
@@ -99,12 +105,31 @@ class Lineage:
             self._deleted[number] = None
         elif record.kind == LINEAGE_SNAPSHOT:
             self._names[record.name] = number
+            self._by_epoch[record.epoch] = number
 
     def find_name(self, name: str) -> LineageRecord | None:
         """The snapshot of that name that is not deleted, or None."""
         self.load_all()
         number = self._names.get(name)
         return None if number is None else self._records[number]
+
+    def find_epoch(self, epoch: int) -> LineageRecord | None:
+        """The snapshot of that epoch that is not deleted, or None."""
+        self.load_all()
+        number = self._by_epoch.get(epoch)
+        return None if number is None else self._records[number]
+
+    def stands_on(self, number: int, base: LineageRecord) -> bool:
+        """Whether `base` is this head or snapshot or an ancestor of it."""
+        self.load_all()
+        if self.linear:
+            return number == HEAD_ID or base.id <= number
+        for record in self.ancestors(number):
+            if record.id == base.id:
+                return True
+            if record.kind == LINEAGE_SNAPSHOT and record.epoch <= base.epoch:
+                return False
+        return False
 
     def snapshots(self, start: int = 0, stop: int | None = None) -> list[LineageRecord]:
         """The snapshots that are not deleted, oldest first, from position `start` to before `stop`."""
@@ -146,8 +171,12 @@ class Lineage:
         root = self.loaded_roots.get(number)
         if root is None:
             record = self.get(number)
-            assert record is not None, "asked for the root of a snapshot that is not there"
-            root = self.loaded_roots.setdefault(number, Root(self._path, record.root.encode()))
+            if record is None:
+                raise NotFoundError("the snapshot was deleted")
+            root = Root(self._path, record.root.encode())
+            if record.flags & LINEAGE_DELETED:
+                root.retire()
+            root = self.loaded_roots.setdefault(number, root)
         return root
 
     def unload_roots(self) -> None:
@@ -190,6 +219,8 @@ class Lineage:
     def stand(self, number: int) -> None:
         """Makes the live head stand on a snapshot."""
         head = self.head
+        if number != self.next_id - 1:
+            self.linear = False
         if self.complete:
             self._children.get(head.parent, set()).discard(HEAD_ID)
             self._children.setdefault(number, set()).add(HEAD_ID)
@@ -202,6 +233,7 @@ class Lineage:
         record.flags |= LINEAGE_DELETED
         if self.complete:
             del self._names[record.name]
+            del self._by_epoch[record.epoch]
             self._deleted[number] = None
         self._changed.add(number)
 

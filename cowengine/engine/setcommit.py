@@ -82,7 +82,7 @@ class Prepared:
         for engine in self._engines:
             engine.require_writable()
             engine.require_name_free(self._name)
-            if engine.pending_events:
+            if not engine.has_room_for_event():
                 engine.commit()
             engine.make_room()
         try:
@@ -162,10 +162,12 @@ def _commit_member(engine: Engine) -> Root:
 
 def schedule_flush(engine: Engine) -> None:
     """A member's own log gets the event within a second, if nothing else commits before."""
-    if not engine.background:
+    if not engine.background or engine.flush_scheduled:
         return
+    engine.flush_scheduled = True
 
     def flush() -> None:
+        engine.flush_scheduled = False
         try:
             flush_events(engine)
         except (OSError, PoisonedError):
