@@ -24,7 +24,6 @@ class ModelSnapshot:
     births: tuple[int, ...]
     mapped: tuple[bool, ...]
     automatic: bool = False
-    metadata: bytes = b""
 
     def renamed(self, name: str) -> ModelSnapshot:
         return replace(self, name=name)
@@ -71,14 +70,11 @@ class ModelVolume:
             self._zero(block)
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Whole blocks become holes.
-
-        What is left at the ends is zeroed in place: a block without data stays without.
-        """
+        """Whole blocks become holes; what is left at the ends is written."""
         self.content[offset : offset + length] = bytes(length)
         whole = self.whole_blocks(offset, length)
         for block in self.blocks(offset, length):
-            self._touch(block, self.mapped[block] and block not in whole)
+            self._touch(block, block not in whole)
 
     def _zero(self, block: int) -> None:
         start, end = self.span(block)
@@ -93,11 +89,11 @@ class ModelVolume:
         return block * self.block_size, min((block + 1) * self.block_size, self.size)
 
     # -- snapshots --------------------------------------------------------------------------------------------------
-    def live(self, name: str = "live", automatic: bool = False, metadata: bytes = b"") -> ModelSnapshot:
-        return ModelSnapshot(name, bytes(self.content), tuple(self.births), tuple(self.mapped), automatic, metadata)
+    def live(self, name: str = "live", automatic: bool = False) -> ModelSnapshot:
+        return ModelSnapshot(name, bytes(self.content), tuple(self.births), tuple(self.mapped), automatic)
 
-    def snapshot(self, name: str, automatic: bool = False, metadata: bytes = b"") -> ModelSnapshot:
-        taken = self.live(name, automatic, metadata)
+    def snapshot(self, name: str, automatic: bool = False) -> ModelSnapshot:
+        taken = self.live(name, automatic)
         self.snapshots.append(taken)
         self.epoch += 1
         return taken

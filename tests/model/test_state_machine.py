@@ -18,6 +18,7 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
+from cowengine.engine import checkpoint
 from cowengine.errors import ExistsError, NotFoundError, OutOfRangeError
 
 SNAPSHOTS_MAX = 6
@@ -32,6 +33,7 @@ class VolumeMachine(RuleBasedStateMachine):
         super().__init__()
         self.serial = 0
         self.volume: Any = None
+        self.metadata: dict[str, dict[str, int]] = {}
         self.disk = MemoryDisk(recorded=False)
         self.path = "/disk/volume"
         self.options: dict[str, Any] = {"io": self.disk, "background": False}
@@ -82,7 +84,10 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule()
     def checkpoint(self) -> None:
-        self.volume.engine.checkpoint()
+        engine = self.volume.engine
+        with engine.lock:
+            engine.make_room()
+            checkpoint.checkpoint(engine)
 
     @rule()
     def reopen(self) -> None:
@@ -91,17 +96,19 @@ class VolumeMachine(RuleBasedStateMachine):
         self.volume = Volume.open(self.path, **self.options)
         found = [(s.id, s.name, s.epoch, s.change_id, s.metadata, s.created) for s in self.volume.snapshots()]
         assert found == identities
+        assert all(s.metadata == self.metadata.get(s.name, {}) for s in self.volume.snapshots())
 
     # -- snapshots --------------------------------------------------------------------------------------------------
     @precondition(lambda self: len(self.model.snapshots) < SNAPSHOTS_MAX)
-    @rule(metadata=st.one_of(st.none(), st.binary(max_size=40)))
-    def snapshot(self, metadata: bytes | None) -> None:
+    @rule(metadata=st.one_of(st.none(), st.dictionaries(st.text(max_size=5), st.integers(), max_size=3)))
+    def snapshot(self, metadata: dict[str, int] | None) -> None:
         self.serial += 1
         name = f"snapshot {self.serial}"
         taken = self.volume.snapshot(name, metadata=metadata)
-        self.model.snapshot(name, metadata=metadata or b"")
+        self.model.snapshot(name)
+        self.metadata[name] = metadata or {}
         assert taken.name == name
-        assert (taken.metadata or b"") == (metadata or b"")
+        assert taken.metadata == self.metadata[name]
 
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
