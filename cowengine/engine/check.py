@@ -161,7 +161,7 @@ class _Check:
             self.trees.nodes = {}
             final = self._state(replay)
             slots = self._used_after(used, records, optional)
-            self._compare_after(slots, base, final, optional, records)
+            self._compare_after(slots, base, final, optional, records, replay.pristine_nodes)
         self._count(replay, base, final, slots, records)
 
     # --- the log ---------------------------------------------------------------------------------------------------
@@ -392,18 +392,26 @@ class _Check:
         self._report("checkpoint", used, required, optional)
 
     def _compare_after(
-        self, used: list[Run], base: _State, final: _State, optional: list[Run], records: list[Record]
+        self,
+        used: list[Run],
+        base: _State,
+        final: _State,
+        optional: list[Run],
+        records: list[Record],
+        pristine: set[int],
     ) -> None:
         """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted.
 
-        A node over a block that a delta touched was copied since: a reclaim may free what the tree still leads to.
+        A node over a block that a delta touched was copied since: a reclaim may free what the tree still leads to,
+        unless somebody shows that tree without deltas.
         """
         freed = merge((slot, slot + count) for record in records for slot, count in record.freed_nodes)
         touched = merge((d.block, d.block + d.block_count) for record in records for d in iter_deltas(record.deltas))
         for slot, place in final.nodes.items():
             tree, level, index = place
             keys = span(tree, level)
-            if _holds(freed, slot) and not _meets(touched, index * keys, (index + 1) * keys):
+            copied = slot not in pristine and _meets(touched, index * keys, (index + 1) * keys)
+            if not copied and _holds(freed, slot):
                 self.problems.add(f"log: frees node {place} in slot {slot}, which is still reachable")
         nodes = {**base.nodes, **final.nodes}
         required = merge([*final.runs, *subtract(_slot_runs(nodes), freed), *_slot_runs(final.blobs)])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from cowengine.engine.check_trees import Extent, Problems, Trees
 from cowengine.engine.intervals import Intervals
@@ -46,6 +47,11 @@ class Line:
     begin: Intervals
     deltas: list[tuple[int, int, int, int]] = field(default_factory=list)
 
+    @property
+    def pristine(self) -> bool:
+        """Whether it shows the tree as it is."""
+        return not self.deltas and len(self.begin.values) == 1
+
     def state(self, time: int) -> Intervals:
         """The line after its first `time` deltas, as a new line begins with it."""
         overlay = self.begin.copy()
@@ -77,6 +83,7 @@ class Replay:
         self.next_id = next_id
         self.members = {i: Member(replace(r), new_line(r.root), 0) for i, r in lineage.items()}
         self.where = "checkpoint"
+        self.pristine_nodes: set[int] = set()
 
     def problem(self, text: str) -> None:
         """Note what a record says and cannot be."""
@@ -172,15 +179,19 @@ class Replay:
         """All extents that a head or snapshot reaches; each node of the map that holds one is read and verified."""
         out: set[Extent] = set()
         seen: set[tuple[int, int]] = set()
+        pristine = 0
         lines: dict[int, tuple[Line, list[tuple[int, int]]]] = {}
         for member in self.members.values():
             cursor = member.record.cursor
             lowest = 0 if cursor == NO_CURSOR else cursor
             lines.setdefault(id(member.line), (member.line, []))[1].append((member.time, lowest))
-        for line, moments in lines.values():
+        for line, moments in sorted(lines.values(), key=lambda pair: not pair[0].pristine):
             visible = self._reach_line(line, moments, out)
             if visible.starts:
                 trees.collect(line.root, visible, out, seen)
+            if line.pristine:
+                pristine = len(trees.nodes)
+        self.pristine_nodes = set(islice(trees.nodes, pristine))
         return out
 
     def _reach_line(self, line: Line, moments: list[tuple[int, int]], out: set[Extent]) -> Intervals:
