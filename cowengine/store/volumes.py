@@ -74,11 +74,15 @@ class VolumeTable:
             try:
                 volume_uuid = read_uuid(self._place.io, self.path_of(name))
             except (CowEngineError, OSError) as error:
-                self._problems.append(f"volume {name!r}: {error}")
+                self._note(f"volume {name!r}: {error}")
                 continue
             first = self._names.setdefault(volume_uuid, name)
             if first != name:
-                self._problems.append(f"volume {name!r} is a copy of volume {first!r} and cannot be opened beside it")
+                self._note(f"volume {name!r} is a copy of volume {first!r} and cannot be opened beside it")
+
+    def _note(self, problem: str) -> None:
+        if problem not in self._problems:  # a volume may be opened many times
+            self._problems.append(problem)
 
     def remove_unfinished(self) -> None:
         """Remove what a crash left half created."""
@@ -166,10 +170,14 @@ class VolumeTable:
         events = self._events(engine.uuid, engine.durable_store_sequence)
         if not events:
             return
+        if self._place.read_only:
+            # Only an owner may add to a volume; a look at it shows what its own log holds.
+            self._note(f"volume {name!r} lacks snapshots of the last sets until the store is opened for writing")
+            return
         taken = {event.store_sequence for event in apply_set_events(engine, events)}
         for event in events:
             if event.store_sequence not in taken and not self._has_snapshot(volume, event):
-                self._problems.append(
+                self._note(
                     f"volume {name!r} lacks its snapshot of set {event.name!r}: it was written without its store"
                 )
 

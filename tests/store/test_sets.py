@@ -304,6 +304,21 @@ def test_a_set_that_no_member_took_in_yet_survives_a_kill_after_which_only_one_m
         assert number_at(after.get_snapshot_set("t").snapshots["a"]) == 2
 
 
+def test_a_look_at_what_a_killed_owner_left_says_what_it_cannot_show(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store("a", "b")
+    store.snapshot(["a"], "s1")
+    store.open_volume("a").flush()
+    store.snapshot(["a", "b"], "s2")
+    where = killed(store, tmp_path / "killed")
+    with Store.open(where, read_only=True) as after:
+        assert [found.name for found in after.snapshot_sets()] == ["s1", "s2"]
+        assert list(after.get_snapshot_set("s1").snapshots) == ["a"]
+        assert after.get_snapshot_set("s2").missing == ["a", "b"]
+        assert [name in text for name, text in zip("ab", after.problems, strict=True)] == [True, True]
+    with Store.open(where, background=False) as after:
+        assert after.get_snapshot_set("s2").missing == []
+
+
 def test_a_member_written_without_its_store_lacks_the_set_and_the_store_says_so(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
