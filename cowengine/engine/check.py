@@ -157,6 +157,7 @@ class _Check:
         if records:
             for record in records:
                 replay.apply(record)
+            replay.settle_parents()
             self._check_members(replay)
             self.trees.nodes = {}
             final = self._state(replay)

@@ -83,6 +83,7 @@ class Replay:
         self.next_id = next_id
         self.members = {i: Member(replace(r), new_line(r.root), 0) for i, r in lineage.items()}
         self.where = "checkpoint"
+        self.dropped: dict[int, int] = {}
         self.pristine_nodes: set[int] = set()
 
     def problem(self, text: str) -> None:
@@ -171,9 +172,16 @@ class Replay:
         if not record.flags & LINEAGE_DELETED:
             self.problem(f"snapshot {record.id} is reclaimed and was not deleted")
         del self.members[record.id]
-        for other in self.members.values():
-            if other.record.parent == record.id:
-                other.record.parent = record.parent
+        self.dropped[record.id] = record.parent
+
+    def settle_parents(self) -> None:
+        """Gives children of dropped snapshots their parents: once at the end, as there may be many of both."""
+        for member in self.members.values():
+            passed = []
+            while member.record.parent in self.dropped:
+                passed.append(member.record.parent)
+                member.record.parent = self.dropped.pop(member.record.parent)
+            self.dropped.update(dict.fromkeys(passed, member.record.parent))
 
     def reach(self, trees: Trees) -> set[Extent]:
         """All extents that a head or snapshot reaches; each node of the map that holds one is read and verified."""
