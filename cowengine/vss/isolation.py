@@ -130,25 +130,27 @@ def serve(descriptor: int) -> None:
         _reply(connection, None, f"the writer cannot be made in its process: {type(error).__name__}: {error}")
         return
     _reply(connection, None, None)
-    last: JobView | None = None
-    frozen = False
+    owed: JobView | None = None  # the job whose abort the writer has to get, come what may
+    frozen_until: float | None = None
     while True:
         try:
-            if (
-                frozen
-                and last
-                and not connection.poll(max(0.0, last.deadline + _THAW_GRACE_SECONDS - time.monotonic()))
-            ):
-                raise EOFError
-            event, argument = pickle.loads(connection.recv_bytes())
+            event, argument = _receive(connection, frozen_until)
         except (EOFError, OSError):
-            if last is not None:
-                writer.abort(last)
+            if owed is not None:
+                writer.abort(owed)
             return
-        last = None if event in ("backup_shutdown", "abort") else argument or last
+        owed = None if event in ("backup_shutdown", "abort") else argument or owed
         value, problem = _run(writer, event, argument)
-        frozen = problem is None if event == "freeze" else frozen and event not in ("thaw", "abort")
+        if event in ("freeze", "thaw", "abort"):
+            frozen_until = argument.deadline + _THAW_GRACE_SECONDS if event == "freeze" and problem is None else None
         _reply(connection, value, problem)
+
+
+def _receive(connection: Connection, frozen_until: float | None) -> Any:
+    """The next event. Raises EOFError if the parent hung up, or left the writer frozen past `frozen_until`."""
+    if frozen_until is not None and not connection.poll(max(0.0, frozen_until - time.monotonic())):
+        raise EOFError
+    return pickle.loads(connection.recv_bytes())
 
 
 def _run(writer: Writer, event: str, argument: JobView | None) -> tuple[Any, str | None]:
