@@ -97,6 +97,7 @@ def test_the_wheel_holds_the_package_its_stubs_and_nothing_else(wheel: Path) -> 
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Version"] == cowengine.__version__
     assert "cowengine = cowengine.cli.main:main" in points
+    assert "[cowengine.writers]\nsqlite = cowengine.sqlite.writer:writers_of_store" in points
 
 
 def test_the_wheel_works_in_an_empty_environment(environment: Path, tmp_path: Path) -> None:
