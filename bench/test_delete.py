@@ -28,7 +28,11 @@ def test_delete_until_gone(compare, workload, volume_path, make_raw, scale):
             volume.flush()
 
         compare(
-            lambda: held.pop().delete(), raw.write_durably, before_cow=prepare, rounds=scale(100, 1)
+            # Snapshot.delete goes on and gives the space back; the engine's part ends where the snapshot is gone.
+            lambda: volume.engine.delete(held.pop().id),
+            raw.write_durably,
+            before_cow=prepare,
+            rounds=scale(100, 1),
         )
 
 

@@ -16,11 +16,11 @@ GOAL = 1 / 0.9
 
 
 @pytest.fixture
-def volume(workload, volume_path, scale):
-    """A volume written once, front to back."""
+def volume(workload, volume_path, scale, request):
+    """A volume written once, front to back, in the steps that the test reads in."""
     size = scale(256, 8) * MiB
     with cowengine.Volume.create(str(volume_path), size) as made:
-        workload.fill(made.pwrite, size)
+        workload.fill(made.pwrite, size, BLOCK if "random" in request.node.name else MiB)
         made.flush()
         yield made
 
@@ -60,7 +60,7 @@ def compare_sequential(compare, view, size, raw, scale, *, goal=None):
 
 
 def test_random_4k_reads(compare, workload, volume, make_raw, scale):
-    compare_random(compare, workload, volume, volume.size, make_raw(volume.size), scale)
+    compare_random(compare, workload, volume, volume.size, make_raw(volume.size, BLOCK), scale)
 
 
 def test_random_4k_snapshot_reads(compare, workload, volume, make_raw, scale):
@@ -68,7 +68,7 @@ def test_random_4k_snapshot_reads(compare, workload, volume, make_raw, scale):
     for offset in workload.offsets(volume.size, volume.size // BLOCK // 8):
         volume.pwrite(workload.block, offset)
     volume.flush()
-    compare_random(compare, workload, snapshot, volume.size, make_raw(volume.size), scale)
+    compare_random(compare, workload, snapshot, volume.size, make_raw(volume.size, BLOCK), scale)
 
 
 def test_sequential_1m_reads(compare, volume, make_raw, scale):

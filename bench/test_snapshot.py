@@ -17,7 +17,7 @@ def test_durable_snapshot(compare, workload, make_raw, volume_path, scale):
     raw = make_raw(MiB)
     names = map(str, itertools.count())
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         volume.flush()
         compare(lambda: volume.snapshot(next(names)), raw.write_durably, rounds=scale(1000, 1))
 
@@ -25,11 +25,11 @@ def test_durable_snapshot(compare, workload, make_raw, volume_path, scale):
 def test_durable_snapshot_of_256_scattered_writes(compare, workload, make_raw, volume_path, scale):
     """A snapshot right after 256 scattered 4 KiB writes; raw: fdatasync after the same writes."""
     size = scale(256, 8) * MiB
-    raw = make_raw(size)
+    raw = make_raw(size, BLOCK)
     names = map(str, itertools.count())
 
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         volume.flush()
         compare(
             lambda: volume.snapshot(next(names)),
@@ -43,12 +43,12 @@ def test_durable_snapshot_of_256_scattered_writes(compare, workload, make_raw, v
 def test_durable_write(compare, workload, make_raw, volume_path, scale):
     """One 4 KiB overwrite and a flush; raw: one 4 KiB overwrite and fdatasync."""
     size = scale(64, 8) * MiB
-    raw = make_raw(size)
+    raw = make_raw(size, BLOCK)
     offsets = itertools.cycle(workload.offsets(size, 1024))
     raw_offsets = itertools.cycle(workload.offsets(size, 1024))
 
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         volume.flush()
 
         def write() -> None:
@@ -66,10 +66,10 @@ def test_first_write_after_snapshot(compare, workload, make_raw, volume_path, sc
     """64 scattered 4 KiB writes to blocks that a snapshot holds; raw: the same writes after an fdatasync."""
     size = scale(256, 8) * MiB
     count = 64
-    raw = make_raw(size)
+    raw = make_raw(size, BLOCK)
     names = map(str, itertools.count())
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         rounds = scale(200, 1)
         plan = iter([workload.offsets(size, count) for _ in range(2 * rounds)])
         plan_raw = iter([workload.offsets(size, count) for _ in range(2 * rounds)])

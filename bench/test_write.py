@@ -33,9 +33,9 @@ def compare_writes(compare, workload, volume, raw, size, scale, *, goal=None):
 def test_steady_random_4k_writes(compare, workload, make_raw, volume_path, scale):
     """In place: no snapshot holds the blocks."""
     size = scale(256, 8) * MiB
-    raw = make_raw(size)
+    raw = make_raw(size, BLOCK)
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         volume.flush()
         compare_writes(compare, workload, volume, raw, size, scale, goal=1.4)
 
@@ -43,9 +43,9 @@ def test_steady_random_4k_writes(compare, workload, make_raw, volume_path, scale
 def test_steady_random_4k_writes_of_a_snapshotted_volume(compare, workload, make_raw, volume_path, scale):
     """A snapshot holds every block; most were redirected once before, the others are during the measurement."""
     size = scale(256, 8) * MiB
-    raw = make_raw(size)
+    raw = make_raw(size, BLOCK)
     with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        workload.fill(volume.pwrite, size, BLOCK)
         volume.snapshot("held")
         for offset in workload.offsets(size, size // BLOCK // 2):
             volume.pwrite(workload.block, offset)
