@@ -14,6 +14,7 @@
      +- PoisonedError        (OSError)  EIO: a sync failed; only a new open tells what is on the disk
      +- FullBackupRequired              no exact list of changes exists for this base
      +- RetentionError       (OSError)  EPERM
+     +- StorageError         (OSError)  the system's errno: a read or write of the file failed
      +- WriterError                     a writer failed
      |   +- WriterTimeout               ... by taking too long
      |   +- WriterVeto                  ... by raising
@@ -199,6 +200,16 @@ class ClosedError(_SystemError, ValueError):
 
     code: ClassVar[int] = 19
     default_errno: ClassVar[int] = errno.EBADF
+
+
+class StorageError(_SystemError):
+    """The file system failed a read or write; `errno` says how. The volume stays usable unless it is poisoned."""
+
+    code: ClassVar[int] = 21
+
+    def __init__(self, message: str, filename: str | None = None, number: int = errno.EIO) -> None:
+        super().__init__(message, filename)
+        self.errno = number
 
 
 class CancelledError(CowEngineError):

@@ -9,6 +9,7 @@ Durable   When `publish` returns. What a crash leaves has a temporary name, whic
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from cowengine.backup.stream import VolumeEntry
 from cowengine.backup.target import system_errors
 from cowengine.core.iotable import KERNEL, IOTable
-from cowengine.errors import BusyError, ExistsError, OutOfRangeError
+from cowengine.errors import BusyError, CowEngineError, ExistsError, OutOfRangeError
 
 ZERO_BYTES = 1 << 20
 
@@ -76,12 +77,12 @@ class _Folder:
 
     def check(self, name: str) -> None:
         with system_errors(self._path):
-            if os.path.isdir(self._path) and name + ".raw" in self._io.names(self._path):
+            if self._is_there() and name + ".raw" in self._io.names(self._path):
                 raise ExistsError("a restore replaces nothing: remove or rename it first", _raw_path(self._path, name))
 
     def open(self, entry: VolumeEntry, size: int | None) -> Restoring:
         with system_errors(self._path):
-            if not os.path.isdir(self._path):
+            if not self._is_there():
                 self._io.mkdir(self._path)
                 self._io.sync_directory(os.path.dirname(os.path.abspath(self._path)))
                 self._made = True
@@ -91,6 +92,13 @@ class _Folder:
     def discard(self) -> None:
         if self._made:
             self._io.rmdir(self._path)
+
+    def _is_there(self) -> bool:
+        try:
+            self._io.names(self._path)
+        except FileNotFoundError:
+            return False
+        return True
 
 
 class _RawFile:
@@ -226,5 +234,6 @@ class _StoreVolume:
         return self._name
 
     def discard(self) -> None:
-        self._volume.close()
+        with contextlib.suppress(CowEngineError):
+            self._volume.close()
         self._store.delete_volume(self._name if self._published else self._temporary)

@@ -141,9 +141,9 @@ class Target:
         path, gone = os.path.join(chain_path, backup_id), os.path.join(chain_path, OLD + backup_id)
         with system_errors(path):
             self.io.rename(path, gone)
+            # From here on it is gone; what is left of it under the other name, the next run removes.
             self.io.sync_directory(chain_path)
             remove_folder(self.io, gone)
-            self.io.sync_directory(chain_path)
 
     def _ids(self, chain: str) -> list[str]:
         path = self.chain_path(chain)

@@ -31,4 +31,4 @@ cdef int check_status(int status, Tree tree) except -1:
         raise errors.NoSpaceError("no space left on the file system; nothing acknowledged was lost")
     if status < 0:
         raise AssertionError(f"unexpected status {status}")
-    raise OSError(status, _os.strerror(status))
+    raise errors.StorageError(f"a read or write of the volume file failed: {_os.strerror(status)}", number=status)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from cowengine.core.datapath import DataPath
-from cowengine.errors import NoSpaceError
+from cowengine.errors import NoSpaceError, StorageError
 from cowengine.format import SLOT_BYTES, Region
 
 logger = logging.getLogger("cowengine.engine")
@@ -126,7 +126,7 @@ class Allocator:
             self.give_back(runs)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpaceError("no space for the metadata of a checkpoint") from error
-            raise
+            raise StorageError(f"a write of metadata failed: {error.strerror}", number=error.errno or errno.EIO) from error
         return runs
 
     def give_back(self, runs: list[Run]) -> None:

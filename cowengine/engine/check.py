@@ -11,6 +11,7 @@ Threads   no state. The file must stand still while it is checked: `check_file` 
 
 from __future__ import annotations
 
+import errno
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ from cowengine.engine.check_replay import Replay
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
 from cowengine.engine.report import Report
-from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, UnsupportedVersionError
+from cowengine.errors import (
+    BusyError,
+    CorruptionError,
+    CowEngineError,
+    FormatError,
+    NotFoundError,
+    StorageError,
+    UnsupportedVersionError,
+)
 from cowengine.format import (
     ENTRY_MAPPED,
     LINEAGE_ANCHOR,
@@ -69,12 +78,20 @@ def check_file(path: str, io: IOTable = KERNEL) -> Report:
 
 
 def check_open(io: IOTable, fd: int, name: str) -> Report:
-    """Verify the volume file open as `fd`, which nobody writes meanwhile. Raises FormatError if it is no volume."""
+    """Verify the volume file open as `fd`, which nobody writes meanwhile.
+
+    Raises FormatError if it is no volume, StorageError if it cannot be read.
+    """
     problems = Problems()
     counts = dict.fromkeys(("blocks", "nodes", "snapshots", "deleted", "records", "dropped", "slots_used", "leaked"), 0)
-    chosen, other = _choose(io, fd, name, problems)
-    if chosen is not None:
-        _Check(io, fd, chosen, other, problems, counts).run()
+    try:
+        chosen, other = _choose(io, fd, name, problems)
+        if chosen is not None:
+            _Check(io, fd, chosen, other, problems, counts).run()
+    except OSError as error:
+        if isinstance(error, CowEngineError):
+            raise
+        raise StorageError(f"a read failed: {error.strerror}", name, error.errno or errno.EIO) from error
     return Report(list(problems), counts)
 
 

@@ -23,14 +23,15 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     """Commits, then writes the trees as of that commit and a superblock that leads to them. Durable when it returns.
 
     The commit lock is held, so nothing but writes to the live head goes on meanwhile, and those copy what is written here.
-    Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled.
+    Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write poisons (I10).
     """
     root = engine.commit(keep_root=True, room_made=True)
     assert root is not None
     lineage, path = engine.lineage, engine.path
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())
-    left = path.flush_map([*roots, root], taken)
+    with engine.undivided():
+        left = path.flush_map([*roots, root], taken)
     path.slots.mark_used(without(taken, left))
     engine.allocator.give_back(left)
     _write_metadata(engine)
@@ -57,7 +58,8 @@ def _write_metadata(engine: Engine) -> None:
         if record is None or record.metadata_slot:
             continue
         (run,) = engine.allocator.take(1)
-        engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
+        with engine.undivided():
+            engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
         engine.path.slots.mark_used([run])
         record.metadata_slot, record.metadata_bytes = run[0], len(data)
         record.metadata_checksum = xxh64(data, blob_seed(engine.fold, number))
@@ -67,7 +69,8 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
-    engine.table.flush(runs)
+    with engine.undivided():
+        engine.table.flush(runs)
     engine.superseded += engine.table.take_superseded()
     engine.superseded += engine.lineage.dropped_slots
     engine.lineage.dropped_slots = []
@@ -88,7 +91,8 @@ def _write_free_map(engine: Engine) -> None:
         more = engine.allocator.take(missing)
         slots.mark_used(more)
         taken += more
-    free_map.flush(taken)
+    with engine.undivided():
+        free_map.flush(taken)
 
 
 def _recycle(engine: Engine) -> None:

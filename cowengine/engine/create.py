@@ -13,7 +13,16 @@ import time
 from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.engine import Engine
-from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, OutOfRangeError
+from cowengine.errors import (
+    BusyError,
+    CowEngineError,
+    ExistsError,
+    NoSpaceError,
+    NotFoundError,
+    OutOfRangeError,
+    ReadOnlyError,
+    StorageError,
+)
 from cowengine.format import (
     LOG_BYTES_MAX,
     LOG_BYTES_MIN,
@@ -52,15 +61,17 @@ def create_engine(
         fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ExistsError("something is in the way; choose another name or remove it", path) from None
+    except OSError as error:
+        raise _explained(error, path, size) from error
     try:
         engine = _fill(io, fd, path, _first_superblock(size, block_size, log_size, store_uuid), size)
+        io.sync_directory(os.path.dirname(path) or ".")
     except BaseException as error:
         io.close(fd)
         io.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise _explained(error, path, size) from error
         raise
-    io.sync_directory(os.path.dirname(path) or ".")
     return engine
 
 
@@ -123,9 +134,13 @@ def _fill(io: IOTable, fd: int, path: str, superblock: Superblock, size: int) ->
     return engine
 
 
-def _explained(error: OSError, path: str, size: int) -> CowEngineError | OSError:
+def _explained(error: OSError, path: str, size: int) -> CowEngineError:
     if error.errno in (errno.EFBIG, errno.EOVERFLOW, errno.EINVAL):
         return OutOfRangeError(f"a volume of {size} bytes is too large for this file system ({error.strerror})", path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError("no space for a new volume", path)
-    return error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ReadOnlyError("no file may be made here", path)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFoundError("there is no such directory", path)
+    return StorageError(f"creating the volume failed: {error.strerror}", path, error.errno or errno.EIO)

@@ -18,10 +18,12 @@ from cowengine.engine.engine import Engine
 from cowengine.errors import (
     BusyError,
     CorruptionError,
+    CowEngineError,
     FormatError,
     NotFoundError,
     PoisonedError,
     ReadOnlyError,
+    StorageError,
     UnsupportedVersionError,
 )
 from cowengine.format import (
@@ -67,8 +69,10 @@ def open_engine(
         raise
     try:
         return _open(io, fd, path, read_only, store_uuid, without_store)
-    except BaseException:
+    except BaseException as error:
         io.close(fd)
+        if isinstance(error, OSError) and not isinstance(error, CowEngineError):
+            raise StorageError(f"opening failed: {error.strerror}", path, error.errno or errno.EIO) from error
         raise
 
 

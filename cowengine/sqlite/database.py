@@ -8,6 +8,8 @@ Invariants
         discarded. So every snapshot, taken at any instant, holds a state these files went through.
     D2  the directory is only ever written to the copy that does not hold the last flushed one.
     D3  when `flush` returns, bytes, lengths and existence of all the files are durable.
+    D4  what lies behind a file's end is, durably, zeros or the records of journals without their headers, before the
+        file grows again. A crash may expose it, and SQLite would believe the header of an earlier journal or WAL.
 Threads     every method may be called from any thread; the mutex orders changes of the directory and is held over a
             flush. Bytes are not protected against each other: SQLite's locks are there for that.
 Durability  nothing is durable before `flush` (also called by `remove`).
@@ -23,9 +25,11 @@ from cowengine.errors import FormatError, NoSpaceError, NotFoundError, OutOfRang
 from cowengine.sqlite import layout
 from cowengine.sqlite.locks import DatabaseLock
 
-# Of a file that goes away or shrinks this much stays allocated, for the next one: a journal comes and goes with every
-# transaction, and a write to space that was punched costs a barrier more than a write to space that is there.
+# A journal comes and goes with every transaction. One of this length at most stays allocated for the next, but for its
+# header, which is zeroed: a block that has to be placed anew costs a barrier more than one that is there.
 KEPT_BYTES = 1 << 20
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+_HEADER_ZEROS = bytes(512)
 
 
 class BlockStorage(Protocol):
@@ -67,6 +71,10 @@ class Database:
         self._exists = list(directory.exists)
         self._lengths = list(directory.lengths)
         self._dirty = False
+        # Bytes behind the end of a file were invalidated and no flush has made that durable (D4).
+        self._unsettled = False
+        # The journal's area may hold more headers than the one at its beginning.
+        self._many_headers = self._exists[layout.JOURNAL]
         if found is not None and not read_only:
             self.trim()
 
@@ -97,13 +105,15 @@ class Database:
     def write(self, file: int, data: Any, offset: int) -> None:
         """Write all of `data` at `offset`, growing the file if needed. Raises NoSpaceError at its capacity."""
         end = offset + len(data)
+        if file == layout.JOURNAL and offset > 0 and data[:8] == JOURNAL_MAGIC:
+            self._many_headers = True
         if end <= self._lengths[file]:
             self.storage.pwrite(data, self.areas[file].offset + offset)
             return
         with self._mutex:
             if not self._exists[file]:
                 raise NotFoundError(f"database {self.name!r}: the file was deleted while it was open")
-            self._fill_gap(file, offset, end)
+            self._prepare_growth(file, offset, end)
             self.storage.pwrite(data, self.areas[file].offset + offset)
             self._lengths[file] = max(end, self._lengths[file])
             self._write_directory()
@@ -113,13 +123,13 @@ class Database:
         with self._mutex:
             before = self._lengths[file]
             if length > before:
-                self._fill_gap(file, length, length)
+                self._prepare_growth(file, length, length)
             self._lengths[file] = length
             self._write_directory()
-            self._discard_from(file, max(length, KEPT_BYTES if file != layout.MAIN else 0), before)
+            self._invalidate(file, length, before)
 
     def remove(self, file: int) -> bool:
-        """Delete the file, durably; False if there is none. Its space comes back, but for the first KEPT_BYTES."""
+        """Delete the file, durably; False if there is none. Its space comes back, unless it was a short journal."""
         with self._mutex:
             if not self._exists[file]:
                 return False
@@ -127,8 +137,8 @@ class Database:
             self._exists[file] = False
             self._lengths[file] = 0
             self._write_directory()
+            self._invalidate(file, 0, before)
             self._flush()
-            self._discard_from(file, KEPT_BYTES, before)
             return True
 
     def flush(self) -> None:
@@ -137,22 +147,25 @@ class Database:
             self._flush()
 
     def trim(self) -> None:
-        """Give back all space that no file uses: after a crash, and when nobody uses the database any more."""
+        """Give back all space that no file uses, durably: after a crash, and when nobody uses the database any more."""
         with self._mutex:
             for area, length in zip(self.areas, self._lengths, strict=True):
-                first = self._round_up(length)
-                if first < area.capacity and len(
-                    self.storage.allocated_extents(area.offset + first, area.capacity - first)
-                ):
-                    self.storage.discard(area.offset + first, area.capacity - first)
+                behind = area.capacity - length
+                if len(self.storage.allocated_extents(area.offset + length, behind)):
+                    self.storage.write_zeroes(area.offset + length, behind)
+                    self._unsettled = True
+            if self._unsettled:
+                self._flush()
 
     # Under the mutex.
 
-    def _fill_gap(self, file: int, first: int, end: int) -> None:
-        """Zero what lies between the file's end and `first`: an earlier life of the file may have left bytes there."""
+    def _prepare_growth(self, file: int, first: int, end: int) -> None:
+        """D4; and zero what lies between the file's end and `first`, where a short journal may have left records."""
         capacity = self.areas[file].capacity
         if end > capacity:
             raise NoSpaceError(f"database {self.name!r}: a file may grow to {capacity} bytes, not {end}")
+        if self._unsettled:
+            self._flush()
         length = self._lengths[file]
         if first > length:
             self.storage.write_zeroes(self.areas[file].offset + length, first - length)
@@ -165,18 +178,32 @@ class Database:
 
     def _flush(self) -> None:
         self.storage.flush()
+        self._unsettled = False
         if self._dirty:
             self._flushed_copy = 1 - self._flushed_copy
             self._dirty = False
 
+    def _invalidate(self, file: int, length: int, before: int) -> None:
+        """D4 for the bytes from `length` to `before`, durable with the next flush.
+
+        A crash in that flush may leave the file as long as it was with some of this done. That must not look like a
+        journal with a header and without its records: so only the header of a short journal is zeroed, or else all of
+        it is discarded, which the volume does from its beginning on and in one commit if it can.
+        """
+        start = self.areas[file].offset
+        if length >= before:
+            return
+        if file == layout.JOURNAL and length == 0 and before <= KEPT_BYTES and not self._many_headers:
+            self.storage.pwrite(_HEADER_ZEROS, start)
+        else:
+            self.storage.write_zeroes(start + length, self._round_up(before) - length)
+            if file == layout.JOURNAL and length == 0:
+                self._many_headers = False
+        self._unsettled = True
+
     def _round_up(self, length: int) -> int:
         block_size = self.storage.block_size
         return -(-length // block_size) * block_size
-
-    def _discard_from(self, file: int, length: int, before: int) -> None:
-        first, end = self._round_up(length), self._round_up(before)
-        if end > first:
-            self.storage.discard(self.areas[file].offset + first, end - first)
 
 
 def split_name(path: str) -> tuple[str, int]:

@@ -55,9 +55,13 @@ class Overlay:
 
     def write_zeroes(self, offset: int, length: int, /) -> None:
         """These bytes read as zeros."""
-        step = 1 << 20
-        for first in range(0, length, step):
-            self.pwrite(bytes(min(step, length - first)), offset + first)
+        self._check(offset, length)
+        with self._mutex:
+            for block, first, count in self._pieces(offset, length):
+                if block in self._written or count < BLOCK_BYTES:
+                    self._write_block(block, first, memoryview(bytes(count)))
+                else:
+                    self._written.add(block)  # a hole of the temporary file: zeros
 
     def discard(self, offset: int, length: int, /) -> None:
         """Nothing: space in a throw-away file is not worth giving back, and nobody reads past a file's length."""
@@ -93,8 +97,7 @@ class Overlay:
         if block not in self._written:
             below: bytes = self._snapshot.pread(length, offset)
             return below
-        self._file.seek(offset)
-        return os.read(self._file.fileno(), length)
+        return os.pread(self._file.fileno(), length, offset).ljust(length, b"\0")
 
     def _write_block(self, block: int, first: int, piece: memoryview) -> None:
         start = block * BLOCK_BYTES

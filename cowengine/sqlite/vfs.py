@@ -144,11 +144,15 @@ class VFS(DatabaseVFS):
         """What is known of a database: its files and its lock. For writers; None if there is no such database."""
         return self._find(name, create=False)
 
+    def open_database(self, name: str) -> Database | None:
+        """The same if it is open already; None, and nothing opened, if it is not."""
+        with self._mutex:
+            return self._databases.get(name)
+
     def in_use(self, database: str) -> bool:
         """True while a connection to the database is open."""
-        with self._mutex:
-            known = self._databases.get(database)
-            return known is not None and known.open_files > 0
+        known = self.open_database(database)
+        return known is not None and known.open_files > 0
 
     def close(self) -> None:
         """Release every database and unregister the VFS. Raises BusyError while a connection is open."""

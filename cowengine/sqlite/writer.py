@@ -152,7 +152,11 @@ class SQLiteWriter(Writer):
                     return False
             if time.monotonic() >= until:
                 return False
-        if self._connection.in_transaction:
+        try:
+            is_idle = not self._connection.in_transaction
+        except apsw.ThreadingViolationError:  # another thread is using it
+            is_idle = False
+        if not is_idle:
             self._lock.release()
             raise BusyError(f"a transaction of {self.database_name!r} is open outside the lock")
         with self._mutex:
@@ -161,7 +165,7 @@ class SQLiteWriter(Writer):
 
     def _open(self, owner: str) -> bool:
         if self._lock is None:
-            database = self.vfs.database(self.database_name)
+            database = self.vfs.open_database(self.database_name)
             return database is not None and database.lock.open_gate(owner)
         with self._mutex:
             held = self._lock_owner == owner
