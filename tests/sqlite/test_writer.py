@@ -56,10 +56,12 @@ def test_freeze_waits_for_the_transaction_that_is_being_written(
     writer: SQLiteWriter, connection: apsw.Connection
 ) -> None:
     connection.execute("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")
-    threading.Timer(0.2, lambda: connection.execute("COMMIT")).start()
+    timer = threading.Timer(0.2, lambda: connection.execute("COMMIT"))
+    timer.start()
     began = time.monotonic()
     writer.freeze(job())
     assert 0.15 < time.monotonic() - began < 5
+    timer.join()
     assert not connection.in_transaction
     writer.thaw(job())
 
