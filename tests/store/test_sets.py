@@ -118,6 +118,45 @@ def test_no_set_holds_a_later_write_to_one_volume_without_the_earlier_write_to_a
     assert counts[-1] > counts[0]
 
 
+def test_every_check_is_clean_while_sets_are_taken(make_store: MakeStore) -> None:
+    store = make_store("a", "b")
+    for number in range(6):
+        if number != 3:
+            put_number(store.open_volume("a"), number)
+        store.snapshot(["a", "b"] if number != 4 else ["b"], f"s{number}")
+        assert store.check().problems == []
+    store.get_snapshot_set("s2").delete()
+    assert store.check().problems == []
+
+
+class CountingTable(IOTable):
+    """Counts barriers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def fdatasync(self, fd: int) -> None:
+        self.count += 1
+        super().fdatasync(fd)
+
+
+@pytest.mark.parametrize("members", [1, 8])
+def test_a_set_over_quiet_volumes_costs_one_barrier_whatever_their_number(store_path: str, members: int) -> None:
+    table = CountingTable()
+    names = [f"v{index}" for index in range(members)]
+    with Store.create(store_path, io=table, background=False) as store:
+        for name in names:
+            put_number(store.create_volume(name, SIZE), 7)
+            store.open_volume(name).flush()
+        for number in range(5):
+            before = table.count
+            store.snapshot(names, f"s{number}")
+            assert table.count - before == 1
+    with Store.open(store_path) as store:
+        for number in range(5):
+            assert {number_at(found) for found in store.get_snapshot_set(f"s{number}").snapshots.values()} == {7}
+
+
 def test_disjoint_sets_from_many_threads_all_commit(make_store: MakeStore, store_path: str) -> None:
     names = [f"v{index}" for index in range(4)]
     store = make_store(*names)

@@ -28,8 +28,8 @@ NAMES = ("a", "b")
 class Promise:
     """What was acknowledged so far, and what is on its way."""
 
-    sets: dict[str, int] = field(default_factory=dict)  # name -> the number all its members hold
-    coming: dict[str, int] = field(default_factory=dict)
+    sets: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> the number in each member
+    coming: dict[str, tuple[int, ...]] = field(default_factory=dict)
     going: set[str] = field(default_factory=set)
     created: bool = False
     ledgers: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ class History:
     def __init__(self, disk: MemoryDisk, promise: Promise) -> None:
         self.disk = disk
         self.promise = promise
-        self.store: Store | None = None
+        self.numbers = dict.fromkeys(NAMES, 0)
 
     def note(self, **changes: Any) -> None:
         for name, value in changes.items():
@@ -58,12 +58,15 @@ class History:
         self.note(created=True)
         return store
 
-    def take(self, store: Store, number: int, name: str) -> None:
-        for member in NAMES:
-            store.open_volume(member).pwrite(number.to_bytes(8, "little") * 64, 0)
-        self.note(coming={name: number})
+    def write(self, store: Store, member: str, number: int) -> None:
+        store.open_volume(member).pwrite(number.to_bytes(8, "little") * 64, 0)
+        self.numbers[member] = number
+
+    def take(self, store: Store, name: str) -> None:
+        numbers = tuple(self.numbers.values())
+        self.note(coming={name: numbers})
         store.snapshot(NAMES, name)
-        self.promise.sets[name] = number
+        self.promise.sets[name] = numbers
         self.note(coming={})
 
     def delete(self, store: Store, name: str) -> None:
@@ -75,8 +78,13 @@ class History:
 
     def run(self, steps: int, chance: random.Random) -> None:
         store = self.create() if not self.promise.created else Store.open(PATH, io=self.disk, background=False)
+        for member in NAMES:
+            self.write(store, member, chance.getrandbits(63))
         for number in range(1, steps + 1):
-            self.take(store, number, f"s{number}-{chance.getrandbits(32)}")
+            for member in NAMES:
+                if chance.random() < 0.5:  # else the set finds it quiet
+                    self.write(store, member, number)
+            self.take(store, f"s{number}-{chance.getrandbits(32)}")
             kind = chance.random()
             if kind < 0.2:
                 self.delete(store, chance.choice(list(self.promise.sets)))
@@ -88,7 +96,7 @@ class History:
             elif kind < 0.4:
                 store.open_volume(chance.choice(NAMES)).close()
             elif kind < 0.5:
-                store.open_volume(chance.choice(NAMES)).pwrite(b"later" * 100, 0)
+                self.write(store, chance.choice(NAMES), chance.getrandbits(63))
                 store.open_volume("a").flush()
             elif kind < 0.6:
                 store.close()
@@ -126,8 +134,9 @@ def compare(store: Store, promise: Promise) -> None:
     expected = promise.sets | promise.coming
     for name in set(found) - promise.going:
         assert found[name].missing == [], f"{name} is there in part"
-        numbers = {int.from_bytes(snapshot.pread(8, 0), "little") for snapshot in found[name].snapshots.values()}
-        assert numbers == {expected[name]}
+        snapshots = found[name].snapshots
+        assert sorted(snapshots) == sorted(NAMES)
+        assert tuple(int.from_bytes(snapshots[member].pread(8, 0), "little") for member in NAMES) == expected[name]
     for name in promise.ledgers & set(found) - promise.going:
         assert found[name].ledger == {"name": name}
     for name in store.volumes():
