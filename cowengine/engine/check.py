@@ -385,23 +385,25 @@ class _Check:
         other = self.other
         if other is None or (other.lineage_root, other.free_map_root) == (self.sb.lineage_root, self.sb.free_map_root):
             return {}
-        quiet = Trees(self.io, self.fd, self.fold, self.block_slots, Problems())
+        quiet = self._quiet_trees()
         quiet.leaves(TREE_FREE_MAP, other.free_map_root)
-        seen = self._map_places()
         for record in quiet.lineage(other.lineage_root).values():
-            quiet.collect(record.root, Intervals([(0, SLOTS_MAX)]), set(), seen)
+            quiet.collect(record.root, Intervals([(0, SLOTS_MAX)]), set())
         return quiet.nodes
 
     def _nodes_below_cursors(self, lineage: dict[int, LineageRecord]) -> dict[int, Place]:
         """Nodes of snapshots under reclaim below their cursors: given back at some time, marked until then."""
-        quiet = Trees(self.io, self.fd, self.fold, self.block_slots, Problems())
+        quiet = self._quiet_trees()
         for record in lineage.values():
             if record.cursor != NO_CURSOR:
-                quiet.collect(record.root, Intervals([(0, record.cursor)]), set(), self._map_places())
+                quiet.collect(record.root, Intervals([(0, record.cursor)]), set())
         return quiet.nodes
 
-    def _map_places(self) -> set[tuple[int, int]]:
-        return {(slot, index) for slot, (tree, _, index) in self.trees.nodes.items() if tree == TREE_MAP}
+    def _quiet_trees(self) -> Trees:
+        """For what may be damaged; it skips what the checkpoint's heads and snapshots show."""
+        quiet = Trees(self.io, self.fd, self.fold, self.block_slots, Problems())
+        quiet.whole = set(self.trees.whole)
+        return quiet
 
     # --- the free map ----------------------------------------------------------------------------------------------
 

@@ -186,7 +186,7 @@ class Replay:
     def reach(self, trees: Trees) -> set[Extent]:
         """All extents that a head or snapshot reaches; each node of the map that holds one is read and verified."""
         out: set[Extent] = set()
-        seen: set[tuple[int, int]] = set()
+        trees.whole = set()
         pristine = 0
         lines: dict[int, tuple[Line, list[tuple[int, int]]]] = {}
         for member in self.members.values():
@@ -196,7 +196,7 @@ class Replay:
         for line, moments in sorted(lines.values(), key=lambda pair: not pair[0].pristine):
             visible = self._reach_line(line, moments, out)
             if visible.starts:
-                trees.collect(line.root, visible, out, seen)
+                trees.collect(line.root, visible, out)
             if line.pristine:
                 pristine = len(trees.nodes)
         self.pristine_nodes = set(islice(trees.nodes, pristine))

@@ -68,7 +68,11 @@ class MapNode:
 
 
 class Trees:
-    """Reads nodes of one volume. `nodes` are the slots met on the way and what they hold."""
+    """Reads nodes of one volume.
+
+    `nodes` are the slots met on the way and what they hold, in that order; `whole` the (pointer, index) of what
+    `collect` has added with all that is below, and need not visit again.
+    """
 
     def __init__(self, io: IOTable, fd: int, fold: int, block_slots: int, problems: Problems) -> None:
         self.io = io
@@ -78,6 +82,8 @@ class Trees:
         self.problems = problems
         self.damaged = False
         self.nodes: dict[int, Place] = {}
+        self.whole: set[tuple[Pointer, int]] = set()
+        self._pointers: dict[bytes, Pointer] = {}
         self._map_nodes: dict[tuple[int, int, int, int], MapNode | None] = {}
 
     def problem(self, text: str) -> None:
@@ -108,11 +114,13 @@ class Trees:
             raw = data[number * POINTER_BYTES : (number + 1) * POINTER_BYTES]
             if raw == absent:
                 continue
-            try:
-                pointer = Pointer.decode(raw)
-            except CorruptionError as error:
-                self.problem(f"{what}, child {number}: {error}")
-                continue
+            pointer = self._pointers.get(raw)
+            if pointer is None:
+                try:
+                    pointer = self._pointers[raw] = Pointer.decode(raw)
+                except CorruptionError as error:
+                    self.problem(f"{what}, child {number}: {error}")
+                    continue
             if pointer.level != level - 1:
                 self.problem(f"{what}, child {number}: level {pointer.level} instead of {level - 1}")
             elif tree != TREE_MAP and (pointer.birth or pointer.kind == POINTER_RUN):
@@ -217,33 +225,37 @@ class Trees:
         columns = (slots[first].tolist(), (first + base).tolist(), (last - first + 1).tolist(), births[first].tolist())
         return MapNode(birth, list(zip(*columns, strict=True)))
 
-    def collect(self, root: Pointer, visible: Intervals, out: set[Extent], seen: set[tuple[int, int]]) -> None:
-        """Add to `out` the extents below `root` whose blocks are visible; `seen` holds (slot, index) added whole."""
-        stack = [(root, 0)]
+    def collect(self, root: Pointer, visible: Intervals, out: set[Extent]) -> None:
+        """Add to `out` the extents below `root` whose blocks are visible, without those in `whole`; adds to `whole`."""
+        stack = [(root, 0, False)]
         while stack:
-            pointer, index = stack.pop()
+            pointer, index, whole = stack.pop()
             if pointer.kind == POINTER_HOLE:
                 continue
             keys = span(TREE_MAP, pointer.level)
             first = index * keys
-            low, high = visible.overlap(first, first + keys)
-            if low >= high:
-                continue
+            if not whole:
+                low, high = visible.overlap(first, first + keys)
+                if low >= high:
+                    continue
+                whole = visible.covers(first, first + keys)
             if pointer.kind == POINTER_RUN:
                 self._clip([(pointer.slot, first, keys, pointer.birth)], visible, out)
                 continue
-            whole = visible.covers(first, first + keys)
-            if whole and (pointer.slot, index) in seen:
+            if whole and (pointer, index) in self.whole:
                 continue
             node = self.map_node(pointer, index)
             if node is None:
                 continue
+            base = index * FANOUT
             if whole:
-                seen.add((pointer.slot, index))
+                self.whole.add((pointer, index))
                 out.update(node.extents)
+                children = [(c, base + n, True) for n, c in node.children if (c, base + n) not in self.whole]
             else:
                 self._clip(node.extents, visible, out)
-            stack += [(child, index * FANOUT + number) for number, child in node.children]
+                children = [(child, base + number, False) for number, child in node.children]
+            stack += children
 
     def _clip(self, extents: list[Extent], visible: Intervals, out: set[Extent]) -> None:
         for slot, block, count, birth in extents:

@@ -52,7 +52,7 @@ def metadata_slots(path: str) -> dict[int, str]:
         trees.used_slots(sb.free_map_root)
         lineage = trees.lineage(sb.lineage_root)
         for record in lineage.values():
-            trees.collect(record.root, checker.Intervals([(0, f.SLOTS_MAX)]), set(), set())
+            trees.collect(record.root, checker.Intervals([(0, f.SLOTS_MAX)]), set())
         found = {slot: f"node {place}" for slot, place in trees.nodes.items()}
         found |= {r.metadata_slot: f"metadata of {r.id}" for r in lineage.values() if r.metadata_slot}
         return found
