@@ -57,13 +57,11 @@ ERRNOS: dict[int, int] = {
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an exception; one that no row names is `ERROR`."""
-    for kind, code in CLASSES:
-        if isinstance(error, kind):
-            return code
-    if isinstance(error, OSError) and error.errno is not None:
+    """The exit code of an exception: its class's row, then its errno's; one that no row names is `ERROR`."""
+    code = next((code for kind, code in CLASSES if isinstance(error, kind)), ERROR)
+    if code == ERROR and isinstance(error, OSError) and error.errno is not None:
         return ERRNOS.get(error.errno, ERROR)
-    return ERROR
+    return code
 
 
 def table() -> list[tuple[int, str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import uuid
 
 import pytest
 
@@ -17,7 +19,7 @@ def store(run, tmp_path):
     run("store", "create", path)
     for name in ("mail", "index"):
         run("volume", "create", f"{path}:{name}", "2M")
-        write(path, name, name.encode() * 1000, 4096)
+        write(path, name, random.Random(name).randbytes(100_000), 4096)
     return path
 
 
@@ -136,5 +138,6 @@ def test_progress_is_json_lines_on_stderr(run, store, target):
 
 def test_an_unknown_backup_exits_with_1(run, store, target):
     back_up(run, store, target)
-    run("backup", "show", target, "none", expect=1)
+    run("backup", "show", target, uuid.uuid4(), expect=1)
+    run("backup", "show", target, "none", expect=2)
     run("backup", "list", target / "none", expect=1)

@@ -33,6 +33,7 @@ EXPECTED = {
     "BackupError": 1,
     "ClosedError": 1,
     "CancelledError": 130,
+    "StorageError": 1,
 }
 
 
@@ -46,6 +47,7 @@ def test_every_error_class_has_the_published_exit_code(kind):
     [
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "full"), 6),
+        (errors.StorageError("full", None, errno.ENOSPC), 6),
         (OSError(errno.EDQUOT, "quota"), 6),
         (OSError(errno.EBUSY, "busy"), 5),
         (BlockingIOError(errno.EAGAIN, "locked"), 5),
