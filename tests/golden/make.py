@@ -26,10 +26,10 @@ KIB = 1024
 
 
 def fill(volume: Volume, seed: int, blocks: list[int]) -> None:
-    """Writes recognisable bytes into whole blocks."""
+    """Writes into whole blocks what is different in each and compresses well."""
     rng = random.Random(seed)
     for block in blocks:
-        volume.pwrite(rng.randbytes(volume.block_size), block * volume.block_size)
+        volume.pwrite(rng.randbytes(64) * (volume.block_size // 64), block * volume.block_size)
 
 
 def create(path: str, size: int, **options: Any) -> Volume:
