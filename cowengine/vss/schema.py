@@ -41,7 +41,7 @@ def schema(name: str) -> dict[str, Any]:
     """The schema `name`, for example "writer-metadata"."""
     from importlib import resources  # slow to import, and needed once
 
-    text = resources.files("cowengine.vss").joinpath("schemas", f"{name}.json").read_text("utf-8")
+    text = resources.files("cowengine.vss.schemas").joinpath(f"{name}.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
