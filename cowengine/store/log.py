@@ -15,7 +15,9 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cowengine.core.iotable import IOTable
@@ -100,6 +102,7 @@ class StoreLog:
             io.close(self._fd)
             self._fd = -1
             raise
+        _logs.add(self)
 
     # ---- opening ----
 
@@ -272,9 +275,26 @@ class StoreLog:
     def close(self) -> None:
         """Give up the ownership. Writes nothing."""
         with self._lock:
-            if self._fd >= 0:
-                self._io.close(self._fd)
-                self._fd = -1
+            self.abandon()
+
+    def abandon(self) -> None:
+        """As `close`, without waiting for anybody: for the child of a fork, in which no other thread lives."""
+        if self._fd >= 0:
+            self._io.close(self._fd)
+            self._fd = -1
+
+
+_logs: weakref.WeakSet[StoreLog] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    # The lock belongs to the open file, which a child would keep open beyond its parent's close.
+    for log in list(_logs):
+        with suppress(OSError):
+            log.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def _open_file(io: IOTable, path: str, read_only: bool) -> int:

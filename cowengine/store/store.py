@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -124,7 +125,7 @@ class Store:
         self.id = str(uuid.UUID(bytes=place.uuid))
         self.read_only = place.read_only
         self.log = log
-        self.closed = False
+        self.closed = True  # until it is open
         self._problems: list[str] = []
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -142,6 +143,7 @@ class Store:
             self._volumes.close()
             self._catalogue.close()
             raise
+        self.closed = False
 
     def _recover(self) -> None:
         """Finish what a crash left: volumes first, then the catalogue, and only then give the records up."""
@@ -211,6 +213,11 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True) and os.getpid() == self._pid:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Store {self.path!r}{' closed' if self.closed else ''}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import subprocess
@@ -88,19 +89,35 @@ def test_a_second_owner_is_refused_in_this_process_and_in_another(make_store: Ma
     connect(store_path).close()
 
 
-def test_a_child_process_cannot_use_its_parents_store(make_store: MakeStore) -> None:
+def test_a_child_process_cannot_use_its_parents_store_nor_keep_it_owned(make_store: MakeStore, store_path: str) -> None:
     store = make_store("a")
+    waits, ends = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(ends)
+        os.read(waits, 1)
         try:
             store.volumes()
         except ClosedError:
             store.close()
             os._exit(7)
         os._exit(1)
+    assert store.volumes() == ["a"]
+    store.close()
+    with Store.open(store_path) as again:  # while the child lives
+        assert again.volumes() == ["a"]
+    os.close(waits)
+    os.close(ends)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 7
-    assert store.volumes() == ["a"]
+
+
+def test_a_forgotten_store_warns_and_gives_up_its_ownership(store_path: str) -> None:
+    store = Store.create(store_path)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del store
+        gc.collect()
+    Store.open(store_path).close()
 
 
 BAD_NAMES = [
