@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from cowengine.cli import exits
-from cowengine.cli.output import Document, Output, Rows, shown, table
+from cowengine.cli.output import Output, shown, table
 from cowengine.cli.sizes import shown_size
 from cowengine.cli.verb import Noun, Options, argument
-from cowengine.cli.volume import describe_volume
+from cowengine.cli.volume import describe_volume, emit_report
 
 NOUN = Noun("store", "create, inspect and check a store: a directory of volumes with one owner")
 
@@ -46,24 +45,13 @@ def info(options: Options, out: Output) -> None:
 
 @NOUN.verb(
     "check",
-    "verify every volume of a store (exit code 4 if one is damaged)",
+    "verify every volume of a store and its sets (exit code 4 if anything is damaged)",
     STORE,
     examples=("cowengine store check /srv/store", "cowengine store check /srv/store --json"),
 )
 def check(options: Options, out: Output) -> int:
     from cowengine import Store
 
-    reports: list[Document] = []
     with Store.open(options.store, read_only=True) as store:
-        for name in store.volumes():
-            with store.open_volume(name) as volume:
-                report = volume.check()
-            reports.append({"name": name, "ok": report.ok, "problems": list(report.problems), "counts": report.counts})
-    ok = all(report["ok"] for report in reports)
-
-    def line(report: Document) -> str:
-        lines = [f"{shown(report['name'])}: {'ok' if report['ok'] else 'damaged'}"]
-        return "\n".join(lines + [f"  problem: {shown(str(problem))}" for problem in report["problems"]])
-
-    out.emit({"store": options.store, "ok": ok}, rows=Rows("volumes", reports, line))
-    return exits.OK if ok else exits.CORRUPT
+        report = store.check()
+    return emit_report(report, out, options.store)

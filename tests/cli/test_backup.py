@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
+import subprocess
+import time
 import uuid
 
 import pytest
 
 from cowengine import Store
+
+from .conftest import COMMAND
 
 MiB = 1 << 20
 
@@ -141,3 +146,25 @@ def test_an_unknown_backup_exits_with_1(run, store, target):
     run("backup", "show", target, uuid.uuid4(), expect=1)
     run("backup", "show", target, "none", expect=2)
     run("backup", "list", target / "none", expect=1)
+
+
+def test_ctrl_c_during_a_backup_exits_with_130_and_leaves_no_backup(run, store, target):
+    run("volume", "create", f"{store}:large", "256M")
+    data = random.Random(0).randbytes(64 * MiB)
+    write(store, "large", data, 0)
+    write(store, "large", data, 128 * MiB)
+    words = ["backup", "create", str(store), "--target", str(target)]
+    command = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while command.poll() is None and time.monotonic() < deadline:
+        if sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) > MiB:
+            break
+        time.sleep(0.005)
+    command.send_signal(signal.SIGINT)
+    _, error = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert b"interrupted" in error
+    assert b"Traceback" not in error
+    assert run("backup", "list", target, "--json").document["backups"] == []
+    assert run("set", "list", store, "--json").document["sets"] == []
+    assert run("store", "check", store, "--json").document["ok"] is True
