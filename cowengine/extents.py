@@ -1,6 +1,7 @@
 """Lists of extents as NumPy arrays: what the walks of the core found, in bytes.
 
-Rows are (offset, length), whole blocks (the last one cut at the volume's size), ascending, disjoint, as few as possible.
+Rows are (offset, length), whole blocks (the last one cut at the volume's size), ascending, disjoint, as few as
+possible.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def check_name(name: object, what: str = "snapshot") -> str:
         raise OutOfRangeError(f"a {what} name must be valid Unicode") from None
     shown = name if len(name) < 60 else name[:57] + "..."
     if not 1 <= len(encoded) <= NAME_BYTES_MAX:
-        raise OutOfRangeError(f"{what} name {shown!r}: 1 to {NAME_BYTES_MAX} bytes of UTF-8 are needed, not {len(encoded)}")
+        raise OutOfRangeError(
+            f"{what} name {shown!r}: 1 to {NAME_BYTES_MAX} bytes of UTF-8 are needed, not {len(encoded)}"
+        )
     if "\0" in name or "/" in name:
         raise OutOfRangeError(f"{what} name {shown!r}: NUL and '/' are not allowed")
     return name
@@ -33,7 +35,9 @@ def encode_metadata(metadata: dict[str, Any] | None, limit: int) -> bytes:
     if not isinstance(metadata, dict):
         raise OutOfRangeError(f"metadata must be a dict, not {type(metadata).__name__}")
     try:
-        encoded = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        encoded = json.dumps(
+            metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise OutOfRangeError(f"metadata cannot be written as JSON: {error}") from None
     if len(encoded) > limit:

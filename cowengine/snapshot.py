@@ -130,7 +130,7 @@ class Snapshot:
         engine = self._engine
         if self._id not in engine.lineage.loaded_roots:
             self._record()
-        return engine.path.pread(length, offset, engine.lineage.root(self._id))  # type: ignore[no-any-return]
+        return engine.path.pread(length, offset, engine.lineage.root(self._id))
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises as `pread`."""
@@ -140,7 +140,7 @@ class Snapshot:
         engine = self._engine
         if self._id not in engine.lineage.loaded_roots:
             self._record()
-        return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))  # type: ignore[no-any-return]
+        return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))
 
     def open(self) -> io.RawIOBase:
         """A seekable, read-only file object over the whole snapshot."""
@@ -159,10 +159,11 @@ class Snapshot:
     def changed_extents(
         self, base: Snapshot | int | str, start: int = 0, length: int | None = None, max_results: int | None = None
     ) -> ExtentArray:
-        """What differs between two snapshots of a volume, in either order: rows (offset, length) in bytes, whole blocks.
+        """What differs between two snapshots of a volume, in either order: rows (offset, length) in bytes, whole
+        blocks.
 
-        `base` is a Snapshot, an id, a name or a change id. Restart at the end of the last row. Raises FullBackupRequired if no
-        exact answer exists for this base, NotFoundError for an unknown id or name.
+        `base` is a Snapshot, an id, a name or a change id. Restart at the end of the last row. Raises
+        FullBackupRequired if no exact answer exists for this base, NotFoundError for an unknown id or name.
         """
         self._record()
         walks = changed_walks(self._engine, self._id, find_base(self._engine, base))
@@ -180,7 +181,10 @@ class Snapshot:
 
 
 def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
-    """The snapshot that a caller means. Raises FullBackupRequired for a change id that names no snapshot of this volume."""
+    """The snapshot that a caller means.
+
+    Raises FullBackupRequired for a change id that names no snapshot of this volume.
+    """
     if isinstance(base, Snapshot):
         if base._engine is not engine and not base.change_id.startswith(f"{uuid.UUID(bytes=engine.uuid)}/"):
             raise FullBackupRequired(f"snapshot {base.name!r} belongs to another volume")
@@ -210,8 +214,8 @@ def _by_change_id(engine: Engine, text: str) -> LineageRecord:
 def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk]:
     """The walks that together find every block in which two states differ.
 
-    A block differs iff it was born after the nearest common ancestor in one of them. If one is the other's ancestor, one walk
-    does; after a rollback the history is a tree, and both sides are walked.
+    A block differs iff it was born after the nearest common ancestor in one of them. If one is the other's ancestor,
+    one walk does; after a rollback the history is a tree, and both sides are walked.
     """
     lineage = engine.lineage
     if lineage.stands_on(target, base):
@@ -229,7 +233,7 @@ def _walk(engine: Engine, number: int, born_after: int | None) -> Walk:
     root = None if number == 0 else engine.lineage.root(number)
 
     def walk(first: int, end: int, rows_max: int) -> bytearray:
-        return engine.path.extents(root, first, end, rows_max, born_after)  # type: ignore[no-any-return]
+        return engine.path.extents(root, first, end, rows_max, born_after)
 
     return walk
 

@@ -2,8 +2,8 @@
 
 Thin: checks arguments, names errors, and leaves order and durability to the engine.
 
-Threads   Any thread may call anything. Reads and writes release the GIL during I/O. A volume belongs to one process; in the child of a
-          fork every call raises ClosedError.
+Threads   Any thread may call anything. Reads and writes release the GIL during I/O. A volume belongs to one process; in
+          the child of a fork every call raises ClosedError.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
-from cowengine.engine.recovery import open_engine
 from cowengine.engine.reclaim import pending
+from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
 from cowengine.errors import NotFoundError, OutOfRangeError
 from cowengine.extents import collect
@@ -52,7 +52,8 @@ class Volume:
     ) -> Self:  # fmt: skip
         """A new sparse volume file of `size` bytes (a multiple of 512), mode 0600; durable when it returns.
 
-        `io` replaces the I/O table; without `background` no thread or timer is used. `block_size` is a power of two from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
+        `io` replaces the I/O table; without `background` no thread or timer is used. `block_size` is a power of two
+        from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
         """
         name = os.fspath(path)
         engine = create_engine(
@@ -62,13 +63,19 @@ class Volume:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, read_only: bool = False, io: IOTable | None = None, background: bool = True,
-        without_store: bool = False, store_uuid: bytes | None = None,
-    ) -> Self:  # fmt: skip
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        io: IOTable | None = None,
+        background: bool = True,
+        without_store: bool = False,
+        store_uuid: bytes | None = None,
+    ) -> Self:
         """Opens a volume file, as its owner or read-only (nothing is written then).
 
-        Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides), FormatError (no
-        volume), UnsupportedVersionError, CorruptionError.
+        Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides),
+        FormatError (no volume), UnsupportedVersionError, CorruptionError.
         """
         name = os.fspath(path)
         engine = open_engine(
@@ -83,7 +90,9 @@ class Volume:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -137,14 +146,14 @@ class Volume:
         path = self._path
         if length < 0 or offset < 0 or offset + length > path.size:
             raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {path.size} bytes")
-        return path.pread(length, offset)  # type: ignore[no-any-return]
+        return path.pread(length, offset)
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
         length = memoryview(buffer).nbytes
         if offset < 0 or offset + length > self._path.size:
             raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {self._path.size} bytes")
-        return self._path.pread_into(buffer, offset, length)  # type: ignore[no-any-return]
+        return self._path.pread_into(buffer, offset, length)
 
     def pwrite(self, data: Buffer, offset: int) -> int:
         """Writes a buffer at byte `offset`; returns its length. Releases the GIL.
@@ -157,7 +166,7 @@ class Volume:
         written = self._path.pwrite(data, offset)
         if written < 0:
             self._refuse_write(offset, memoryview(data).nbytes)
-        return written  # type: ignore[no-any-return]
+        return written
 
     def _refuse_write(self, offset: int, length: int = 0) -> None:
         self.engine.require_writable()
@@ -173,7 +182,10 @@ class Volume:
             self._path.discard(first, end)
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Exactly these bytes read as zeros from now on; whole blocks give their space back. Not durable before `flush`."""
+        """Exactly these bytes read as zeros from now on; whole blocks give their space back.
+
+        Not durable before `flush`.
+        """
         first, end = self._whole_blocks(offset, length)
         block = self.block_size
         if first >= end:
@@ -207,8 +219,8 @@ class Volume:
     def snapshot(self, name: str, *, metadata: dict[str, Any] | None = None) -> Snapshot:
         """Takes a snapshot. Durable when it returns, and so is every write that returned before.
 
-        `name` is 1 to 255 bytes of UTF-8 without `/` and NUL, unique in the volume (ExistsError). `metadata` is a small JSON object.
-        Writers are not stopped. Costs the same whatever the volume's size and its number of snapshots.
+        `name` is 1 to 255 bytes of UTF-8 without `/` and NUL, unique in the volume (ExistsError). `metadata` is a small
+        JSON object. Writers are not stopped. Costs the same whatever the volume's size and its number of snapshots.
         """
         check_name(name)
         encoded = encode_metadata(metadata, self.engine.metadata_max)

@@ -75,7 +75,8 @@ def restore(
     directory, or "-" or a binary file object with streams, of which the last is restored (`backup_id`: its id or None).
 
     Raises ExistsError if something of that name is there, NotFoundError, BackupError if anything is damaged or missing,
-    WriterError, NoSpaceError, CancelledError; then nothing is left that looks complete.
+    WriterError, NoSpaceError, CancelledError; then nothing is left that looks complete. Several volumes get their names
+    one after the other when all of them are durable: a crash just then may leave the first ones, each of them whole.
     """
     if is_pipe(target, method="read"):
         return restore_stream(

@@ -1,13 +1,15 @@
 """The block map: block -> (slots, birth), for the live head and for every snapshot.
 
-Answers where a block lies, changes ranges of the head, and walks: what is mapped, what was born after an epoch, and what only a
-deleted snapshot holds. Decides nothing about placing; does no writes. All walks stop within a budget and go on from a position.
+Answers where a block lies, changes ranges of the head, and walks: what is mapped, what was born after an epoch, and
+what only a deleted snapshot holds. Decides nothing about placing; does no writes. All walks stop within a budget and go
+on from a position.
 
 Invariants (docs/invariants.md has them in full)
     BM1  An entry's birth is at most the head's epoch; a pointer's birth is the largest below it.
     BM2  The free rule: a replaced block is freed iff it was born after the nearest ancestor that holds data; below the
          cursor of a running reclaim of that ancestor, after the one before it.
-    BM3  What a deleted snapshot alone holds: entries its child does not share, born after the nearest ancestor that holds data.
+    BM3  What a deleted snapshot alone holds: entries its child does not share, born after the nearest ancestor that
+         holds data.
 
 Threads   The caller holds the volume's mutex.
 """
@@ -15,7 +17,8 @@ Threads   The caller holds the volume's mutex.
 from libc.stdint cimport uint64_t
 
 from cowengine.core.radix cimport (
-    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_STOPPED, Tree, entry_t, entry_target, kind_of,
+    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_STOPPED, Tree, entry_t, entry_target,
+    kind_of,
     level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
 )
 
@@ -23,7 +26,7 @@ from cowengine.core.radix cimport (
 cdef class BlockMap(Tree):
     """The radix tree of map entries; its root is the live head's, other roots are passed in."""
 
-    # -- where is it? ---------------------------------------------------------------------------------------------------
+    # -- where is it? --------------------------------------------------------------------------------------------------
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil:
         """The entry of a block, and for how many blocks from it on the tree says so at one go (at least 1)."""
         cdef link_t below
@@ -72,7 +75,7 @@ cdef class BlockMap(Tree):
         count[0] = (<uint64_t>1 << shift) - into
         return 0
 
-    # -- changing the head ----------------------------------------------------------------------------------------------
+    # -- changing the head ---------------------------------------------------------------------------------------------
     cdef uint64_t limit(self, uint64_t block) noexcept nogil:
         """BM2: what was born later than this is held by the head alone."""
         return self.holder.before_epoch if block < self.holder.cursor else self.holder.parent_epoch
@@ -86,7 +89,8 @@ cdef class BlockMap(Tree):
         if middle > base and pointer.birth > self.limit(base):
             status = runs_append(freed, slot, (middle - base) * self.slots_per_block)
         if status == 0 and end > middle and pointer.birth > self.limit(middle):
-            status = runs_append(freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
+            status = runs_append(
+                freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
         return status
 
     cdef int set_range(self, link_t *link, uint64_t base, change_t *change) noexcept nogil:
@@ -119,7 +123,8 @@ cdef class BlockMap(Tree):
             if status != 0:
                 return status
         link.pointer.target = pointer_target(
-            change.kind, level, change.slot + (base - change.first) * self.slots_per_block if change.kind == KIND_RUN else 0)
+            change.kind, level,
+            change.slot + (base - change.first) * self.slots_per_block if change.kind == KIND_RUN else 0)
         link.pointer.birth, link.pointer.checksum = change.birth, 0
         change.done = base + span
         return 0
@@ -145,7 +150,7 @@ cdef class BlockMap(Tree):
             change.done = block + 1
         return 0
 
-    # -- walks ------------------------------------------------------------------------------------------------------------
+    # -- walks ---------------------------------------------------------------------------------------------------------
     cdef int emit(self, walk_t *walk, uint64_t first, uint64_t end) noexcept nogil:
         """Adds an extent, merged with the last one if it continues it."""
         cdef extent_t *last = &walk.extents[walk.count - 1] if walk.count > 0 else NULL
@@ -211,7 +216,7 @@ cdef class BlockMap(Tree):
             walk.position = block
         return 0
 
-    # -- reclaim ----------------------------------------------------------------------------------------------------------
+    # -- reclaim -------------------------------------------------------------------------------------------------------
     cdef bint is_shared(self, link_t *one, link_t *other) noexcept nogil:
         """Whether two links lead to the same node."""
         if kind_of(one.pointer.target) != KIND_NODE or kind_of(other.pointer.target) != KIND_NODE:

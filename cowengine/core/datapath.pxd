@@ -112,7 +112,8 @@ cdef class DataPath:
     cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil
     cdef void end_flight(self, plan_t *plan) noexcept nogil
     cdef int place(self, plan_t *plan) noexcept nogil
-    cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot, uint64_t *got) noexcept nogil
+    cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot,
+                       uint64_t *got) noexcept nogil
     cdef uint64_t home_of(self, uint64_t block, uint64_t *count) noexcept nogil
     cdef void unplace(self, plan_t *plan) noexcept nogil
     cdef int transfer(self, plan_t *plan, const char *data) noexcept nogil

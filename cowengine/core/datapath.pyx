@@ -1,17 +1,19 @@
 """The data path of a volume: reads, writes, discards, and the fence that separates one snapshot from the next.
 
-Places blocks, moves bytes, publishes map changes and collects them in the open batch. Does not commit: `take_batch` and the fence hand
-everything to the engine, which decides when. Python is called back for two things only: more slots to place blocks in, and a
-commit when the batch is full.
+Places blocks, moves bytes, publishes map changes and collects them in the open batch. Does not commit: `take_batch` and
+the fence hand everything to the engine, which decides when. Python is called back for two things only: more slots to
+place blocks in, and a commit when the batch is full.
 
 Invariants (numbers as in docs/invariants.md)
     I1   In place only what was born after the last epoch ever frozen on this head.
     I2   Two writes that touch one block never run at the same time; so a partly written block loses nobody's bytes.
     I3   An entry is published after its block was written whole.
     I6   A write that began after the fence publishes after the snapshot's root was kept.
-    I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two eras.
+    I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two
+         eras.
 
-Threads   Any number. One mutex guards all state; it is never held during the I/O of data, and never waited for with the GIL held.
+Threads   Any number. One mutex guards all state; it is never held during the I/O of data, and never waited for with the
+          GIL held.
 """
 
 cimport cython
@@ -197,7 +199,7 @@ cdef class DataPath:
             check_status(status, self.map)
         return 0
 
-    # -- writing --------------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------------------
     cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil:
         """Writes chunk after chunk from `done` on; stops at the first that needs something."""
         cdef plan_t plan
@@ -292,6 +294,11 @@ cdef class DataPath:
                 elif tail != 0 and block + count > last:
                     count = last - block
                 status = self.place_run(plan, block, count, hole, &slot, &got)
+                if status == STATUS_SLOTS and block > plan.first:
+                    # Write what has a place; the rest comes when there are more slots.
+                    plan.end = block
+                    plan.length = ((block - plan.first) << self.block_shift) - plan.skip
+                    break
                 if status != 0:
                     self.unplace(plan)
                     return status
@@ -464,7 +471,7 @@ cdef class DataPath:
         self.mutex.release()
         return status
 
-    # -- reading --------------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
     cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
                      uint64_t *covered) noexcept nogil:
         """Turns the beginning of a range into at most EXTENTS_MAX physical extents."""
@@ -551,7 +558,7 @@ cdef class DataPath:
         self.mutex.release()
         return era
 
-    # -- the fence ------------------------------------------------------------------------------------------------------
+    # -- the fence -----------------------------------------------------------------------------------------------------
     def fence(self):
         """Begins a snapshot: writes that begin from now on belong to the next epoch. Returns the epoch that ended."""
         fence_all([self])
@@ -560,8 +567,9 @@ cdef class DataPath:
     def take_batch(self, bint keep_root):
         """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, root).
 
-        After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a record. With
-        `keep_root` the map as of the batch is kept: root is a Root, and superseded nodes are [(slot, count)]; else None and [].
+        After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a
+        record. With `keep_root` the map as of the batch is kept: root is a Root, and superseded nodes are [(slot,
+        count)]; else None and [].
         """
         cdef Root root = Root(self) if keep_root else None
         self.mutex.acquire()
@@ -574,7 +582,10 @@ cdef class DataPath:
         return batch
 
     cdef void await_older(self):
-        """Waits until no write of the epoch that a fence ended is in flight. The mutex is held, but not all the time."""
+        """Waits until no write of the epoch that a fence ended is in flight.
+
+        The mutex is held, but not all the time.
+        """
         cdef bint older = self.fencing
         cdef int i
         with nogil:
@@ -688,7 +699,7 @@ cdef class DataPath:
         self.mutex.release()
         return total
 
-    # -- states -----------------------------------------------------------------------------------------------------------
+    # -- states --------------------------------------------------------------------------------------------------------
     def poison(self):
         """Every call fails with PoisonedError from now on; wakes who waits."""
         self.mutex.acquire()
@@ -713,7 +724,10 @@ cdef class DataPath:
         self.mutex.release()
 
     def disown(self):
-        """In the child of a fork: every call fails from now on. The parent's threads are not here, so no lock is taken."""
+        """In the child of a fork: every call fails from now on.
+
+        The parent's threads are not here, so no lock is taken.
+        """
         self.mutex.renew()
         self.state = STATUS_ABSENT
 
@@ -722,7 +736,7 @@ cdef class DataPath:
         if self.state != 0:
             check_status(self.state, self.map)
 
-    # -- roots and checkpoints --------------------------------------------------------------------------------------------
+    # -- roots and checkpoints -----------------------------------------------------------------------------------------
     @property
     def root_pointer(self):
         """The live root's pointer, as 32 bytes."""
@@ -841,7 +855,7 @@ cdef class DataPath:
         self.map.forget_clean(&self.map.root)
         self.mutex.release()
 
-    # -- walks ------------------------------------------------------------------------------------------------------------
+    # -- walks ---------------------------------------------------------------------------------------------------------
     def extents(self, Root root, uint64_t first, uint64_t end, uint64_t max_results, born_after=None):
         """Extents in blocks [first, end) as raw pairs (first, count): what is mapped, or what was born after an epoch.
 
@@ -892,8 +906,8 @@ cdef class DataPath:
     def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
         """One step of giving back what only `dead` holds; `kept` is its child, `live` says that the live head is.
 
-        What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns (cursor, whether it
-        is at the end, the batch as `take_batch` gives it, without a root).
+        What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns
+        (cursor, whether it is at the end, the batch as `take_batch` gives it, without a root).
         """
         cdef unshared_t found
         cdef link_t *other = NULL

@@ -1,8 +1,9 @@
 """The one table of durable calls.
 
-Every call that touches a volume, a store log or a backup goes through an `IOTable`. The class itself asks the kernel, with the
-GIL released; a subclass may override any method, to record calls or to inject faults. Kernels written in Cython call the same
-table: directly if it is exactly `IOTable`, through the overridden methods otherwise. Nothing here retries a failed sync.
+Every call that touches a volume, a store log or a backup goes through an `IOTable`. The class itself asks the kernel,
+with the GIL released; a subclass may override any method, to record calls or to inject faults. Kernels written in
+Cython call the same table: directly if it is exactly `IOTable`, through the overridden methods otherwise. Nothing here
+retries a failed sync.
 
 Threads   Every method may be called from any thread.
 """
@@ -38,7 +39,8 @@ cdef int _pread_all(int fd, void *buffer, size_t length, uint64_t offset, size_t
     cdef ssize_t count
     done[0] = 0
     while done[0] < length:
-        count = c_pread(fd, <char *>buffer + done[0], min(length - done[0], CALL_BYTES_MAX), <int64_t>(offset + done[0]))
+        count = c_pread(
+            fd, <char *>buffer + done[0], min(length - done[0], CALL_BYTES_MAX), <int64_t>(offset + done[0]))
         if count < 0:
             if errno == EINTR:
                 continue

@@ -1,7 +1,7 @@
 """A mutex and a condition variable.
 
-Rule: nobody waits for the mutex while holding the GIL. Then a holder of the mutex may take the GIL (an I/O table written in
-Python does), and no two threads wait for each other.
+Rule: nobody waits for the mutex while holding the GIL. Then a holder of the mutex may take the GIL (an I/O table
+written in Python does), and no two threads wait for each other.
 """
 
 

@@ -123,5 +123,6 @@ cdef class Tree:
     cdef int leaf(self, link_t *root, uint64_t key, node_t **leaf) noexcept nogil
     cdef int leaf_for_change(self, uint64_t key, node_t **leaf) noexcept nogil
     cdef link_t child(self, link_t *link, uint64_t index) noexcept nogil
-    cdef int flush_link(self, link_t *link, uint64_t key, runs_t *slots, node_t ***written, size_t *count) noexcept nogil
+    cdef int flush_link(self, link_t *link, uint64_t key, runs_t *slots, node_t ***written,
+                        size_t *count) noexcept nogil
     cdef void forget_clean(self, link_t *link) noexcept nogil

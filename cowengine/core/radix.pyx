@@ -1,16 +1,19 @@
 """Radix trees of 4 KiB nodes with copy-on-write, loaded from the file on demand.
 
-A *link* is a pointer as it stands on disk plus the node in memory, if there is one. Nodes are shared: between the live root and
-the roots of snapshots, and while a checkpoint writes them. Performs reads only; who writes nodes, and when, is the engine's.
+A *link* is a pointer as it stands on disk plus the node in memory, if there is one. Nodes are shared: between the live
+root and the roots of snapshots, and while a checkpoint writes them. Performs reads only; who writes nodes, and when, is
+the engine's.
 
 On disk   docs/format.md section 4.
 
 Invariants
     RT1  A node whose stamp is not the tree's is never changed; who wants to change it copies it first.
-    RT2  A dirty node's parents are dirty. A clean parent's pointers are right; a dirty one's may lag behind nodes it has loaded.
+    RT2  A dirty node's parents are dirty. A clean parent's pointers are right; a dirty one's may lag behind nodes it
+         has loaded.
     RT3  A node that a loaded link does not hold is on disk, behind the link's pointer.
     RT4  A pointer's birth is at least every birth below it.
-    RT5  A node that is replaced while a checkpoint has yet to write it gets a slot that is superseded from the beginning.
+    RT5  A node that is replaced while a checkpoint has yet to write it gets a slot that is superseded from the
+         beginning.
 
 Threads   The caller holds the volume's mutex; nothing here takes a lock or needs the GIL.
 """
@@ -50,8 +53,8 @@ cdef void runs_clear(runs_t *runs) noexcept nogil:
 cdef class Tree:
     """One of the three trees of a volume. `leaf_shift` is log2 of the keys a leaf spans."""
 
-    def __cinit__(self, IOTable io not None, int fd, int number, uint64_t fold, int leaf_shift, uint64_t slots_per_block,
-                  uint64_t slot_limit):
+    def __cinit__(self, IOTable io not None, int fd, int number, uint64_t fold, int leaf_shift,
+                  uint64_t slots_per_block, uint64_t slot_limit):
         self.io, self.fd, self.number, self.fold = io, fd, number, fold
         self.leaf_shift, self.slots_per_block, self.slot_limit = leaf_shift, slots_per_block, slot_limit
         self.stamp = 1
@@ -64,7 +67,7 @@ cdef class Tree:
         """log2 of the keys that a node of this level spans."""
         return self.leaf_shift + FANOUT_SHIFT * level
 
-    # -- nodes in memory ------------------------------------------------------------------------------------------------
+    # -- nodes in memory -----------------------------------------------------------------------------------------------
     cdef node_t *create(self, int level) noexcept nogil:
         cdef node_t *node = <node_t *>malloc(sizeof(node_t))
         if node == NULL:
@@ -127,9 +130,13 @@ cdef class Tree:
         return self.fold + (<uint64_t>self.number << 56) + (<uint64_t>level << 48) + (key >> self.span_shift(level))
 
     cdef bint sound(self, node_t *node, uint64_t birth) noexcept nogil:
-        """Whether a node just read keeps the format's bounds; its checksum is right, so only a hostile file does not."""
+        """Whether a node just read keeps the format's bounds.
+
+        Its checksum is right, so only a hostile file does not.
+        """
         cdef pointer_t *pointers = <pointer_t *>node.words
         cdef entry_t *entries = <entry_t *>node.words
+        cdef uint64_t slot
         cdef int i, kind
         if node.level > 0:
             for i in range(FANOUT):
@@ -138,14 +145,16 @@ cdef class Tree:
                     return False
                 if level_of(pointers[i].target) != node.level - 1 or pointers[i].reserved != 0:
                     return False
-                if (kind == KIND_HOLE) != (slot_of(pointers[i].target) == 0) or slot_of(pointers[i].target) >= self.slot_limit:
+                slot = slot_of(pointers[i].target)
+                if (kind == KIND_HOLE) != (slot == 0) or slot >= self.slot_limit:
                     return False
         elif self.number == TREE_MAP:
             for i in range(LEAF_ENTRIES):
                 kind = kind_of(entries[i].target)
                 if kind > KIND_RUN or level_of(entries[i].target) != 0 or entries[i].birth > birth:
                     return False
-                if (kind == KIND_HOLE) != (slot_of(entries[i].target) == 0) or slot_of(entries[i].target) >= self.slot_limit:
+                slot = slot_of(entries[i].target)
+                if (kind == KIND_HOLE) != (slot == 0) or slot >= self.slot_limit:
                     return False
         return True
 
@@ -218,7 +227,7 @@ cdef class Tree:
         node.replaced = 1
         return 0
 
-    # -- reaching leaves ------------------------------------------------------------------------------------------------
+    # -- reaching leaves -----------------------------------------------------------------------------------------------
     cdef link_t child(self, link_t *link, uint64_t index) noexcept nogil:
         """The child of a link whose node is loaded, or of a hole or run: the part of it that lies there."""
         cdef link_t result
@@ -317,11 +326,13 @@ cdef class Tree:
         leaf[0] = parent
         return 0
 
-    # -- writing back ---------------------------------------------------------------------------------------------------
-    cdef int flush_link(self, link_t *link, uint64_t key, runs_t *slots, node_t ***written, size_t *count) noexcept nogil:
-        """Gives each dirty node below its slot and checksum, children first, and lists it (with a reference) in `written`.
+    # -- writing back --------------------------------------------------------------------------------------------------
+    cdef int flush_link(self, link_t *link, uint64_t key, runs_t *slots, node_t ***written,
+                        size_t *count) noexcept nogil:
+        """Gives each dirty node below its slot and checksum, children first; lists it, with a reference, in `written`.
 
-        Takes slots from the front of `slots`. A map node whose blocks form one run, or are one hole, becomes its pointer.
+        Takes slots from the front of `slots`. A map node whose blocks form one run, or are one hole, becomes its
+        pointer.
         """
         cdef pointer_t *pointers
         cdef node_t *node = link.node

@@ -1,8 +1,9 @@
 """Two bitmaps of slots.
 
-*used* is the free map of the format: what the commits so far use. *busy* is a superset of it: what must not be given out now. A
-slot is busy but not used while a write or a runway has it and no commit knows of it yet, and, at the other end of its life, after the
-commit that freed it until no read, no unconfirmed record and no retained checkpoint needs it.
+*used* is the free map of the format: what the commits so far use. *busy* is a superset of it: what must not be given
+out now. A slot is busy but not used while a write or a runway has it and no commit knows of it yet, and, at the other
+end of its life, after the commit that freed it until no read, no unconfirmed record and no retained checkpoint needs
+it.
 
 Invariants
     SM1  used is a subset of busy.
@@ -40,7 +41,8 @@ cdef inline uint64_t word_mask(uint64_t first, uint64_t end) noexcept nogil:
 cdef void set_bits(uint64_t *words, uint64_t first, uint64_t end, bint value) noexcept nogil:
     cdef uint64_t word, mask
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
-        mask = word_mask(first & 63 if word == first >> 6 else 0, ((end - 1) & 63) + 1 if word == (end - 1) >> 6 else 64)
+        mask = word_mask(
+            first & 63 if word == first >> 6 else 0, ((end - 1) & 63) + 1 if word == (end - 1) >> 6 else 64)
         if value:
             words[word] |= mask
         else:
@@ -50,7 +52,8 @@ cdef void set_bits(uint64_t *words, uint64_t first, uint64_t end, bint value) no
 cdef bint any_bit(const uint64_t *words, uint64_t first, uint64_t end) noexcept nogil:
     cdef uint64_t word, mask
     for word in range(first >> 6, ((end - 1) >> 6) + 1):
-        mask = word_mask(first & 63 if word == first >> 6 else 0, ((end - 1) & 63) + 1 if word == (end - 1) >> 6 else 64)
+        mask = word_mask(
+            first & 63 if word == first >> 6 else 0, ((end - 1) & 63) + 1 if word == (end - 1) >> 6 else 64)
         if words[word] & mask:
             return True
     return False
@@ -59,7 +62,10 @@ cdef bint any_bit(const uint64_t *words, uint64_t first, uint64_t end) noexcept 
 cdef uint64_t first_run(
     const uint64_t *words, uint64_t *slot, uint64_t stop, uint64_t wanted, uint64_t multiple,
 ) noexcept nogil:
-    """The length of the first usable run of clear bits from `slot` on, in one leaf; `slot` becomes its start. 0: none."""
+    """The length of the first usable run of clear bits from `slot` on, in one leaf, or 0.
+
+    `slot` becomes its start.
+    """
     cdef uint64_t at = slot[0], count
     while at < stop:
         if at & 63 == 0 and words[(at & (LEAF_SLOTS - 1)) >> 6] == ~<uint64_t>0:
@@ -179,9 +185,11 @@ cdef class SlotMap:
 
     # -- for the allocator --------------------------------------------------------------------------------------------
     def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1):
-        """The first run of free slots in [start, end), as (slot, count) with `count` at most `wanted`; None if there is none.
+        """The first run of free slots in [start, end), as (slot, count) with `count` at most `wanted`; None if there is
+        none.
 
-        `count` is a multiple of `multiple`. A run ends where a leaf of the free map ends. The mutex is given up between leaves.
+        `count` is a multiple of `multiple`. A run ends where a leaf of the free map ends. The mutex is given up between
+        leaves.
         """
         cdef uint64_t slot = start, stop, count
         cdef uint64_t *words
@@ -240,7 +248,8 @@ cdef class SlotMap:
             status = self.busy_leaf(slot >> LEAF_SHIFT, &words)
             if status == 0:
                 while slot < stop:
-                    word = words[(slot & (LEAF_SLOTS - 1)) >> 6] & word_mask(slot & 63, min(64, (slot & 63) + stop - slot))
+                    word = words[(slot & (LEAF_SLOTS - 1)) >> 6]
+                    word &= word_mask(slot & 63, min(64, (slot & 63) + stop - slot))
                     total += popcount(word)
                     slot = min(stop, (slot | 63) + 1)
             self.mutex.release()

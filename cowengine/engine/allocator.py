@@ -1,7 +1,8 @@
 """Which slots are given out next, and when freed ones come back.
 
-A run of free slots is picked at a time (the *runway*), so the data path places redirected blocks one after the other. Below the end of the used part
-of the file free slots are reused once they are a good part of it; else the file grows. Home slots are never given out here.
+A run of free slots is picked at a time (the *runway*), so the data path places redirected blocks one after the other.
+Below the end of the used part of the file free slots are reused once they are a good part of it; else the file grows.
+Home slots are never given out here.
 
 Freed slots come back when no read can need them any more (they wait two eras) and, if wanted, after they were punched.
 
@@ -73,7 +74,8 @@ class Allocator:
                 return self._taken(found)
         wanted = max(wanted - wanted % multiple, multiple)
         if wanted >= RUNWAY_SLOTS and self.limit % RUNWAY_SLOTS:
-            # Runways begin at a multiple of their size, for large folios in the page cache; nodes take what is left before.
+            # Runways begin at a multiple of their size, for large folios in the page cache; nodes take what is left
+            # before.
             scrap = (self.limit, RUNWAY_SLOTS - self.limit % RUNWAY_SLOTS)
             self._scraps.append(self._taken(scrap))
             self.limit += scrap[1]
@@ -126,7 +128,9 @@ class Allocator:
             self.give_back(runs)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpaceError("no space for the metadata of a checkpoint") from error
-            raise StorageError(f"a write of metadata failed: {error.strerror}", number=error.errno or errno.EIO) from error
+            raise StorageError(
+                f"a write of metadata failed: {error.strerror}", number=error.errno or errno.EIO
+            ) from error
         return runs
 
     def give_back(self, runs: list[Run]) -> None:

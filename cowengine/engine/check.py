@@ -12,6 +12,7 @@ Threads   no state. The file must stand still while it is checked: `check_file` 
 from __future__ import annotations
 
 import errno
+import errno
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -65,14 +66,22 @@ def check_file(path: str, io: IOTable = KERNEL) -> Report:
     Raises NotFoundError, BusyError if it is open for writing, FormatError if it is no volume.
     """
     try:
-        fd = io.open(path, os.O_RDONLY)
+        fd = io.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFoundError("no such volume file", path) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FormatError(f"{path}: a symbolic link, which is not followed; name the file itself") from None
+        raise
     try:
         io.lock(fd, False)
         return check_open(io, fd, path)
     except BlockingIOError:
         raise BusyError("the volume is open for writing; close it, or check it through its owner", path) from None
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ESPIPE):
+            raise FormatError(f"{path}: no regular file") from None
+        raise
     finally:
         io.close(fd)
 

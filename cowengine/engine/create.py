@@ -1,6 +1,7 @@
 """A new volume file: log, first checkpoint, both superblocks.
 
-The file counts as a volume from the first superblock on, which is written last; what a crash leaves before that is no volume.
+The file counts as a volume from the first superblock on, which is written last; what a crash leaves before that is no
+volume.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The engine of one volume: the order in which its changes become durable.
 
-Everything that ends in a barrier goes through `Engine.commit`, one at a time under `lock`. The commit as it stands uses two barriers where data
-was written (data, then record) and one where it was not; the record format has room for one-barrier commits.
+Everything that ends in a barrier goes through `Engine.commit`, one at a time under `lock`. The commit as it stands uses
+two barriers where data was written (data, then record) and one where it was not; the record format has room for
+one-barrier commits.
 
 Invariants   docs/invariants.md; the numbers stand at the assertions and steps.
 Threads      Any thread may call anything. Writers take `lock` only when their batch is full.
@@ -37,7 +38,6 @@ from cowengine.format import (
     LINEAGE_AUTOMATIC,
     LINEAGE_DELETED,
     LINEAGE_SNAPSHOT,
-    NO_UUID,
     RECORD_HEADER_BYTES,
     SLOT_BYTES,
     DeleteEvent,
@@ -71,7 +71,9 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 class Engine:
     """One open volume file. Made by `create_engine` and `open_engine`."""
 
-    def __init__(self, io: IOTable, fd: int, name: str, superblock: Superblock, *, read_only: bool, file_slots: int) -> None:
+    def __init__(
+        self, io: IOTable, fd: int, name: str, superblock: Superblock, *, read_only: bool, file_slots: int
+    ) -> None:
         sb = superblock
         self.io = io
         self.fd = fd
@@ -187,12 +189,13 @@ class Engine:
 
     def commit(
         self, events: Sequence[Event] = (), *, keep_root: bool = False, batch: Batch | None = None, epoch: int = 0,
-        room_made: bool = False,
+        room_made: bool = False, events_can_wait: bool = False,
     ) -> Root | None:  # fmt: skip
         """Makes everything published so far durable, and the events with it. Returns the root if it was to be kept.
 
-        The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a reclaim has
-        taken already; what it freed is punched to the last slot.
+        The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
+        reclaim has taken already; what it freed is punched to the last slot. With `events_can_wait` those of earlier
+        sets are no reason for a record.
         """
         if not room_made:
             self.make_room()
@@ -205,7 +208,7 @@ class Engine:
                 self.barrier()  # I3: what the record places is durable before the record
                 self._synced_writes = writes
             all_events = [*self.pending_events, *events]
-            if deltas or freed or freed_nodes or all_events:
+            if deltas or freed or freed_nodes or events or (self.pending_events and not events_can_wait):
                 self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch or self.path.epoch)
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
@@ -338,7 +341,10 @@ class Engine:
     def has_room_for_event(self) -> bool:
         """Whether the outstanding events of sets and one more fit at the head of the next record."""
         pending = sum(len(encode_event(event)) for event in self.pending_events)
-        return pending + EVENT_BYTES_FIXED + 256 + self.metadata_max + SMALL_EVENTS_BYTES <= self._pending_max or not pending
+        return (
+            pending + EVENT_BYTES_FIXED + 256 + self.metadata_max + SMALL_EVENTS_BYTES <= self._pending_max
+            or not pending
+        )
 
     def apply_set_events(self, events: Sequence[setcommit.SetEvent]) -> list[setcommit.SetEvent]:
         """See `setcommit.apply_set_events`."""
@@ -361,7 +367,7 @@ class Engine:
                                   offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip
         return data
 
-    # -- checkpoint, superblock, close --------------------------------------------------------------------------------------------
+    # -- checkpoint, superblock, close ---------------------------------------------------------------------------------
     def checkpoint(self) -> None:
         """Commits and brings the trees on disk up to date, so that the log is short. Durable when it returns."""
         with self.lock:

@@ -1,7 +1,7 @@
 """The commit log as a ring: where the next record goes, and how much room there is.
 
-Positions count on without end; a record lies at its position modulo the size of the log. A record never overlaps the end of the ring: if
-it does not fit there, it begins at the next lap. Writes records; syncs nothing.
+Positions count on without end; a record lies at its position modulo the size of the log. A record never overlaps the
+end of the ring: if it does not fit there, it begins at the next lap. Writes records; syncs nothing.
 
 On disk   docs/format.md section 6.
 Threads   The engine's commit lock guards it.
@@ -26,7 +26,8 @@ class CommitLog:
         self.tail = 0  # what lies before is no longer needed
         self.sequence = 0
         self.checksum = 0
-        # Two checkpoint intervals, a record that wraps and a reserve for deletes must fit (docs/notes/0002-log-room.md).
+        # Two checkpoint intervals, a record that wraps and a reserve for deletes must fit
+        # (docs/notes/0002-log-room.md).
         self.record_max = min(self.size // 8, 256 * 1024)
 
     def padded(self, length: int) -> int:

@@ -1,7 +1,8 @@
 """Giving back what a deleted snapshot alone holds, in bounded steps that survive a crash.
 
-One snapshot is reclaimed at a time, against its only child (or none). A branch point is hidden until one child is left. Each step is one commit: what
-it frees and how far it came are in one record (I13), and the live head's free rule moves with the cursor under the data path's mutex.
+One snapshot is reclaimed at a time, against its only child (or none). A branch point is hidden until one child is left.
+Each step is one commit: what it frees and how far it came are in one record (I13), and the live head's free rule moves
+with the cursor under the data path's mutex.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Opening: from whatever a crash left to the last acknowledged commit, or the one in flight.
 
-Recovery is itself a commit (I14): sync first, so that what is read is what the disk holds; drop the cache; read; replay; then a superblock with
-a fresh salt, the tip and skipped epochs goes to both slots, a barrier each, before anything is placed or reused. A clean file goes the same way.
+Recovery is itself a commit (I14): sync first, so that what is read is what the disk holds; drop the cache; read;
+replay; then a superblock with a fresh salt, the tip and skipped epochs goes to both slots, a barrier each, before
+anything is placed or reused. A clean file goes the same way.
 
 Read-only, nothing is written: the log is replayed in memory.
 """
@@ -114,7 +115,7 @@ def _open(
     return engine
 
 
-# -- superblocks --------------------------------------------------------------------------------------------------------
+# -- superblocks -------------------------------------------------------------------------------------------------------
 def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int, bool]:
     """The valid superblock of the higher generation, its slot, and whether the other one is valid, too."""
     found: list[tuple[Superblock, int]] = []
@@ -140,7 +141,7 @@ def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int,
     return superblock, slot, len(found) == 2
 
 
-# -- replay -------------------------------------------------------------------------------------------------------------
+# -- replay ------------------------------------------------------------------------------------------------------------
 def _load(engine: Engine) -> None:
     """The state of the chosen superblock's checkpoint."""
     sb = engine.superblock
@@ -174,13 +175,12 @@ def _replay(engine: Engine) -> None:
         log.position = place + log.padded(length)
         log.sequence, log.checksum = record.sequence, checksum
     if log.sequence < sb.tip_sequence:
-        raise CorruptionError(
-            f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name
-        )
+        raise CorruptionError(f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name)
     for offset, header in scan_records(data, sb.log_shift, engine.fold, generation_above=sb.generation):
         if offset not in chain:
             raise CorruptionError(
-                f"record {header.sequence} of the commit log follows superblock {header.generation}, which is lost", engine.name
+                f"record {header.sequence} of the commit log follows superblock {header.generation}, which is lost",
+                engine.name,
             )
     engine.recovered = {"records": len(chain), "was_clean": sb.clean}
     engine.path.forget_busy()
@@ -243,7 +243,7 @@ def apply_event(engine: Engine, event: Event) -> None:
     lineage.set_holder()
 
 
-# -- the commit of recovery ---------------------------------------------------------------------------------------------
+# -- the commit of recovery --------------------------------------------------------------------------------------------
 def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool) -> None:
     """I14: confirms the tip under a fresh salt, in both slots."""
     sb, log, path = engine.superblock, engine.log, engine.path

@@ -1,11 +1,13 @@
 """Snapshots of several volumes as one point in time.
 
-`prepare` takes all members' commit locks in a fixed order, ends their epochs in one instant, and makes durable what they had unflushed. What
-happens then is the store's: its log record is the commit point. `finish` adds the snapshots; their events lead each member's next record, so a
-member whose own log does not have them yet gets them from the store log at the next open (`apply_set_events`). A member's next record waits
-for the outcome, because the locks are held until then.
+`prepare` takes all members' commit locks in a fixed order, ends their epochs in one instant, and makes durable what
+they had unflushed. What happens then is the store's: its log record is the commit point. `finish` adds the snapshots;
+their events lead each member's next record, so a member whose own log does not have them yet gets them from the store
+log at the next open (`apply_set_events`). A member's next record waits for the outcome, because the locks are held
+until then.
 
-A set that is given up leaves each member an epoch without a snapshot: it is taken and deleted at once, so that its space comes back (I20).
+A set that is given up leaves each member an epoch without a snapshot: it is taken and deleted at once, so that its
+space comes back (I20).
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ class Member:
 
 
 class Prepared:
-    """Members that stand at one instant, with their commit locks held. A context manager; leaving it without `finish` gives the set up."""
+    """Members that stand at one instant, with their commit locks held.
+
+    A context manager; leaving it without `finish` gives the set up.
+    """
 
     def __init__(self, engines: Sequence[Engine], name: str) -> None:
         self._engines = sorted(engines, key=lambda engine: engine.uuid)
@@ -100,7 +105,9 @@ class Prepared:
         ]
 
     def _make_durable(self) -> list[Root]:
-        """Each member's unflushed data, side by side where that means a barrier: different files sync at the same time."""
+        """Each member's unflushed data, side by side where that means a barrier: different files sync at the same
+        time.
+        """
         dirty = [engine for engine in self._engines if engine.is_dirty() and engine.background]
         if len(dirty) < 2:
             return [_commit_member(engine) for engine in self._engines]
@@ -141,7 +148,9 @@ class Prepared:
         for engine in self._engines:
             engine.poison(cause)
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.abandon()
         finally:
@@ -149,13 +158,17 @@ class Prepared:
 
 
 def prepare(engines: Sequence[Engine], name: str) -> Prepared:
-    """Brings volumes to one instant; see `Prepared`. `name` is what the snapshots will be called (ExistsError if one has it)."""
+    """Brings volumes to one instant; see `Prepared`.
+
+    `name` is what the snapshots will be called (ExistsError if one has it).
+    """
     return Prepared(engines, name)
 
 
 def _commit_member(engine: Engine) -> Root:
     # The commit lock is the preparing thread's, which waits for this one.
-    root = engine.commit(keep_root=True, room_made=True)
+    # Its record, if it needs one, ends before the snapshot: that comes with the next.
+    root = engine.commit(keep_root=True, room_made=True, epoch=engine.path.frozen, events_can_wait=True)
     assert root is not None
     return root
 
@@ -190,12 +203,16 @@ def flush_events(engine: Engine) -> None:
 def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEvent]:
     """Adds what the store log has and the volume's own log has not; for the time between open and first use.
 
-    Returns the events that were added. One whose moment has passed, because the volume was written to without its store, is left out.
+    Returns the events that were added. One whose moment has passed, because the volume was written to without its
+    store, is left out.
     """
     applied: list[SetEvent] = []
     with engine.lock:
         for event in sorted(events, key=lambda event: event.store_sequence):
-            if event.store_sequence <= engine.durable_store_sequence or engine.lineage.get(event.snapshot_id) is not None:
+            if (
+                event.store_sequence <= engine.durable_store_sequence
+                or engine.lineage.get(event.snapshot_id) is not None
+            ):
                 continue
             if event.sequence != engine.log.sequence or event.snapshot_id != engine.lineage.next_id:
                 continue

@@ -87,6 +87,7 @@ from cowengine.format.lineage import (
     decode_lineage,
     decode_name,
     encode_lineage,
+    lineage_essentials,
     size_is_legal,
 )
 from cowengine.format.record import (
@@ -220,6 +221,7 @@ __all__ = [
     "hole",
     "iter_deltas",
     "level_for",
+    "lineage_essentials",
     "node_seed",
     "peek_header",
     "record_bytes_for",

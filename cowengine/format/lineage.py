@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from cowengine.errors import CorruptionError
@@ -135,3 +136,17 @@ def _problem(r: LineageRecord) -> str | None:
     if not r.metadata_bytes and (r.metadata_slot or r.metadata_checksum):
         return "a place for metadata that it does not have"
     return None
+
+
+_ESSENTIALS = struct.Struct("<BBHIQQQ")
+_NAME_OFFSET = next(field.offset for field in LINEAGE_RECORD if field.name == "name")
+
+
+def lineage_essentials(page: bytes, offset: int) -> tuple[int, int, int, int, str]:
+    """(kind, flags, parent, epoch, name) of the record at `offset`, without validating the rest: for indexing many."""
+    kind, flags, name_bytes, _, _, parent, epoch = _ESSENTIALS.unpack_from(page, offset)
+    start = offset + _NAME_OFFSET
+    try:
+        return kind, flags, parent, epoch, page[start : start + name_bytes].decode()
+    except UnicodeDecodeError:
+        raise CorruptionError("a name in the lineage table is not UTF-8") from None
