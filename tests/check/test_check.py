@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import random
 import struct
 import sys
@@ -106,6 +107,14 @@ def test_a_newer_format_raises():
 def test_a_missing_file_raises(tmp_path):
     with pytest.raises(NotFoundError):
         check_file(str(tmp_path / "none.cow"))
+
+
+def test_what_is_no_regular_file_is_no_volume(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "link", tmp_path / "fifo"):
+        with pytest.raises(FormatError):
+            check_file(str(path))
 
 
 # --- superblocks ------------------------------------------------------------------------------------------------------
