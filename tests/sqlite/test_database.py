@@ -8,7 +8,7 @@ import pytest
 
 import cowengine
 from cowengine.errors import FormatError, NoSpaceError, NotFoundError
-from cowengine.sqlite.database import KEPT_BYTES, Database
+from cowengine.sqlite.database import JOURNAL_MAGIC, KEPT_BYTES, Database
 from cowengine.sqlite.layout import COPY_BYTES, JOURNAL, MAIN, WAL, volume_bytes
 
 CAPACITY = 4 << 20
@@ -76,19 +76,59 @@ def test_bytes_of_an_earlier_life_never_come_back(volume: cowengine.Volume) -> N
     assert database.read(JOURNAL, 6000, 0) == bytes(5997) + b"new"
 
 
-@pytest.mark.parametrize("how", ["remove", "truncate"])
-def test_the_space_of_a_journal_comes_back_but_for_the_first_part(volume: cowengine.Volume, how: str) -> None:
-    database = Database("files", volume)
-    database.create(JOURNAL)
-    database.write(JOURNAL, b"j" * (3 << 20), 0)
-    database.flush()
+def end(database: Database, how: str) -> None:
+    """What ends a transaction in journal mode DELETE or TRUNCATE."""
     if how == "remove":
         database.remove(JOURNAL)
     else:
         database.truncate(JOURNAL, 0)
-    assert allocated(volume, database, JOURNAL) == KEPT_BYTES
+
+
+@pytest.mark.parametrize("how", ["remove", "truncate"])
+def test_the_space_of_a_long_journal_comes_back(volume: cowengine.Volume, how: str) -> None:
+    database = Database("files", volume)
+    database.create(JOURNAL)
+    database.write(JOURNAL, b"j" * (KEPT_BYTES + 1), 0)
+    end(database, how)
+    assert allocated(volume, database, JOURNAL) == 0
+
+
+@pytest.mark.parametrize("how", ["remove", "truncate"])
+def test_a_short_journal_keeps_its_blocks_and_loses_its_header(volume: cowengine.Volume, how: str) -> None:
+    """D4: in place, so that the next transaction has to place nothing."""
+    database = Database("files", volume)
+    database.create(JOURNAL)
+    database.write(JOURNAL, JOURNAL_MAGIC + b"j" * 20_000, 0)
+    end(database, how)
+    assert allocated(volume, database, JOURNAL) == 20_480
+    assert volume.pread(512, database.areas[JOURNAL].offset) == bytes(512)
     database.trim()
     assert allocated(volume, database, JOURNAL) == 0
+
+
+@pytest.mark.parametrize("how", ["remove", "truncate"])
+def test_a_journal_with_many_headers_leaves_none_of_them(volume: cowengine.Volume, how: str) -> None:
+    database = Database("files", volume)
+    database.create(JOURNAL)
+    database.write(JOURNAL, bytes(20_000), 0)
+    database.write(JOURNAL, JOURNAL_MAGIC + b"\0\0\0\1", 8192)
+    end(database, how)
+    assert allocated(volume, database, JOURNAL) == 0
+
+
+def test_what_was_invalidated_is_durable_before_the_file_grows_again(volume: cowengine.Volume) -> None:
+    """D4: TRUNCATE mode with synchronous=NORMAL asks for no sync in between."""
+    database = Database("files", volume)
+    database.create(WAL)
+    database.write(WAL, b"w" * 100_000, 0)
+    database.flush()
+    database.truncate(WAL, 0)
+    before = volume.stats()["barriers"]
+    database.write(WAL, b"w", 0)
+    assert volume.stats()["barriers"] > before
+    before = volume.stats()["barriers"]
+    database.write(WAL, b"w", 1)
+    assert volume.stats()["barriers"] == before
 
 
 def test_a_shorter_main_file_keeps_nothing_beyond_its_last_block(volume: cowengine.Volume) -> None:
@@ -102,12 +142,16 @@ def test_a_shorter_main_file_keeps_nothing_beyond_its_last_block(volume: cowengi
 
 def test_opening_gives_back_what_no_file_uses(volume: cowengine.Volume) -> None:
     database = Database("files", volume)
-    database.create(WAL)
-    database.write(WAL, b"w" * 100_000, 0)
-    database.remove(WAL)
-    assert allocated(volume, database, WAL) > 0
+    database.create(JOURNAL)
+    database.write(JOURNAL, b"j" * 100_000, 0)
+    database.remove(JOURNAL)
+    database.create(MAIN)
+    database.write(MAIN, b"m" * 5000, 0)
+    database.truncate(MAIN, 4097)
+    volume.pwrite(b"left by a crash", database.areas[MAIN].offset + 4200)
     again = Database("files", volume)
-    assert allocated(volume, again, WAL) == 0
+    assert allocated(volume, again, JOURNAL) == 0
+    assert volume.pread(4096, database.areas[MAIN].offset + 4096) == b"m" + bytes(4095)
 
 
 def test_a_file_ends_where_its_area_ends(volume: cowengine.Volume) -> None:
