@@ -61,7 +61,8 @@ def _united(numpy: Any, found: list[ExtentArray], rows_max: int) -> ExtentArray:
     rows = numpy.concatenate(found).astype(numpy.int64)
     rows = rows[numpy.argsort(rows[:, 0], kind="stable")]
     if len(rows) == 0:
-        return rows.astype(numpy.uint64)
+        empty: ExtentArray = rows.astype(numpy.uint64)
+        return empty
     starts, ends = rows[:, 0], numpy.maximum.accumulate(rows[:, 0] + rows[:, 1])
     new = numpy.concatenate(([True], starts[1:] > ends[:-1]))
     begin = starts[new]

@@ -267,7 +267,6 @@ cdef class BlockMap(Tree):
 
     cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
         """The part of `unshared` in one leaf span; either side may be a leaf, a run or a hole."""
-        cdef link_t below
         cdef entry_t mine, other
         cdef uint64_t count, i
         cdef int status

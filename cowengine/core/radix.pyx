@@ -18,7 +18,7 @@ Invariants
 Threads   The caller holds the volume's mutex; nothing here takes a lock or needs the GIL.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 

@@ -13,7 +13,7 @@ Threads   Methods for Python take the volume's mutex; the `cdef` ones need it he
 """
 
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from cowengine.core.mutex cimport Mutex

@@ -1,9 +1,11 @@
 """The checkpoint: the trees on disk catch up with the log, and the log can be recycled.
 
-Order (I11, I12): commit; nodes of the map, of the lineage table and of the free map to slots that no checkpoint uses; barrier; superblock to
-the older slot; barrier. Only then is anything recycled, and never what the older of the two superblocks needs.
+Order (I11, I12): commit; nodes of the map, of the lineage table and of the free map to slots that no checkpoint uses;
+barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what the older of the two
+superblocks needs.
 
-Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint goes on.
+Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint
+goes on.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     """Commits, then writes the trees as of that commit and a superblock that leads to them. Durable when it returns.
 
-    The commit lock is held, so nothing but writes to the live head goes on meanwhile, and those copy what is written here.
-    Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write poisons (I10).
+    The commit lock is held, so nothing but writes to the live head goes on meanwhile, and those copy what is written
+    here. Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write
+    poisons (I10).
     """
     root = engine.commit(keep_root=True, room_made=True)
     assert root is not None
