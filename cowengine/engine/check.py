@@ -12,7 +12,6 @@ Threads   no state. The file must stand still while it is checked: `check_file` 
 from __future__ import annotations
 
 import errno
-import errno
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ from cowengine.format import (
 def check_file(path: str, io: IOTable = KERNEL) -> Report:
     """Verify the volume file at `path`.
 
-    Raises NotFoundError, BusyError if it is open for writing, FormatError if it is no volume.
+    Raises NotFoundError, BusyError if it is open for writing, FormatError if it is no volume, StorageError.
     """
     try:
         fd = io.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -72,7 +71,7 @@ def check_file(path: str, io: IOTable = KERNEL) -> Report:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise FormatError(f"{path}: a symbolic link, which is not followed; name the file itself") from None
-        raise
+        raise StorageError(f"the file cannot be opened: {error.strerror}", path, error.errno or errno.EIO) from error
     try:
         io.lock(fd, False)
         return check_open(io, fd, path)
