@@ -61,3 +61,32 @@ def test_a_header_of_known_bytes_reads_as_it_did() -> None:
     assert (header.generation, header.base_sequence, header.base_offset, header.tip_sequence) == (7, 3, 1024, 5)
     assert header.store_uuid == bytes(range(16))
     assert layout.encode_header(header) == bytes(raw)
+
+
+# A set of one volume, as format 1 has it. Never changed, only added to.
+RECORD = bytes.fromhex(
+    "435753529c00000011111111111111110900000000000000020000000000000022222222222222220807060504030201"
+    "01000500070000000100000000000000000102030405060708090a0b0c0d0e0f0000000000000000af12ea71f31dd77d"
+    "101112131415161718191a1b1c1d1e1f030000000000000004000000000000000500000000000000ffffffffffffffff"
+    "6ec3a46d657b2261223a317d"
+)
+
+
+def test_a_record_of_known_bytes_reads_as_it_did() -> None:
+    store_uuid = bytes(range(32, 48))
+    found = layout.peek_record(RECORD, 0, 4096, store_uuid)
+    assert found is not None
+    frame, raw, checksum = found
+    assert frame == layout.Frame(salt=0x1111111111111111, sequence=9, generation=2, previous=0x2222222222222222)
+    record = layout.decode_record(raw)
+    member = layout.RecordMember(volume_uuid=bytes(range(16, 32)), snapshot_id=3, epoch=4, sequence=5, tag=2**64 - 1)
+    assert record == layout.Record(
+        type=layout.TYPE_SET,
+        set_id=bytes(range(16)),
+        created_ns=0x0102030405060708,
+        name="näme",
+        metadata=b'{"a":1}',
+        members=(member,),
+    )
+    assert layout.encode_record(record, frame, store_uuid) == (RECORD, checksum)
+    assert layout.peek_record(RECORD, 0, 4096, bytes(range(33, 49))) is None  # another store's
