@@ -2,16 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
-from cowengine.core.blockmap cimport BlockMap, change_t
-from cowengine.core.iotable cimport IOTable
-from cowengine.core.mutex cimport Mutex
-from cowengine.core.radix cimport link_t, node_t, run_t, runs_t
+from cowengine.core.radix cimport run_t, runs_t
+from cowengine.core.readpath cimport ReadPath, Root
 from cowengine.core.slotmap cimport SlotMap
 
 cdef enum:
     FLIGHTS_MAX = 64
     PIECES_MAX = 256
-    EXTENTS_MAX = 64
     RUNWAY_MAX = 8
     REGIONS_MAX = 8
 
@@ -50,31 +47,9 @@ ctypedef struct delta_t:        # docs/format.md section 6
     uint64_t target
     uint64_t birth
 
-ctypedef struct extent_read_t:
-    uint64_t slot               # 0: zeros
-    uint64_t skip               # bytes
-    uint64_t length             # bytes
 
-
-cdef class Root:
-    cdef DataPath path
-    cdef link_t link
-    cdef bint gone
-    cdef public bint used
-
-
-cdef class DataPath:
-    cdef readonly IOTable io
-    cdef readonly int fd
-    cdef Mutex mutex
-    cdef readonly BlockMap map
+cdef class DataPath(ReadPath):
     cdef readonly SlotMap slots
-    cdef int state              # 0, or the status that every call returns
-    cdef readonly uint64_t size
-    cdef readonly uint64_t block_bytes
-    cdef int block_shift
-    cdef uint64_t slots_per_block
-    cdef uint64_t block_count
     cdef region_t regions[REGIONS_MAX]
     cdef int region_count
     cdef readonly uint64_t epoch
@@ -94,18 +69,11 @@ cdef class DataPath:
     cdef readonly uint64_t data_writes
     cdef run_t runway[RUNWAY_MAX]
     cdef int runway_count
-    cdef uint64_t era
-    cdef uint64_t readers[2]
-    cdef node_t **orphans
-    cdef size_t orphan_count
     cdef object refill          # callable(slots_wanted): gives runs to add_runway
     cdef object commit          # callable(): commits the open batch
-    cdef readonly uint64_t bytes_read
     cdef readonly uint64_t bytes_written
     cdef readonly uint64_t blocks_placed
 
-    cdef void add_orphan(self, node_t *node) noexcept
-    cdef void drop_orphans(self) noexcept
     cdef void await_older(self)
     cdef tuple take(self, Root root)
     cdef int begin(self, plan_t *plan) noexcept nogil
@@ -123,7 +91,4 @@ cdef class DataPath:
     cdef size_t batch_bytes(self) noexcept nogil
     cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil
     cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t *done) noexcept nogil
-    cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
-    cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
-                     uint64_t *covered) noexcept nogil
     cdef int resume_after(self, int status, uint64_t blocks) except -1

@@ -1,4 +1,4 @@
-"""The data path of a volume: reads, writes, discards, and the fence that separates one snapshot from the next.
+"""The data path of a volume: writes, discards, and the fence that separates one snapshot from the next. Reads: readpath.pyx.
 
 Places blocks, moves bytes, publishes map changes and collects them in the open batch. Does not commit: `take_batch` and
 the fence hand everything to the engine, which decides when. Python is called back for two things only: more slots to
@@ -9,99 +9,43 @@ Invariants (numbers as in docs/invariants.md)
     I2   Two writes that touch one block never run at the same time; so a partly written block loses nobody's bytes.
     I3   An entry is published after its block was written whole.
     I6   A write that began after the fence publishes after the snapshot's root was kept.
-    I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two
-         eras.
 
 Threads   Any number. One mutex guards all state; it is never held during the I/O of data, and never waited for with the
           GIL held.
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from cowengine.core.blockmap cimport (
-    WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, change_t, extent_t, unshared_t, walk_t,
-)
+from cowengine.core.blockmap cimport change_t, unshared_t
 from cowengine.core.iotable cimport IOTable
-from cowengine.core.mutex cimport Mutex
+from cowengine.core.nodewriter cimport NodeWriter
 from cowengine.core.radix cimport (
-    KIND_HOLE, KIND_NODE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_COMMIT, STATUS_GONE, STATUS_MEMORY, STATUS_POISONED,
-    STATUS_SLOTS, STATUS_STOPPED, TREE_MAP, Tree, entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t,
-    pointer_target, runs_append, runs_clear, runs_t, slot_of,
+    KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_COMMIT, STATUS_MEMORY, STATUS_POISONED, STATUS_SLOTS,
+    STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_append, runs_clear, runs_t, slot_of,
 )
+from cowengine.core.readpath cimport ReadPath, Root
 from cowengine.core.slotmap cimport SlotMap
 from cowengine.core.status cimport check_status
 
-import struct as _struct
-
 cdef enum:
     BATCH_BYTES_A_BLOCK = 48        # a delta and a freed run
-    WALK_NODES = 64                 # visited while the mutex is held
-    WALK_EXTENTS = 4096
 
 
 @cython.no_gc_clear
-cdef class Root:
-    """The map's root as a snapshot holds it. `used` says that it was read since somebody last cleared it."""
-
-    def __cinit__(self, DataPath path not None, bytes pointer=None):
-        cdef const char *raw
-        self.path = path
-        if pointer is not None:
-            if len(pointer) != sizeof(pointer_t):
-                raise ValueError("a pointer has 32 bytes")
-            raw = pointer
-            memcpy(&self.link.pointer, raw, sizeof(pointer_t))
-
-    def __dealloc__(self):
-        # The garbage collector may come here while the mutex is held; so the node is only noted (under the GIL).
-        if self.link.node != NULL:
-            self.path.add_orphan(self.link.node)
-
-    @property
-    def pointer(self):
-        """The pointer as 32 bytes; valid on disk only if no node below it is dirty."""
-        self.path.mutex.acquire()
-        cdef bytes raw = (<const char *>&self.link.pointer)[:sizeof(pointer_t)]
-        self.path.mutex.release()
-        return raw
-
-    def unload(self):
-        """Drops the clean nodes from memory; they are read again when needed."""
-        self.path.mutex.acquire()
-        self.path.map.forget_clean(&self.link)
-        self.path.mutex.release()
-
-    def retire(self):
-        """The snapshot is deleted: reads of it fail from now on."""
-        self.path.mutex.acquire()
-        self.gone = True
-        self.path.mutex.release()
-
-
-@cython.no_gc_clear
-cdef class DataPath:
+cdef class DataPath(ReadPath):
     """The moving parts of one open volume. `refill(slots)` and `commit()` are called back without any lock held."""
 
     def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, uint64_t batch_max, refill, commit):
-        self.io, self.fd, self.block_shift = io, fd, block_shift
-        self.block_bytes = <uint64_t>1 << block_shift
-        self.slots_per_block = self.block_bytes // NODE_BYTES
-        self.mutex = Mutex()
-        self.map = BlockMap(io, fd, TREE_MAP, fold, 8, self.slots_per_block, <uint64_t>1 << 47)
         self.slots = SlotMap(io, fd, fold, self.mutex)
         self.batch_max = batch_max
         self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BATCH_BYTES_A_BLOCK))
         self.refill, self.commit = refill, commit
-        self.era = 2
 
     def __dealloc__(self):
-        self.drop_orphans()
-        free(self.orphans)
         free(self.deltas)
         runs_clear(&self.freed)
         runs_clear(&self.freed_nodes)
@@ -119,48 +63,7 @@ cdef class DataPath:
             self.regions[i].first_block, self.regions[i].slot, self.regions[i].block_count = regions[i]
         self.mutex.release()
 
-    cdef void add_orphan(self, node_t *node) noexcept:
-        """Notes a node whose Root is gone. Needs the GIL, not the mutex."""
-        cdef node_t **grown
-        if self.orphan_count % 64 == 0:
-            grown = <node_t **>realloc(self.orphans, (self.orphan_count + 64) * sizeof(node_t *))
-            if grown == NULL:
-                return      # the nodes stay in memory until the volume is closed
-            self.orphans = grown
-        self.orphans[self.orphan_count] = node
-        self.orphan_count += 1
-
-    cdef void drop_orphans(self) noexcept:
-        """Drops the nodes noted by `add_orphan`. Needs the GIL and the mutex."""
-        cdef size_t i
-        for i in range(self.orphan_count):
-            self.map.drop(self.orphans[i])
-        self.orphan_count = 0
-
     # -- public: bytes ------------------------------------------------------------------------------------------------
-    def pread(self, uint64_t length, uint64_t offset, Root root=None):
-        """Bytes of the live volume, or of a snapshot's root; the range was checked. The GIL is released."""
-        cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
-        cdef char *data = PyBytes_AS_STRING(result)
-        cdef int status
-        with nogil:
-            status = self.read(root, data, length, offset)
-        check_status(status, self.map)
-        return result
-
-    def pread_into(self, buffer, uint64_t offset, uint64_t length_max, Root root=None):
-        """Fills a writable buffer, at most `length_max` bytes; returns how many."""
-        cdef Py_buffer view
-        cdef uint64_t length
-        cdef int status
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        length = min(<uint64_t>view.len, length_max)
-        with nogil:
-            status = self.read(root, <char *>view.buf, length, offset)
-        PyBuffer_Release(&view)
-        check_status(status, self.map)
-        return length
-
     def pwrite(self, data, uint64_t offset):
         """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the volume."""
         cdef Py_buffer view
@@ -471,92 +374,12 @@ cdef class DataPath:
         self.mutex.release()
         return status
 
-    # -- reading -------------------------------------------------------------------------------------------------------
-    cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
-                     uint64_t *covered) noexcept nogil:
-        """Turns the beginning of a range into at most EXTENTS_MAX physical extents."""
-        cdef uint64_t block, blocks, skip, bytes, slot
-        cdef entry_t entry
-        cdef extent_read_t *last = NULL
-        cdef int status
-        count[0], covered[0] = 0, 0
-        while covered[0] < length:
-            block = (offset + covered[0]) >> self.block_shift
-            skip = (offset + covered[0]) & (self.block_bytes - 1)
-            status = self.map.find(link, block, &entry, &blocks)
-            if status != 0:
-                return status
-            bytes = min(length - covered[0], (blocks << self.block_shift) - skip)
-            slot = slot_of(entry.target)
-            if last != NULL and (slot == 0 and last.slot == 0 or slot != 0 and last.slot != 0 and skip == 0 and (
-                    last.slot * NODE_BYTES + last.skip + last.length == slot * NODE_BYTES)):
-                last.length += bytes
-            elif count[0] == EXTENTS_MAX:
-                break
-            else:
-                last = &extents[count[0]]
-                last.slot, last.skip, last.length = slot, skip, bytes
-                count[0] += 1
-            covered[0] += bytes
-        return 0
-
-    cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
-        """Reads a range; the mutex is held only to find where it lies (I5)."""
-        cdef extent_read_t extents[EXTENTS_MAX]
-        cdef uint64_t covered, era
-        cdef link_t *link
-        cdef int i, count, status
-        while length > 0:
-            self.mutex.acquire_nogil()
-            status = self.state
-            link = &self.map.root
-            if root is not None:
-                link = &root.link
-                root.used = True
-                if root.gone and status == 0:
-                    status = STATUS_GONE
-            if status == 0:
-                status = self.resolve(link, offset, length, extents, &count, &covered)
-            era = self.era
-            if status == 0:
-                self.readers[era & 1] += 1
-                self.bytes_read += covered
-            self.mutex.release()
-            if status != 0:
-                return status
-            for i in range(count):
-                if extents[i].slot == 0:
-                    memset(data, 0, extents[i].length)
-                elif status == 0:
-                    status = self.io.read_at(self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
-                data += extents[i].length
-            self.mutex.acquire_nogil()
-            self.readers[era & 1] -= 1
-            self.mutex.release()
-            if status != 0:
-                return status
-            offset += covered
-            length -= covered
-        return 0
-
     def batch_fill(self):
         """Bytes of the open batch, and how many it may have."""
         self.mutex.acquire()
         cdef size_t fill = self.batch_bytes()
         self.mutex.release()
         return fill, self.batch_max
-
-    def turn_era(self):
-        """Moves to the next era if no read of the one before the current is left; returns the current era.
-
-        What was freed in era e may be given out in era e + 2.
-        """
-        self.mutex.acquire()
-        if self.readers[(self.era + 1) & 1] == 0:
-            self.era += 1
-        cdef uint64_t era = self.era
-        self.mutex.release()
-        return era
 
     # -- the fence -----------------------------------------------------------------------------------------------------
     def fence(self):
@@ -731,20 +554,7 @@ cdef class DataPath:
         self.mutex.renew()
         self.state = STATUS_ABSENT
 
-    def check_state(self):
-        """Raises if the volume is poisoned or closed."""
-        if self.state != 0:
-            check_status(self.state, self.map)
-
     # -- roots and checkpoints -----------------------------------------------------------------------------------------
-    @property
-    def root_pointer(self):
-        """The live root's pointer, as 32 bytes."""
-        self.mutex.acquire()
-        cdef bytes raw = (<const char *>&self.map.root.pointer)[:sizeof(pointer_t)]
-        self.mutex.release()
-        return raw
-
     def load_roots(self, bytes map_root not None, bytes free_map_root not None):
         """Sets the roots of the live map and the free map, from a superblock and the live head's record."""
         cdef const char *live = map_root
@@ -814,94 +624,21 @@ cdef class DataPath:
 
         Not durable. The roots' pointers are right afterwards, and so is the live root's if it did not change since.
         """
-        cdef node_t **written = NULL
-        cdef size_t i, count = 0
-        cdef runs_t slots
+        cdef NodeWriter writer = NodeWriter(self.map, self.mutex, runs)
         cdef Root root
-        cdef uint64_t slot, slot_count
         cdef int status = 0
-        cdef list left
-        slots.items, slots.count, slots.room = NULL, 0, 0
-        for slot, slot_count in reversed(runs):
-            if runs_append(&slots, slot, slot_count) != 0:
-                raise MemoryError
         self.mutex.acquire()
         for root in roots:
             if status == 0:
-                status = self.map.flush_link(&root.link, 0, &slots, &written, &count)
+                status = writer.add(&root.link)
                 if root.link.node != NULL and root.link.node == self.map.root.node:
                     self.map.root.pointer = root.link.pointer
         self.mutex.release()
-        left = [(slots.items[i].slot, slots.items[i].count) for i in range(slots.count)]
-        runs_clear(&slots)
-        if status == 0:
-            with nogil:
-                status = write_nodes(self.io, self.fd, written, count)
-        self.mutex.acquire()
-        for i in range(count):
-            self.map.drop(written[i])
-        self.mutex.release()
-        free(written)
-        check_status(status, self.map)
-        return left
+        return writer.finish(status)
 
     def forget_busy(self):
         """After replay: what is busy is what is used."""
         self.slots.forget_busy()
-
-    def forget_nodes(self):
-        """Drops all clean nodes of the live map from memory."""
-        self.mutex.acquire()
-        self.map.forget_clean(&self.map.root)
-        self.mutex.release()
-
-    # -- walks ---------------------------------------------------------------------------------------------------------
-    def extents(self, Root root, uint64_t first, uint64_t end, uint64_t max_results, born_after=None):
-        """Extents in blocks [first, end) as raw pairs (first, count): what is mapped, or what was born after an epoch.
-
-        At most `max_results`. The mutex is given up now and then; of the live map, later changes may be seen or not.
-        """
-        cdef walk_t walk
-        cdef link_t *link
-        cdef bytearray result = bytearray()
-        cdef uint64_t rows = 0
-        cdef int status = STATUS_STOPPED
-        walk.extents = <extent_t *>malloc(WALK_EXTENTS * sizeof(extent_t))
-        if walk.extents == NULL:
-            raise MemoryError
-        walk.mode = WALK_ALLOCATED if born_after is None else WALK_BORN_AFTER
-        walk.epoch = 0 if born_after is None else born_after
-        walk.position, walk.end, walk.count = first, end, 0
-        try:
-            while status == STATUS_STOPPED and rows < max_results:
-                # The last extent stays in the array, so that the next part can continue it.
-                walk.room = min(<uint64_t>WALK_EXTENTS, max_results - rows)
-                walk.budget = WALK_NODES
-                with nogil:
-                    self.mutex.acquire_nogil()
-                    status = self.state
-                    link = &self.map.root
-                    if root is not None:
-                        link = &root.link
-                        root.used = True
-                        if root.gone:
-                            status = STATUS_GONE
-                    if status == 0:
-                        status = self.map.walk(link, 0, &walk)
-                    self.mutex.release()
-                if walk.count == walk.room and status == STATUS_STOPPED:
-                    result += (<const char *>walk.extents)[:(walk.count - 1) * sizeof(extent_t)]
-                    rows += walk.count - 1
-                    walk.extents[0] = walk.extents[walk.count - 1]
-                    walk.count = 1
-                    if rows + 1 >= max_results:
-                        break
-            if status != STATUS_STOPPED:
-                check_status(status, self.map)
-            result += (<const char *>walk.extents)[:walk.count * sizeof(extent_t)]
-        finally:
-            free(walk.extents)
-        return result
 
     def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
         """One step of giving back what only `dead` holds; `kept` is its child, `live` says that the live head is.
@@ -957,111 +694,3 @@ def fence_all(list paths not None):
         path.fencing = True
     for path in paths:
         path.mutex.release()
-
-
-cdef int write_nodes(IOTable io, int fd, node_t **nodes, size_t count) noexcept nogil:
-    """Writes nodes into their slots, runs of slots at one go. The nodes are immutable while they are clean."""
-    cdef size_t room = 64, i = 0, n
-    cdef int status = 0
-    cdef char *buffer = <char *>malloc(room * NODE_BYTES)
-    if buffer == NULL:
-        return STATUS_MEMORY
-    while i < count and status == 0:
-        n = 0
-        while n < room and i + n < count and nodes[i + n].slot == nodes[i].slot + n:
-            memcpy(buffer + n * NODE_BYTES, nodes[i + n].words, NODE_BYTES)
-            n += 1
-        status = io.write_at(fd, buffer, n * NODE_BYTES, nodes[i].slot * NODE_BYTES)
-        i += n
-    free(buffer)
-    return status
-
-
-cdef class PagedTable:
-    """A tree whose leaves Python reads and writes: the lineage table, and the free map when a checkpoint writes it."""
-
-    cdef readonly Tree tree
-    cdef Mutex mutex
-
-    def __cinit__(self, DataPath path not None, Tree tree not None):
-        self.tree, self.mutex = tree, path.mutex
-
-    @property
-    def pointer(self):
-        """The root's pointer as 32 bytes."""
-        return (<const char *>&self.tree.root.pointer)[:sizeof(pointer_t)]
-
-    @pointer.setter
-    def pointer(self, bytes raw not None):
-        cdef const char *data = raw
-        memcpy(&self.tree.root.pointer, data, sizeof(pointer_t))
-
-    def read(self, uint64_t key):
-        """The 4,096 bytes of the leaf that holds a key, or None."""
-        cdef node_t *leaf = NULL
-        cdef bytes result = None
-        self.mutex.acquire()
-        cdef int status = self.tree.leaf(&self.tree.root, key, &leaf)
-        if status == 0 and leaf != NULL:
-            result = (<const char *>leaf.words)[:NODE_BYTES]
-        self.mutex.release()
-        check_status(status, self.tree)
-        return result
-
-    def write(self, uint64_t key, uint64_t offset, bytes data not None):
-        """Changes bytes of the leaf that holds a key."""
-        cdef node_t *leaf = NULL
-        cdef const char *raw = data
-        if offset + len(data) > NODE_BYTES:
-            raise ValueError("beyond the leaf")
-        self.mutex.acquire()
-        cdef int status = self.tree.leaf_for_change(key, &leaf)
-        if status == 0:
-            memcpy(<char *>leaf.words + offset, raw, len(data))
-        self.mutex.release()
-        check_status(status, self.tree)
-
-    def take_superseded(self):
-        """Slots of nodes that the next checkpoint no longer needs, as [(slot, count)]."""
-        cdef size_t i
-        self.mutex.acquire()
-        runs = [(self.tree.superseded.items[i].slot, self.tree.superseded.items[i].count)
-                for i in range(self.tree.superseded.count)]
-        self.tree.superseded.count = 0
-        self.mutex.release()
-        return runs
-
-    def dirty_nodes(self):
-        """How many nodes a checkpoint would write now."""
-        return self.tree.dirty_count
-
-    def flush(self, list runs not None):
-        """Writes all dirty nodes into slots of `runs`, which must be just enough. Not durable."""
-        cdef node_t **written = NULL
-        cdef size_t i, count = 0
-        cdef runs_t slots
-        cdef uint64_t slot, slot_count
-        cdef int status
-        slots.items, slots.count, slots.room = NULL, 0, 0
-        for slot, slot_count in reversed(runs):
-            if runs_append(&slots, slot, slot_count) != 0:
-                raise MemoryError
-        self.mutex.acquire()
-        status = self.tree.flush_link(&self.tree.root, 0, &slots, &written, &count)
-        self.tree.stamp += 1
-        self.mutex.release()
-        runs_clear(&slots)
-        if status == 0:
-            with nogil:
-                status = write_nodes(self.tree.io, self.tree.fd, written, count)
-        self.mutex.acquire()
-        for i in range(count):
-            self.tree.drop(written[i])
-        self.mutex.release()
-        free(written)
-        check_status(status, self.tree)
-
-
-def lineage_table(DataPath path not None, uint64_t fold):
-    """An empty lineage table of a volume."""
-    return PagedTable(path, Tree(path.io, path.fd, 2, fold, 3, 1, <uint64_t>1 << 47))

@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from cowengine.core.checksum import xxh64
-from cowengine.core.datapath import DataPath, PagedTable, Root, lineage_table
+from cowengine.core.datapath import DataPath
+from cowengine.core.pagedtable import PagedTable, lineage_table
+from cowengine.core.readpath import Root
 from cowengine.core.iotable import IOTable
 from cowengine.engine import checkpoint, reclaim, setcommit
 from cowengine.engine.allocator import Allocator, Run, runs_of

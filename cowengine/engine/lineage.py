@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from cowengine.core.datapath import DataPath, PagedTable, Root
+from cowengine.core.datapath import DataPath
+from cowengine.core.pagedtable import PagedTable
+from cowengine.core.readpath import Root
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
     LINEAGE_AUTOMATIC,

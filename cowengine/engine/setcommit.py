@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cowengine.core.datapath import Root, fence_all
+from cowengine.core.datapath import fence_all
+from cowengine.core.readpath import Root
 from cowengine.errors import CorruptionError, PoisonedError
 from cowengine.format import NO_UUID, SnapshotEvent, StoreEvent
 
