@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,23 +125,27 @@ class Bank:
             raise self._failures[0]
 
     def _run(self, number: int) -> None:
-        randomness = random.Random(number)
         try:
-            bank, audit = self._vfs.connect(BANK, busy_timeout=60), self._vfs.connect(AUDIT, busy_timeout=60)
-            while not self._stop.is_set():
-                payer, payee = randomness.sample(range(self.scale.accounts), 2)
-                amount = randomness.randint(1, 100)
-                bank.execute("BEGIN IMMEDIATE")
-                bank.execute("UPDATE account SET balance = balance - ? WHERE id = ?", (amount, payer))
-                bank.execute("UPDATE account SET balance = balance + ? WHERE id = ?", (amount, payee))
-                bank.execute("UPDATE done SET transfers = transfers + 1 WHERE thread = ?", (number,))
-                bank.execute("COMMIT")
-                self.acknowledged[number] += 1
-                audit.execute("UPDATE done SET transfers = transfers + 1 WHERE thread = ?", (number,))
-            bank.close()
-            audit.close()
+            with (
+                closing(self._vfs.connect(BANK, busy_timeout=60)) as bank,
+                closing(self._vfs.connect(AUDIT, busy_timeout=60)) as audit,
+            ):
+                self._transfer(number, bank, audit)
         except BaseException as failure:
             self._failures.append(failure)
+
+    def _transfer(self, number: int, bank: Any, audit: Any) -> None:
+        randomness = random.Random(number)
+        while not self._stop.is_set():
+            payer, payee = randomness.sample(range(self.scale.accounts), 2)
+            amount = randomness.randint(1, 100)
+            bank.execute("BEGIN IMMEDIATE")
+            bank.execute("UPDATE account SET balance = balance - ? WHERE id = ?", (amount, payer))
+            bank.execute("UPDATE account SET balance = balance + ? WHERE id = ?", (amount, payee))
+            bank.execute("UPDATE done SET transfers = transfers + 1 WHERE thread = ?", (number,))
+            bank.execute("COMMIT")
+            self.acknowledged[number] += 1
+            audit.execute("UPDATE done SET transfers = transfers + 1 WHERE thread = ?", (number,))
 
 
 # Hashes of content: over the blocks that are not all zeros, each with its offset.
@@ -234,8 +238,11 @@ def back_up(requestor: Any, target: Path, points: list[Point], figures: Figures)
     figures.increments.append((point.backup.bytes_written, changed))
 
 
-def check_unchanged(points: list[Point]) -> None:
-    """No snapshot has changed since it was taken, whatever was written, backed up and taken after it."""
+def check_origin(store: Any, points: list[Point]) -> None:
+    """Every volume is sound, and no snapshot has changed since, whatever was written, backed up and taken after it."""
+    for name in (BANK, AUDIT):
+        problems = store.open_volume(name).check().problems
+        check(not problems, f"volume {name}: {problems}")
     for point in points:
         for name, snapshot in point.taken.snapshots.items():
             same = hash_blocks(snapshot_pieces(snapshot)) == point.hashes[name]
@@ -326,7 +333,7 @@ def run(folder: Path, scale: Scale) -> tuple[Figures, int]:
         bank.stop()
         figures.load_seconds = time.perf_counter() - began
         progress.say("comparing every snapshot with what it was")
-        check_unchanged(points)
+        check_origin(store, points)
     shutil.rmtree(origin)
     saved = [point for point in points if point.backup is not None]
     for number, point in enumerate(saved):
@@ -378,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\ndemo: FAILED: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; nothing is left behind", file=sys.stderr)
+        print("\ndemo: interrupted", file=sys.stderr)
         return 130
     finally:
         if options.keep:
