@@ -36,17 +36,15 @@ from cowengine.names import check_name, encode_metadata
 from cowengine.snapshot import Snapshot
 from cowengine.store import layout
 from cowengine.store.catalogue import MEMORY, Catalogue, CatalogueMember, CatalogueSet, record_statements
+from cowengine.store.create import create_folder
 from cowengine.store.documents import Document, Documents
 from cowengine.store.layout import TYPE_DELETE, Record, RecordMember
-from cowengine.store.log import Entry, StoreLog, create_log
+from cowengine.store.log import Entry, StoreLog
 from cowengine.store.names import (
     CATALOGUE_NAME,
     DOCUMENTS_NAME,
     LOG_NAME,
-    UNFINISHED_SUFFIX,
-    VOLUMES_NAME,
 )
-from cowengine.store.oserrors import typed
 from cowengine.store.rebuild import catalogue_statements
 from cowengine.store.sets import LEDGER_KIND, PendingSet, SnapshotSet
 from cowengine.store.settle import Settlement
@@ -83,11 +81,7 @@ class Store:
         """
         table = io or KERNEL
         folder = os.path.abspath(os.fspath(path))
-        with typed(folder):
-            _make_folder(table, folder)
-            _fill_folder(table, folder, log_size)
-        table.sync_directory(folder)
-        table.sync_directory(os.path.dirname(folder))
+        create_folder(table, folder, log_size)
         return cls.open(folder, io=io, catalogue=catalogue, background=background)
 
     @classmethod
@@ -505,35 +499,6 @@ class Store:
                 report.problems.append(f"volume {name!r}: {error}")
         report.counts.update(volumes=len(names), sets=len(self._catalogue.sets()))
         return report
-
-
-def _make_folder(io: IOTable, folder: str) -> None:
-    try:
-        io.mkdir(folder, 0o700)
-    except FileExistsError:
-        raise ExistsError("something is there already: a store is made in a new directory", folder) from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError("the directory for the new store does not exist", os.path.dirname(folder)) from None
-
-
-def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
-    """Everything a new store has; undone if it fails."""
-    path = os.path.join(folder, LOG_NAME)
-    created = []
-    try:
-        for name in (VOLUMES_NAME, DOCUMENTS_NAME):
-            io.mkdir(os.path.join(folder, name), 0o700)
-            created.append(name)
-        create_log(io, path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
-        io.sync_directory(folder)  # the log appears last: with it the store is whole
-        io.rename(path + UNFINISHED_SUFFIX, path)
-    except BaseException:
-        if io.is_file(path + UNFINISHED_SUFFIX):
-            io.unlink(path + UNFINISHED_SUFFIX)
-        for name in created:
-            io.rmdir(os.path.join(folder, name))
-        io.rmdir(folder)
-        raise
 
 
 def _set_bytes(name: str, member_count: int, metadata: bytes) -> int:

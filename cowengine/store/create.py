@@ -1,0 +1,53 @@
+"""A new store's directory: folders first, the store log last, which makes it a store."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+from cowengine.core.iotable import IOTable
+from cowengine.errors import ExistsError, NotFoundError
+from cowengine.store.log import create_log
+from cowengine.store.names import DOCUMENTS_NAME, LOG_NAME, UNFINISHED_SUFFIX, VOLUMES_NAME
+from cowengine.store.oserrors import typed
+
+
+def create_folder(io: IOTable, folder: str, log_size: int) -> None:
+    """Make the directory and all that a new store has in it; durable on return, undone if it fails.
+
+    Raises ExistsError, NotFoundError (no parent), OutOfRangeError (`log_size`), NoSpaceError, ReadOnlyError.
+    """
+    with typed(folder):
+        _make_folder(io, folder)
+        _fill_folder(io, folder, log_size)
+    io.sync_directory(folder)
+    io.sync_directory(os.path.dirname(folder))
+
+
+def _make_folder(io: IOTable, folder: str) -> None:
+    try:
+        io.mkdir(folder, 0o700)
+    except FileExistsError:
+        raise ExistsError("something is there already: a store is made in a new directory", folder) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError("the directory for the new store does not exist", os.path.dirname(folder)) from None
+
+
+def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
+    """Everything a new store has; undone if it fails."""
+    path = os.path.join(folder, LOG_NAME)
+    created = []
+    try:
+        for name in (VOLUMES_NAME, DOCUMENTS_NAME):
+            io.mkdir(os.path.join(folder, name), 0o700)
+            created.append(name)
+        create_log(io, path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
+        io.sync_directory(folder)  # the log appears last: with it the store is whole
+        io.rename(path + UNFINISHED_SUFFIX, path)
+    except BaseException:
+        if io.is_file(path + UNFINISHED_SUFFIX):
+            io.unlink(path + UNFINISHED_SUFFIX)
+        for name in created:
+            io.rmdir(os.path.join(folder, name))
+        io.rmdir(folder)
+        raise
