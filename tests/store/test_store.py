@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import stat
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from cowengine import Store, Volume, connect
+from cowengine.core.iotable import IOTable
 from cowengine.errors import (
     BusyError,
     ClosedError,
     CowEngineError,
     ExistsError,
     FormatError,
+    NoSpaceError,
     NotFoundError,
     OutOfRangeError,
     ReadOnlyError,
@@ -388,3 +391,37 @@ def test_a_damaged_document_is_an_error_and_the_store_opens(make_store: MakeStor
     (Path(store_path) / "documents" / "policy.p.json").write_bytes(b"\xff{")
     with Store.open(store_path) as store, pytest.raises(OSError, match="not JSON"):
         store.get_document("policy", "p")
+
+
+class RefusingTable(IOTable):
+    """Refuses to make files, as a full or read-only file system does."""
+
+    def __init__(self) -> None:
+        self.refusal = 0
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        if self.refusal and flags & os.O_CREAT:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        return super().open(path, flags, mode)
+
+
+@pytest.mark.parametrize(("refusal", "error"), [(errno.ENOSPC, NoSpaceError), (errno.EROFS, ReadOnlyError)])
+def test_a_full_or_read_only_file_system_is_named_and_what_is_there_stays(
+    store_path: str, refusal: int, error: type[CowEngineError]
+) -> None:
+    table = RefusingTable()
+    table.refusal = refusal
+    with pytest.raises(error):
+        Store.create(store_path, io=table)
+    assert not os.path.exists(store_path)
+    table.refusal = 0
+    with Store.create(store_path, io=table, background=False) as store:
+        store.create_volume("a", SIZE)
+        table.refusal = refusal
+        with pytest.raises(error):
+            store.create_volume("b", SIZE)
+        with pytest.raises(error):
+            store.put_document("policy", "p", {})
+        set_ = store.snapshot(["a"], "s")  # needs no new file
+        set_.delete()
+        assert store.volumes() == ["a"]
