@@ -105,6 +105,7 @@ class Engine:
         self.lineage = Lineage(self.path, self.table, sb.next_id)
         self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
+        self._pending_bytes = 0
         self.durable_store_sequence = sb.store_sequence
         self.superseded: list[Run] = []  # nodes and blobs that the next checkpoint no longer needs
         self.retired: list[Run] = []  # no longer used; needed by the older of two checkpoints
@@ -231,7 +232,7 @@ class Engine:
         self.counters["commits"] += 1
         for event in self.pending_events:
             self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
-        self.pending_events = []
+        self.pending_events, self._pending_bytes = [], 0
 
     def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
         """I7: only now is the space that the record freed on its way back."""
@@ -337,16 +338,18 @@ class Engine:
 
     # -- snapshot sets ----------------------------------------------------------------------------------------------
     def is_dirty(self) -> bool:
-        """Whether a commit now would mean a barrier."""
-        return bool(self.path.data_writes != self._synced_writes or self.path.batch_fill()[0] or self.pending_events)
+        """Whether a commit now would mean a barrier; events of sets alone would not, they can wait."""
+        return bool(self.path.data_writes != self._synced_writes or self.path.batch_fill()[0])
+
+    def lead_with(self, *events: Event) -> None:
+        """These events lead the next record, in this order."""
+        self.pending_events += events
+        self._pending_bytes += sum(len(encode_event(event)) for event in events)
 
     def has_room_for_event(self) -> bool:
         """Whether the outstanding events of sets and one more fit at the head of the next record."""
-        pending = sum(len(encode_event(event)) for event in self.pending_events)
-        return (
-            pending + EVENT_BYTES_FIXED + 256 + self.metadata_max + SMALL_EVENTS_BYTES <= self._pending_max
-            or not pending
-        )
+        room = self._pending_max - EVENT_BYTES_FIXED - 256 - self.metadata_max - SMALL_EVENTS_BYTES
+        return self._pending_bytes == 0 or self._pending_bytes <= room
 
     def apply_set_events(self, events: Sequence[setcommit.SetEvent]) -> list[setcommit.SetEvent]:
         """See `setcommit.apply_set_events`."""

@@ -126,7 +126,7 @@ class Prepared:
         for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
             event.set_id, event.name, event.created_ns, event.metadata = set_id, name, created_ns, metadata
             event.before = True
-            engine.pending_events += [event, StoreEvent(store_sequence, before=True)]
+            engine.lead_with(event, StoreEvent(store_sequence, before=True))
             engine.taken(event, root)
             schedule_flush(engine)
         return [event.id for event in self._events]
@@ -139,7 +139,7 @@ class Prepared:
         for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
             event.name, event.created_ns = f"abandoned-{event.id}", time.time_ns()
             event.before = True
-            engine.pending_events.append(event)
+            engine.lead_with(event)
             engine.taken(event, root)
             engine.delete(event.id)
 
@@ -235,4 +235,4 @@ def _apply(engine: Engine, event: SetEvent) -> None:
     engine.superseded += superseded
     engine.taken(snapshot, root)
     engine.path.set_epochs(engine.path.epoch, event.epoch)
-    engine.pending_events += [snapshot, StoreEvent(event.store_sequence, before=True)]
+    engine.lead_with(snapshot, StoreEvent(event.store_sequence, before=True))
