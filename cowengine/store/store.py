@@ -249,12 +249,14 @@ class Store:
     def _note_volume(self, volume_uuid: bytes, name: str) -> None:
         self._catalogue.write([("INSERT OR REPLACE INTO volumes VALUES (?, ?)", (volume_uuid, name))])
 
-    def open_volume(self, name: str) -> Volume:
-        """The volume: one object, shared by all who open it; closing it closes it for all. Raises NotFoundError,
-        OutOfRangeError.
+    def open_volume(self, name: str, *, hand_out: bool = True) -> Volume:
+        """The volume: one object, shared by all who open it; closing it closes it for all.
+
+        `hand_out=False` is for a short look: the volume does not count as in use then, and the caller does not close it.
+        Raises NotFoundError, OutOfRangeError.
         """
         self._check_open()
-        return self._volumes.get(name, hand_out=True)
+        return self._volumes.get(name, hand_out=hand_out)
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume and all its snapshots; its sets then lack it. Durable on return.

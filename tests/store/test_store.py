@@ -213,6 +213,7 @@ def test_a_volume_is_deleted_renamed_or_detached_only_when_closed(make_store: Ma
         with pytest.raises(BusyError, match="close it first"):
             call()
     store.open_volume("a").close()
+    assert store.open_volume("a", hand_out=False).size == SIZE  # a look is no use
     store.rename_volume("a", "b")
     assert store.volumes() == ["b"]
     assert store.open_volume("b").size == SIZE
