@@ -252,7 +252,7 @@ class Store:
     def open_volume(self, name: str, *, hand_out: bool = True) -> Volume:
         """The volume: one object, shared by all who open it; closing it closes it for all.
 
-        `hand_out=False` is for a short look: the volume does not count as in use then, and the caller does not close it.
+        `hand_out=False` is for a short look: it does not count as in use, and the caller does not close it.
         Raises NotFoundError, OutOfRangeError.
         """
         self._check_open()
