@@ -39,6 +39,8 @@ class BlockStorage(Protocol):
     def size(self) -> int: ...
     @property
     def block_size(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
     def pread(self, length: int, offset: int, /) -> bytes: ...
     def pwrite(self, data: Any, offset: int, /) -> int: ...
     def discard(self, offset: int, length: int, /) -> None: ...
@@ -58,14 +60,22 @@ class Database:
         self.lock = DatabaseLock()
         self.open_files = 0
         self._mutex = threading.Lock()
+        self._sequence = -1
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the directory anew: the volume may have been rolled back while no file was open. Raises FormatError."""
+        storage = self.storage
         copies = storage.pread(layout.COPY_COUNT * layout.COPY_BYTES, 0)
         found = layout.decode_newest(copies, storage.size)
+        if found is not None and found[0].sequence == self._sequence:
+            return
         if found is None and len(storage.allocated_extents()):
-            raise FormatError(f"volume {name!r} holds data that is no SQLite database; choose another name")
+            raise FormatError(f"volume {self.name!r} holds data that is no SQLite database; choose another name")
         try:
             directory, self._flushed_copy = found or (layout.new_directory(storage.size), 1)
         except OutOfRangeError as error:
-            raise FormatError(f"volume {name!r} cannot hold a database: {error}") from error
+            raise FormatError(f"volume {self.name!r} cannot hold a database: {error}") from error
         self.areas = directory.areas
         self._sequence = directory.sequence
         self._exists = list(directory.exists)
@@ -75,7 +85,7 @@ class Database:
         self._unsettled = False
         # The journal's area may hold more headers than the one at its beginning.
         self._many_headers = self._exists[layout.JOURNAL]
-        if found is not None and not read_only:
+        if found is not None and not self.read_only:
             self.trim()
 
     # What a file is now. Plain reads of a list: atomic, and SQLite's locks say when they may be relied on.

@@ -116,11 +116,11 @@ class DatabaseVFS(apsw.VFS):
 
     @abstractmethod
     def _opened(self, database: Database) -> None:
-        """A file of the database was opened."""
+        """A file of the database is about to be opened."""
 
     @abstractmethod
     def _closed(self, database: Database) -> None:
-        """... and closed."""
+        """It was closed, or could not be opened."""
 
     def xSleep(self, microseconds: int) -> int:
         # The inherited one sleeps with the GIL held, and the connection that is waited for could not go on.
@@ -162,12 +162,15 @@ class DatabaseVFS(apsw.VFS):
         database_name, file = split_name(path)
         create = bool(flags[0] & apsw.SQLITE_OPEN_CREATE)
         database = self._find(database_name, create=create and file == layout.MAIN)
-        if database is None or not self._provide(database, file, flags[0]):
-            raise apsw.CantOpenError(f"no file {path!r} in the store")
+        if database is None:
+            raise apsw.CantOpenError(f"no database {database_name!r}")
+        self._opened(database)
+        if not self._provide(database, file, flags[0]):
+            self._closed(database)
+            raise apsw.CantOpenError(f"no file {path!r}")
         flags[1] = flags[0]
         if database.read_only:
             flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
-        self._opened(database)
         return DatabaseFile(database, file, self._closed)
 
     def _open_elsewhere(self, name: str | apsw.URIFilename | None, flags: list[int]) -> Any:

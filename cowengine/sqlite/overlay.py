@@ -32,6 +32,7 @@ class Overlay:
         self._snapshot = snapshot
         self.size = snapshot.size
         self.block_size = BLOCK_BYTES
+        self.closed = False
         self._mutex = threading.Lock()
         self._written: set[int] = set()
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close()
@@ -75,6 +76,7 @@ class Overlay:
 
     def close(self) -> None:
         """Throw everything away. Idempotent."""
+        self.closed = True
         self._file.close()
 
     def _check(self, offset: int, length: int) -> None:

@@ -187,6 +187,8 @@ class VFS(DatabaseVFS):
             if not self._is_open:
                 raise ClosedError(f"VFS {self.name!r} is closed")
             known = self._databases.get(name) if isinstance(name, str) else None
+            if known is not None and known.open_files == 0 and known.storage.closed:
+                known = None  # somebody else closed the volume, which closes it for all
             if known is None:
                 known = self._open_database(name, create)
                 if known is not None:
@@ -207,6 +209,8 @@ class VFS(DatabaseVFS):
 
     def _opened(self, database: Database) -> None:
         with self._mutex:
+            if database.open_files == 0:
+                database.reload()
             database.open_files += 1
 
     def _closed(self, database: Database) -> None:

@@ -21,12 +21,11 @@ from cowengine.sqlite import VFS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "crash"))
 
-from explorer import build, choices
-from memory_disk import Durable, MemoryDisk, instants
+from memory_disk import Change, Durable, Instant, MemoryDisk, Write, instants, sector_count
 
 PATH = "/disk/store"
 TRANSACTIONS = 4
-IMAGES_PER_BARRIER = 6
+IMAGES_PER_BARRIER = 4
 
 
 # Journal mode and pages in the cache: with few, a transaction spills and its journal has many headers.
@@ -58,6 +57,8 @@ def record(mode: Mode) -> MemoryDisk:
             disk.note(number)
             if number == 2:
                 store.open_volume("p.db").snapshot("in between")
+                # In WAL mode: the next transaction begins a new WAL where this one lay.
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.close()
     return disk
 
@@ -77,12 +78,35 @@ def check(image: Durable, mode: Mode, acknowledged: int) -> None:
         connection.close()
 
 
+def arrivals(pending: list[Change], randomness: random.Random) -> Iterator[tuple[int | None, ...]]:
+    """Ways in which pending changes may have arrived: 0 not, None whole, else a mask of the 512-byte sectors."""
+    yield (0,) * len(pending)
+    yield (None,) * len(pending)
+    for _ in range(IMAGES_PER_BARRIER):
+        share = randomness.random()
+        choice: list[int | None] = []
+        for change in pending:
+            sectors = sector_count(change) if isinstance(change, Write) else 1
+            torn = randomness.random() < 0.2
+            whole = None if randomness.random() < share else 0
+            choice.append(randomness.getrandbits(sectors) if torn and sectors > 1 else whole)
+        yield tuple(choice)
+
+
+def build(instant: Instant, arrived: tuple[int | None, ...]) -> Durable:
+    image = instant.durable.copy()
+    for change, sectors in zip(instant.pending, arrived, strict=True):
+        if sectors != 0:
+            image.apply(change, sectors)
+    return image
+
+
 def images(disk: MemoryDisk, keeps: Callable[[int], bool]) -> Iterator[tuple[Durable, int]]:
     randomness = random.Random(4)
     for instant in instants(disk.start, disk.journal, keeps):
         if instant.note is not None:
-            for choice in choices(instant.pending, randomness, IMAGES_PER_BARRIER):
-                yield build(instant, choice), instant.note
+            for arrived in dict.fromkeys(arrivals(instant.pending, randomness)):
+                yield build(instant, arrived), instant.note
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode)))
@@ -92,7 +116,7 @@ def test_a_power_cut_loses_no_acknowledged_transaction(mode: Mode) -> None:
     for image, acknowledged in images(record(mode), lambda position: True):
         check(image, mode, acknowledged)
         number += 1
-    assert number > 100
+    assert number > 50
 
 
 def test_a_power_cut_under_barriers_that_do_nothing_is_noticed() -> None:

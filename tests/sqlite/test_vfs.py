@@ -327,6 +327,28 @@ def test_releasing_needs_all_connections_closed(vfs: VFS) -> None:
     assert vfs.databases() == []
 
 
+def test_a_rolled_back_volume_is_the_database_it_was(vfs: VFS) -> None:
+    connection = make_table(vfs, rows=10)
+    volume = vfs.store.open_volume("a.db")
+    snapshot = volume.snapshot("before")
+    with connection:
+        connection.executemany("INSERT INTO t (v) VALUES (?)", [(os.urandom(1000),) for _ in range(200)])
+    connection.close()
+    volume.rollback(snapshot)
+    connection = vfs.connect("a.db", create=False)
+    assert is_sound(connection)
+    assert count(connection) == 10
+    connection.close()
+
+
+def test_a_volume_that_was_closed_meanwhile_is_opened_again(vfs: VFS) -> None:
+    make_table(vfs, rows=10).close()
+    vfs.store.open_volume("a.db").close()
+    connection = vfs.connect("a.db", create=False)
+    assert count(connection) == 10
+    connection.close()
+
+
 def test_a_closed_vfs_refuses_and_is_unregistered(store: cowengine.Store) -> None:
     vfs = VFS(store, "mine")
     assert "mine" in apsw.vfs_names()
