@@ -211,6 +211,9 @@ class StorageError(_SystemError):
         super().__init__(message, filename)
         self.errno = number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.strerror, self.filename, self.errno), self.__dict__)
+
 
 class CancelledError(CowEngineError):
     """The job was cancelled; everything it had begun was undone."""

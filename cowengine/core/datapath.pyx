@@ -1,4 +1,5 @@
-"""The data path of a volume: writes, discards, and the fence that separates one snapshot from the next. Reads: readpath.pyx.
+"""The data path of a volume: writes, discards, and the fence that separates one snapshot from the next. Reads:
+readpath.pyx.
 
 Places blocks, moves bytes, publishes map changes and collects them in the open batch. Does not commit: `take_batch` and
 the fence hand everything to the engine, which decides when. Python is called back for two things only: more slots to
@@ -25,7 +26,7 @@ from cowengine.core.iotable cimport IOTable
 from cowengine.core.nodewriter cimport NodeWriter
 from cowengine.core.radix cimport (
     KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_COMMIT, STATUS_MEMORY, STATUS_POISONED, STATUS_SLOTS,
-    STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_append, runs_clear, runs_t, slot_of,
+    STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_clear, runs_t, slot_of,
 )
 from cowengine.core.readpath cimport ReadPath, Root
 from cowengine.core.slotmap cimport SlotMap
@@ -39,7 +40,8 @@ cdef enum:
 cdef class DataPath(ReadPath):
     """The moving parts of one open volume. `refill(slots)` and `commit()` are called back without any lock held."""
 
-    def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, uint64_t batch_max, refill, commit):
+    def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, uint64_t batch_max, refill,
+                  commit):
         self.slots = SlotMap(io, fd, fold, self.mutex)
         self.batch_max = batch_max
         self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BATCH_BYTES_A_BLOCK))
@@ -219,13 +221,15 @@ cdef class DataPath(ReadPath):
         """The home slot of a block, and for how many blocks from it on homes follow; 0: it has none."""
         cdef int i
         for i in range(self.region_count):
-            if block >= self.regions[i].first_block and block - self.regions[i].first_block < self.regions[i].block_count:
+            if (block >= self.regions[i].first_block
+                    and block - self.regions[i].first_block < self.regions[i].block_count):
                 count[0] = self.regions[i].first_block + self.regions[i].block_count - block
                 return self.regions[i].slot + (block - self.regions[i].first_block) * self.slots_per_block
         count[0] = 0
         return 0
 
-    cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot, uint64_t *got) noexcept nogil:
+    cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot,
+                       uint64_t *got) noexcept nogil:
         """Slots for up to `count` blocks: a hole's home if it is free, else the front of the runway."""
         cdef uint64_t room, home
         cdef bint busy
@@ -275,7 +279,8 @@ cdef class DataPath(ReadPath):
                 start = max((piece.first - plan.first) << self.block_shift, plan.skip)
                 stop = min((piece.first + piece.count - plan.first) << self.block_shift, plan.skip + plan.length)
                 skip = start - ((piece.first - plan.first) << self.block_shift)
-                status = self.io.write_at(self.fd, data + (start - plan.skip), stop - start, piece.slot * NODE_BYTES + skip)
+                status = self.io.write_at(
+                    self.fd, data + (start - plan.skip), stop - start, piece.slot * NODE_BYTES + skip)
             if status != 0:
                 return status
         return 0
@@ -640,7 +645,8 @@ cdef class DataPath(ReadPath):
         """After replay: what is busy is what is used."""
         self.slots.forget_busy()
 
-    def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
+    def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor,
+                uint64_t budget):
         """One step of giving back what only `dead` holds; `kept` is its child, `live` says that the live head is.
 
         What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns

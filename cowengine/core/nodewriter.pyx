@@ -1,6 +1,7 @@
 """Gives dirty nodes their slots and writes them.
 
-Not durable; the caller's barrier makes it so. The nodes are immutable while they are clean, so they are written without the mutex.
+Not durable; the caller's barrier makes it so. The nodes are immutable while they are clean, so they are written without
+the mutex.
 """
 
 from libc.stdint cimport uint64_t
@@ -35,7 +36,10 @@ cdef class NodeWriter:
         return self.tree.flush_link(link, 0, &self.slots, &self.written, &self.count)
 
     cdef list finish(self, int status):
-        """Writes the nodes, unless `status` says that adding failed; returns the runs left over. The mutex is not held."""
+        """Writes the nodes, unless `status` says that adding failed; returns the runs left over.
+
+        The mutex is not held.
+        """
         cdef size_t i
         if status == 0:
             with nogil:

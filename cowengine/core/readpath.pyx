@@ -1,11 +1,14 @@
 """Reads of one volume: the live head's and every snapshot's.
 
-A range is resolved to physical extents under the mutex and read without it. Also what only looks: walks over extents, eras of reads.
+A range is resolved to physical extents under the mutex and read without it. Also what only looks: walks over extents,
+eras of reads.
 
 Invariant (docs/invariants.md)
-    I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two eras.
+    I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two
+         eras.
 
-Threads   Any number. The mutex guards all state; it is never held during the I/O of data, and never waited for with the GIL held.
+Threads   Any number. The mutex guards all state; it is never held during the I/O of data, and never waited for with the
+          GIL held.
 """
 
 cimport cython
@@ -200,7 +203,8 @@ cdef class ReadPath:
                 if extents[i].slot == 0:
                     memset(data, 0, extents[i].length)
                 elif status == 0:
-                    status = self.io.read_at(self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
+                    status = self.io.read_at(
+                        self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
                 data += extents[i].length
             self.mutex.acquire_nogil()
             self.readers[era & 1] -= 1

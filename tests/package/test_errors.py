@@ -34,6 +34,7 @@ CODES = {
     "BackupError": (18, None),
     "ClosedError": (19, errno.EBADF),
     "CancelledError": (20, None),
+    "StorageError": (21, errno.EIO),
 }
 
 
@@ -74,6 +75,11 @@ def test_the_error_survives_the_way_between_processes(name: str, transport: obje
     assert type(received) is kind
     assert str(received) == str(sent)
     assert getattr(received, "errno", None) == getattr(sent, "errno", None)
+
+
+def test_a_storage_error_keeps_the_errno_of_the_system() -> None:
+    received = pickle.loads(pickle.dumps(errors.StorageError("a read failed", "v.cow", errno.ENXIO)))
+    assert (received.errno, received.filename) == (errno.ENXIO, "v.cow")
 
 
 def test_a_corruption_error_says_where_it_is() -> None:
