@@ -5,6 +5,7 @@ An error of the engine or of the system is one line on stderr (a traceback only 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from cowengine.errors import CowEngineError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (docs/cli.md has the table)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")       # a name must not break a terminal that can't show it
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         options = build_parser().parse_args(words)

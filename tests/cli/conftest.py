@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +59,6 @@ def run_process() -> Callable[..., subprocess.CompletedProcess[bytes]]:
 
     def command(*words: object, **settings: Any) -> subprocess.CompletedProcess[bytes]:
         arguments = [*COMMAND, *(str(word) for word in words)]
-        return subprocess.run(arguments, capture_output=True, check=False, timeout=60, env=os.environ, **settings)
+        return subprocess.run(arguments, capture_output=True, check=False, timeout=60, **settings)
 
     return command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -61,3 +62,12 @@ def test_ctrl_c_exits_with_130_and_leaves_no_part_of_a_file(tmp_path, options):
     assert b"interrupted" in error
     assert b"Traceback" not in error
     assert not output.exists()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(run_process, tmp_path):
+    path = tmp_path / "disk.cow"
+    with Volume.create(str(path), 1 << 20) as volume:
+        volume.snapshot("größe")
+    done = run_process("snapshot", "list", path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.split()[-1] == rb"gr\xf6\xdfe"
