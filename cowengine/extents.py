@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cowengine.errors import OutOfRangeError
+from cowengine.ranges import check_range, whole_number
 
 if TYPE_CHECKING:
     import numpy
@@ -33,12 +34,11 @@ def collect(
     """
     import numpy
 
-    length = size - start if length is None else length
-    if start < 0 or length < 0 or start + length > size:
-        raise OutOfRangeError(f"extents of {length} bytes at {start}: the volume has {size} bytes")
-    if max_results is not None and max_results < 1:
+    start, _ = check_range(start, 0, size, "list of extents")
+    start, length = check_range(start, size - start if length is None else length, size, "list of extents")
+    rows_max = ROWS_MAX if max_results is None else min(whole_number(max_results, "max_results"), ROWS_MAX)
+    if rows_max < 1:
         raise OutOfRangeError(f"max_results {max_results}: at least 1 is needed")
-    rows_max = ROWS_MAX if max_results is None else max_results
     first, end = start // block_bytes, -(-(start + length) // block_bytes)
     found = [_pairs(numpy, walk(first, end, rows_max)) for walk in walks] if length else []
     if not found:

@@ -1,13 +1,31 @@
-"""What a snapshot or volume may be called, and what may be said about it."""
+"""What a snapshot, a volume or its file may be called, and what may be said about it."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from cowengine.errors import OutOfRangeError
 
 NAME_BYTES_MAX = 255
+
+
+def shown(text: str) -> str:
+    """A name as a message shows it: quoted, escaped, not too long."""
+    return ascii(text if len(text) < 130 else text[:127] + "...")
+
+
+def check_path(path: Any) -> str:
+    """The path of a file as a str. Raises OutOfRangeError for what cannot be one."""
+    try:
+        name = os.fsdecode(path)
+        os.fsencode(name)
+    except (TypeError, UnicodeError) as error:
+        raise OutOfRangeError(f"a path is a str, bytes or os.PathLike: {str(error)!a}") from None
+    if "\0" in name:
+        raise OutOfRangeError(f"a path cannot hold NUL: {shown(name)}")
+    return name
 
 
 def check_name(name: object, what: str = "snapshot") -> str:
@@ -18,13 +36,12 @@ def check_name(name: object, what: str = "snapshot") -> str:
         encoded = name.encode()
     except UnicodeEncodeError:
         raise OutOfRangeError(f"a {what} name must be valid Unicode") from None
-    shown = name if len(name) < 60 else name[:57] + "..."
     if not 1 <= len(encoded) <= NAME_BYTES_MAX:
         raise OutOfRangeError(
-            f"{what} name {shown!r}: 1 to {NAME_BYTES_MAX} bytes of UTF-8 are needed, not {len(encoded)}"
+            f"{what} name {shown(name)}: 1 to {NAME_BYTES_MAX} bytes of UTF-8 are needed, not {len(encoded)}"
         )
     if "\0" in name or "/" in name:
-        raise OutOfRangeError(f"{what} name {shown!r}: NUL and '/' are not allowed")
+        raise OutOfRangeError(f"{what} name {shown(name)}: NUL and '/' are not allowed")
     return name
 
 

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError
 from cowengine.extents import Walk, collect
-from cowengine.format import LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
+from cowengine.format import ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
+from cowengine.names import shown
+from cowengine.ranges import check_buffer, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.engine.engine import Engine
     from cowengine.extents import ExtentArray
+
+CHANGE_ID_MAX = 80  # letters: a UUID, 15 digits, 16 digits, two slashes
 
 
 def change_id(engine: Engine, record: LineageRecord) -> str:
@@ -125,8 +129,9 @@ class Snapshot:
     # -- bytes --------------------------------------------------------------------------------------------------------
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes from byte `offset`. Raises OutOfRangeError past the end, NotFoundError once deleted."""
-        if length < 0 or offset < 0 or offset + length > self._size:
-            raise OutOfRangeError(f"read of {length} bytes at {offset}: the snapshot has {self._size} bytes")
+        plain = type(offset) is int and type(length) is int
+        if not plain or length < 0 or offset < 0 or offset + length > self._size:
+            offset, length = check_range(offset, length, self._size, "read", "snapshot")
         engine = self._engine
         if self._id not in engine.lineage.loaded_roots:
             self._record()
@@ -134,13 +139,17 @@ class Snapshot:
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises as `pread`."""
-        length = memoryview(buffer).nbytes
-        if offset < 0 or offset + length > self._size:
-            raise OutOfRangeError(f"read of {length} bytes at {offset}: the snapshot has {self._size} bytes")
         engine = self._engine
-        if self._id not in engine.lineage.loaded_roots:
-            self._record()
-        return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))
+        try:
+            length = memoryview(buffer).nbytes
+            if type(offset) is not int or offset < 0 or offset + length > self._size:
+                offset, length = check_range(offset, length, self._size, "read", "snapshot")
+            if self._id not in engine.lineage.loaded_roots:
+                self._record()
+            return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))
+        except (TypeError, BufferError, ValueError):
+            check_buffer(buffer, writable=True)
+            raise
 
     def open(self) -> io.RawIOBase:
         """A seekable, read-only file object over the whole snapshot."""
@@ -180,6 +189,15 @@ class Snapshot:
         self._engine.reclaim()
 
 
+def check_id(number: object) -> int:
+    """The id of a snapshot, if it can be one. Raises OutOfRangeError."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise OutOfRangeError(f"a snapshot is named by a str or by its id, an int, not {type(number).__name__}")
+    if not 1 <= number <= ID_MAX:
+        raise OutOfRangeError(f"snapshot id: 1 to {ID_MAX} is possible")
+    return number
+
+
 def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
     """The snapshot that a caller means.
 
@@ -192,23 +210,24 @@ def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
     if isinstance(base, bool) or not isinstance(base, int | str):
         raise OutOfRangeError(f"a base is a Snapshot, an id, a name or a change id, not {type(base).__name__}")
     if isinstance(base, int):
-        return engine.live_snapshot(base)
+        return engine.live_snapshot(check_id(base))
     if "/" not in base:
         record = engine.lineage.find_name(base)
         if record is None:
-            raise NotFoundError(f"there is no snapshot named {base!r}", engine.name)
+            raise NotFoundError(f"there is no snapshot named {shown(base)}", engine.name)
         return record
     return _by_change_id(engine, base)
 
 
 def _by_change_id(engine: Engine, text: str) -> LineageRecord:
     parts = text.split("/")
-    if len(parts) != 3 or parts[0] != str(uuid.UUID(bytes=engine.uuid)) or not parts[1].isdecimal():
-        raise FullBackupRequired(f"change id {text[:120]!r} is not of this volume; take a full backup")
+    well_formed = len(text) <= CHANGE_ID_MAX and len(parts) == 3 and parts[1].isdecimal()
+    if not well_formed or parts[0] != str(uuid.UUID(bytes=engine.uuid)):
+        raise FullBackupRequired(f"change id {shown(text)} is not of this volume; take a full backup")
     record = engine.lineage.find_epoch(int(parts[1]))
     if record is not None and change_id(engine, record) == text:
         return record
-    raise FullBackupRequired(f"the snapshot of change id {text[:120]!r} does not exist any more; take a full backup")
+    raise FullBackupRequired(f"the snapshot of change id {shown(text)} does not exist any more; take a full backup")
 
 
 def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk]:

@@ -22,9 +22,10 @@ from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
 from cowengine.errors import NotFoundError, OutOfRangeError
-from cowengine.extents import collect
-from cowengine.names import check_name, encode_metadata
-from cowengine.snapshot import Snapshot, changed_walks, find_base, live_walk
+from cowengine.extents import ROWS_MAX, collect
+from cowengine.names import check_name, check_path, encode_metadata, shown
+from cowengine.ranges import check_buffer, check_range, whole_number
+from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, live_walk
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
@@ -55,7 +56,9 @@ class Volume:
         `io` replaces the I/O table; without `background` no thread or timer is used. `block_size` is a power of two
         from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
         """
-        name = os.fspath(path)
+        name = check_path(path)
+        size, block_size = whole_number(size, "size"), whole_number(block_size, "block_size")
+        log_size = None if log_size is None else whole_number(log_size, "log_size")
         engine = create_engine(
             io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid
         )  # fmt: skip
@@ -77,7 +80,7 @@ class Volume:
         Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides),
         FormatError (no volume), UnsupportedVersionError, CorruptionError.
         """
-        name = os.fspath(path)
+        name = check_path(path)
         engine = open_engine(
             io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
         )  # fmt: skip
@@ -144,16 +147,22 @@ class Volume:
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes from byte `offset`. Raises OutOfRangeError past the end. Releases the GIL."""
         path = self._path
-        if length < 0 or offset < 0 or offset + length > path.size:
-            raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {path.size} bytes")
+        plain = type(offset) is int and type(length) is int
+        if not plain or length < 0 or offset < 0 or offset + length > path.size:
+            offset, length = check_range(offset, length, path.size, "read")
         return path.pread(length, offset)
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
-        length = memoryview(buffer).nbytes
-        if offset < 0 or offset + length > self._path.size:
-            raise OutOfRangeError(f"read of {length} bytes at {offset}: the volume has {self._path.size} bytes")
-        return self._path.pread_into(buffer, offset, length)
+        path = self._path
+        try:
+            length = memoryview(buffer).nbytes
+            if type(offset) is not int or offset < 0 or offset + length > path.size:
+                offset, length = check_range(offset, length, path.size, "read")
+            return path.pread_into(buffer, offset, length)
+        except (TypeError, BufferError, ValueError):
+            check_buffer(buffer, writable=True)
+            raise
 
     def pwrite(self, data: Buffer, offset: int) -> int:
         """Writes a buffer at byte `offset`; returns its length. Releases the GIL.
@@ -161,23 +170,30 @@ class Volume:
         Not durable before `flush` or `snapshot`: until then a crash may leave each block old, new or torn. Raises
         OutOfRangeError past the end (nothing is written), NoSpaceError, ReadOnlyError.
         """
-        if offset < 0 or self.engine.read_only:
-            self._refuse_write(offset)
-        written = self._path.pwrite(data, offset)
+        if type(offset) is not int:
+            offset = whole_number(offset, "write: the offset")
+        if not 0 <= offset < 1 << 48 or self.engine.read_only:
+            self._refuse_write(data, offset)
+        try:
+            written = self._path.pwrite(data, offset)
+        except (TypeError, BufferError, ValueError):
+            check_buffer(data)
+            raise
         if written < 0:
-            self._refuse_write(offset, memoryview(data).nbytes)
+            self._refuse_write(data, offset)
         return written
 
-    def _refuse_write(self, offset: int, length: int = 0) -> None:
+    def _refuse_write(self, data: Buffer, offset: int) -> None:
         self.engine.require_writable()
-        raise OutOfRangeError(f"write of {length} bytes at {offset}: the volume has {self.size} bytes")
+        check_buffer(data)
+        check_range(offset, memoryview(data).nbytes, self.size, "write")
 
     def discard(self, offset: int, length: int) -> None:
         """Whole blocks in the range read as zeros from now on and give their space back; partial ends are unchanged.
 
         Not durable before `flush`. Counts as a change. Raises OutOfRangeError.
         """
-        first, end = self._whole_blocks(offset, length)
+        first, end = self._whole_blocks(*self._writable_range(offset, length, "discard"))
         if first < end:
             self._path.discard(first, end)
 
@@ -186,6 +202,7 @@ class Volume:
 
         Not durable before `flush`.
         """
+        offset, length = self._writable_range(offset, length, "write of zeros")
         first, end = self._whole_blocks(offset, length)
         block = self.block_size
         if first >= end:
@@ -199,11 +216,12 @@ class Volume:
         while start < stop:
             start += self.pwrite(memoryview(ZEROS)[: min(stop - start, len(ZEROS))], start)
 
+    def _writable_range(self, offset: int, length: int, what: str) -> tuple[int, int]:
+        self.engine.require_writable()
+        return check_range(offset, length, self.size, what)
+
     def _whole_blocks(self, offset: int, length: int) -> tuple[int, int]:
         """[first, end) of the blocks that lie in the range whole; the last block of the volume ends at its size."""
-        self.engine.require_writable()
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise OutOfRangeError(f"discard of {length} bytes at {offset}: the volume has {self.size} bytes")
         block = self.block_size
         end = offset + length
         return -(-offset // block), -(-end // block) if end == self.size else end // block
@@ -228,11 +246,13 @@ class Volume:
 
     def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:
         """The snapshots, oldest first; at most `max_results` of them from position `start` on."""
-        if start < 0 or (max_results is not None and max_results < 0):
+        start = min(whole_number(start, "start"), ROWS_MAX)
+        stop = None if max_results is None else start + min(whole_number(max_results, "max_results"), ROWS_MAX)
+        if start < 0 or (stop is not None and stop < start):
             raise OutOfRangeError(f"snapshots from {start}, {max_results} of them")
         self._path.check_state()
         with self.engine.lock:
-            records = self.engine.lineage.snapshots(start, None if max_results is None else start + max_results)
+            records = self.engine.lineage.snapshots(start, stop)
         return [Snapshot(self.engine, record) for record in records]
 
     def get_snapshot(self, name_or_id: str | int) -> Snapshot:
@@ -243,10 +263,9 @@ class Volume:
             if isinstance(name_or_id, str):
                 record = engine.lineage.find_name(name_or_id)
                 if record is None:
-                    shown = name_or_id if len(name_or_id) < 60 else name_or_id[:57] + "..."
-                    raise NotFoundError(f"there is no snapshot named {shown!r}", self.path)
+                    raise NotFoundError(f"there is no snapshot named {shown(name_or_id)}", self.path)
             else:
-                record = engine.live_snapshot(name_or_id)
+                record = engine.live_snapshot(check_id(name_or_id))
         return Snapshot(engine, record)
 
     def rollback(self, snapshot: Snapshot | int | str) -> Snapshot:

@@ -20,7 +20,7 @@ LAYERS = [
     {"core"},
     {"format"},
     {"engine"},
-    {"volume", "snapshot", "extents", "names"},
+    {"volume", "snapshot", "extents", "names", "ranges"},
     {"store"},
     {"backup"},
     {"vss"},

@@ -1,0 +1,39 @@
+"""What callers pass to name bytes: numbers, ranges and buffers. Refuses what cannot be, before anything is done.
+
+The calls of the data path look for themselves first and come here only with what is wrong or no plain int.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from cowengine.errors import OutOfRangeError
+
+
+def whole_number(value: Any, what: str) -> int:
+    """An int, or what counts as one (such as a number of a NumPy array). Raises OutOfRangeError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OutOfRangeError(f"{what} must be an int, not {type(value).__name__}") from None
+
+
+def check_range(offset: Any, length: Any, size: int, what: str, whole: str = "volume") -> tuple[int, int]:
+    """Offset and length as ints. Raises OutOfRangeError unless they lie in the `size` bytes of the `whole`."""
+    offset, length = whole_number(offset, f"{what}: the offset"), whole_number(length, f"{what}: the length")
+    if offset < 0 or length < 0 or offset + length > size:
+        raise OutOfRangeError(f"{what} of {length} bytes at {offset}: the {whole} has {size} bytes")
+    return offset, length
+
+
+def check_buffer(buffer: Any, *, writable: bool = False) -> None:
+    """Raises OutOfRangeError if a buffer is the reason why a call could not be."""
+    try:
+        view = memoryview(buffer)
+    except (TypeError, BufferError, ValueError):
+        raise OutOfRangeError(f"bytes or another buffer is needed, not {type(buffer).__name__}") from None
+    if not view.c_contiguous:
+        raise OutOfRangeError("the buffer's bytes do not lie one after the other; pass a contiguous copy")
+    if writable and view.readonly:
+        raise OutOfRangeError(f"a writable buffer is needed; this {type(buffer).__name__} is read-only")
