@@ -405,6 +405,7 @@ class MemoryDisk(IOTable):
     def power_off(self) -> None:
         """Nothing reaches this disk any more: every call of what still holds it fails, but for close."""
         self.is_off = True
+        self.before_barrier = None
         self.files.clear()
 
     def _file(self, fd: int) -> OpenFile:
