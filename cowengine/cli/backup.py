@@ -10,7 +10,7 @@ from cowengine.cli.sizes import shown_size
 from cowengine.cli.store import STORE
 from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
 from cowengine.cli.volume import emit_report
-from cowengine.cli.writer import WRITERS
+from cowengine.cli.writer import PROVIDER, WRITERS
 from cowengine.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def describe_backup(backup: Backup) -> Document:
     argument("--kind", choices=KINDS, default="full", help="how much (default full)"),
     CHAIN,
     WRITERS,
+    PROVIDER,
     PROGRESS,
     examples=(
         "cowengine backup create /srv/store --target /mnt/backup",
@@ -61,7 +62,7 @@ def create(options: Options, out: Output) -> None:
     if options.target == "-":
         out.data()
     with Store.open(options.store) as store, out.progress("backup") as progress:
-        backup = Requestor(store, writers=options.writer).backup(
+        backup = Requestor(store, writers=options.writer, provider=options.provider).backup(
             options.target,
             kind=options.kind,
             snapshot_set=options.set,

@@ -9,7 +9,7 @@ from cowengine.cli.output import Document, Output, Rows, shown, shown_time
 from cowengine.cli.snapshot import describe_snapshot
 from cowengine.cli.store import STORE
 from cowengine.cli.verb import DRY_RUN, Noun, Options, argument
-from cowengine.cli.writer import WRITERS
+from cowengine.cli.writer import PROVIDER, WRITERS
 
 if TYPE_CHECKING:
     from cowengine import SnapshotSet
@@ -37,6 +37,7 @@ def describe_set(snapshot_set: SnapshotSet) -> Document:
     argument("name", metavar="NAME", help="the new set's name"),
     argument("volumes", metavar="NAME", nargs="*", help="volumes of the store (default: all)"),
     WRITERS,
+    PROVIDER,
     examples=(
         "cowengine set create /srv/store monday",
         "cowengine set create /srv/store monday mail index",
@@ -47,7 +48,7 @@ def create(options: Options, out: Output) -> None:
     from cowengine import Requestor, Store
 
     with Store.open(options.store) as store:
-        requestor = Requestor(store, writers=options.writer)
+        requestor = Requestor(store, writers=options.writer, provider=options.provider)
         snapshot_set = requestor.snapshot(options.volumes or None, options.name)
         document = {**describe_set(snapshot_set), "ledger": snapshot_set.ledger}
     out.emit(document, f"{shown(options.name)}: id {document['id']}, {len(document['volumes'])} volumes")

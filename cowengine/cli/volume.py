@@ -78,7 +78,7 @@ def info(options: Options, out: Output) -> None:
             ("block size", shown_size(document["block_size"])),
             ("epoch", document["epoch"]),
             ("snapshots", document["snapshot_count"]),
-            *sorted(document["stats"].items()),
+            *((name, value) for name, value in sorted(document["stats"].items()) if name not in document),
         ]
     )
     out.emit(document, text)

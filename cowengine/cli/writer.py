@@ -13,6 +13,7 @@ from cowengine.cli.verb import Noun, Options, argument
 
 NOUN = Noun("writer", "list, inspect and rehearse the applications that freeze")
 
+PROVIDER = argument("--provider", default=None, metavar="NAME", help="who makes the snapshots (default: the engine)")
 WRITERS = argument("--writer", action="append", default=[], metavar="NAME", help="use this writer; repeatable")
 
 

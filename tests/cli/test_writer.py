@@ -40,6 +40,12 @@ def test_providers_are_listed(run):
     assert isinstance(run("provider", "list", "--json").document["providers"], list)
 
 
+def test_the_provider_can_be_chosen(run, bank):
+    run("set", "create", bank, "monday", "--provider", "engine")
+    assert "nobody" in run("set", "create", bank, "tuesday", "--provider", "nobody", expect=1).err
+    assert [row["name"] for row in run("set", "list", bank, "--json").document["sets"]] == ["monday"]
+
+
 def test_an_unknown_writer_exits_with_1_and_makes_no_set(run, bank):
     assert "nobody" in run("set", "create", bank, "monday", "--writer", "nobody", expect=1).err
     assert run("set", "list", bank, "--json").document["sets"] == []
