@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cowengine.errors import FormatError, NoSpaceError, NotFoundError, OutOfRangeError
+from cowengine.errors import FormatError, NoSpaceError, NotFoundError
 from cowengine.sqlite import layout
 from cowengine.sqlite.locks import DatabaseLock
 
@@ -66,16 +66,15 @@ class Database:
     def reload(self) -> None:
         """Read the directory anew: the volume may have been rolled back while no file was open. Raises FormatError."""
         storage = self.storage
+        if storage.size < layout.volume_bytes(1):
+            raise FormatError(f"volume {self.name!r} is too small for a database: {storage.size} bytes")
         copies = storage.pread(layout.COPY_COUNT * layout.COPY_BYTES, 0)
         found = layout.decode_newest(copies, storage.size)
         if found is not None and found[0].sequence == self._sequence:
             return
         if found is None and len(storage.allocated_extents()):
             raise FormatError(f"volume {self.name!r} holds data that is no SQLite database; choose another name")
-        try:
-            directory, self._flushed_copy = found or (layout.new_directory(storage.size), 1)
-        except OutOfRangeError as error:
-            raise FormatError(f"volume {self.name!r} cannot hold a database: {error}") from error
+        directory, self._flushed_copy = found or (layout.new_directory(storage.size), 1)
         self.areas = directory.areas
         self._sequence = directory.sequence
         self._exists = list(directory.exists)

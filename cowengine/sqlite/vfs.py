@@ -218,10 +218,17 @@ class VFS(DatabaseVFS):
             database.open_files -= 1
 
     def _is_database(self, name: str) -> bool:
+        known = self.open_database(name)
+        if known is not None:
+            return known.exists(layout.MAIN)
         try:
-            return split_name(name)[1] == layout.MAIN and self._find(name, create=False) is not None
+            volume = self.store.open_volume(name, hand_out=False)
+            if volume.size < layout.volume_bytes(1):
+                return False
+            found = layout.decode_newest(volume.pread(layout.COPY_COUNT * layout.COPY_BYTES, 0), volume.size)
         except (FormatError, CorruptionError):
             return False
+        return found is not None and found[0].exists[layout.MAIN] and split_name(name)[1] == layout.MAIN
 
     def _close_volume(self, volume: Any) -> None:
         volume.close()

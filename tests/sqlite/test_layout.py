@@ -15,6 +15,7 @@ from cowengine.errors import FormatError, OutOfRangeError, UnsupportedVersionErr
 from cowengine.sqlite import layout
 from cowengine.sqlite.layout import COPY_BYTES, Directory, decode_newest, encode, new_directory, volume_bytes
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "sqlite.md"
 SIZE = volume_bytes(16 << 20)
 EMPTY = bytes(COPY_BYTES)
 
@@ -103,8 +104,14 @@ def test_a_capacity_that_cannot_be_is_refused(call: object) -> None:
         call()  # type: ignore[operator]
 
 
+def test_the_example_of_the_document_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(example, str(DOCUMENT), "exec"), {"path": tmp_path / "store"})
+    assert capsys.readouterr().out == "0\n"
+
+
 def test_the_document_has_the_same_tables() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "sqlite.md").read_text()
+    text = DOCUMENT.read_text()
     rows = re.findall(r"^\| ([\d,]+) \| (\d+|3 x 32) \| (\w+) \|", text, re.MULTILINE)
     table = {name: (int(offset.replace(",", "")), width) for offset, width, name in rows}
     copy = encode(Directory(5, layout.areas_of(SIZE), (True, True, True), (1, 2, 3)))

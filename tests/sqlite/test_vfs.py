@@ -315,6 +315,19 @@ def test_another_volume_is_no_database_and_stays_as_it_is(vfs: VFS) -> None:
     assert volume.pread(4, 0) == b"data"
 
 
+def test_listing_databases_takes_no_volume_into_use(vfs: VFS) -> None:
+    make_table(vfs).close()
+    for name, size in (("raw", 8 << 20), ("tiny", 512), ("x-wal", 8 << 20)):
+        vfs.store.create_volume(name, size).close()
+    assert vfs.databases() == ["a.db"]
+    with pytest.raises(FormatError, match="too small"):
+        vfs.connect("tiny")
+    vfs.store.open_volume("tiny").close()
+    for name in ("raw", "tiny", "x-wal"):
+        vfs.store.delete_volume(name)
+    assert vfs.store.volumes() == ["a.db"]
+
+
 def test_releasing_needs_all_connections_closed(vfs: VFS) -> None:
     connection = make_table(vfs)
     assert vfs.in_use("a.db")

@@ -15,6 +15,7 @@ import cowengine
 from cowengine.errors import BusyError, NotFoundError, OutOfRangeError, WriterError
 from cowengine.sqlite import VFS, SQLiteWriter, open_snapshot, writers_of_store
 from cowengine.sqlite.layout import JOURNAL, WAL
+from cowengine.vss.discovery import load_writers
 from cowengine.vss.writer import JobView
 
 
@@ -262,3 +263,4 @@ def test_pre_restore_refuses_while_a_connection_is_open(
 def test_each_database_of_a_store_gets_a_writer(vfs: VFS, connection: apsw.Connection) -> None:
     vfs.store.create_volume("not a database", 1 << 20)
     assert [each.name for each in writers_of_store(vfs.store)] == ["sqlite:a.db"]
+    assert [each.name for each in load_writers("sqlite", vfs.store)] == ["sqlite:a.db"]
