@@ -41,15 +41,26 @@ def test_durable_snapshot_of_256_scattered_writes(compare, workload, make_raw, v
 
 
 def test_durable_write(compare, workload, make_raw, volume_path, scale):
-    """One 4 KiB overwrite and a flush; raw: one 4 KiB overwrite and fdatasync."""
+    """One 4 KiB overwrite in place and a flush; raw: one 4 KiB overwrite and fdatasync."""
+    compare_durable_writes(compare, workload, make_raw, volume_path, scale, held=False)
+
+
+def test_durable_write_of_a_block_that_a_snapshot_holds(compare, workload, make_raw, volume_path, scale):
+    """The same, each time to a block that is redirected by it: the data, a barrier, the record, a barrier."""
+    compare_durable_writes(compare, workload, make_raw, volume_path, scale, held=True)
+
+
+def compare_durable_writes(compare, workload, make_raw, volume_path, scale, *, held):
+    """Single 4 KiB writes, each to another block and each followed by a flush."""
     size = scale(64, 8) * MiB
     raw = make_raw(size, BLOCK)
-    offsets = itertools.cycle(workload.offsets(size, 1024))
-    raw_offsets = itertools.cycle(workload.offsets(size, 1024))
+    rounds = scale(1000, 1)
+    offsets = iter(workload.offsets(size, 2 * rounds))
+    raw_offsets = iter(workload.offsets(size, 2 * rounds))
 
     with cowengine.Volume.create(str(volume_path), size) as volume:
         workload.fill(volume.pwrite, size, BLOCK)
-        volume.flush()
+        volume.snapshot("held") if held else volume.flush()
 
         def write() -> None:
             volume.pwrite(workload.block, next(offsets))
@@ -59,7 +70,7 @@ def test_durable_write(compare, workload, make_raw, volume_path, scale):
             os.pwrite(raw.fd, workload.block, next(raw_offsets))
             os.fdatasync(raw.fd)
 
-        compare(write, write_raw, rounds=scale(1000, 1))
+        compare(write, write_raw, rounds=rounds)
 
 
 def test_first_write_after_snapshot(compare, workload, make_raw, volume_path, scale):
