@@ -13,7 +13,7 @@ NAME_BYTES_MAX = 255
 
 def shown(text: str) -> str:
     """A name as a message shows it: quoted, escaped, not too long."""
-    return ascii(text if len(text) < 130 else text[:127] + "...")
+    return repr(text if len(text) < 130 else text[:127] + "...")
 
 
 def check_path(path: Any) -> str:

@@ -28,7 +28,7 @@ CHANGE_ID_MAX = 80  # letters: a UUID, 15 digits, 16 digits, two slashes
 
 def change_id(engine: Engine, record: LineageRecord) -> str:
     """`<volume uuid>/<epoch>/<tag>`: names this state for ever, also in copies of the file."""
-    return f"{uuid.UUID(bytes=engine.uuid)}/{record.epoch}/{record.tag:016x}"
+    return f"{engine.uuid_text}/{record.epoch}/{record.tag:016x}"
 
 
 class Snapshot:
@@ -204,7 +204,7 @@ def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
     Raises FullBackupRequired for a change id that names no snapshot of this volume.
     """
     if isinstance(base, Snapshot):
-        if base._engine is not engine and not base.change_id.startswith(f"{uuid.UUID(bytes=engine.uuid)}/"):
+        if base._engine is not engine and not base.change_id.startswith(f"{engine.uuid_text}/"):
             raise FullBackupRequired(f"snapshot {base.name!r} belongs to another volume")
         base = base.change_id
     if isinstance(base, bool) or not isinstance(base, int | str):
@@ -222,7 +222,7 @@ def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
 def _by_change_id(engine: Engine, text: str) -> LineageRecord:
     parts = text.split("/")
     well_formed = len(text) <= CHANGE_ID_MAX and len(parts) == 3 and parts[1].isdecimal()
-    if not well_formed or parts[0] != str(uuid.UUID(bytes=engine.uuid)):
+    if not well_formed or parts[0] != engine.uuid_text:
         raise FullBackupRequired(f"change id {shown(text)} is not of this volume; take a full backup")
     record = engine.lineage.find_epoch(int(parts[1]))
     if record is not None and change_id(engine, record) == text:

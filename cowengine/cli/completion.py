@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cowengine.cli.output import Output
 from cowengine.cli.verb import Noun, Options
@@ -17,8 +17,7 @@ from cowengine.cli.verb import Noun, Options
 NOUN = Noun("completion", "print a shell completion script")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One verb as a shell sees it: its words, its summary, its options and the choices of those that have some."""
 
     noun: str

@@ -9,21 +9,35 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cowengine.cli import exits
-from cowengine.cli.output import Output
-from cowengine.cli.parser import UsageError, build_parser
-from cowengine.errors import CowEngineError
+from cowengine.version import __version__
+
+if TYPE_CHECKING:
+    from cowengine.cli.output import Output
+    from cowengine.cli.parser import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (docs/cli.md has the table)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words == ["--version"]:      # asked for often, by scripts: answered before anything else is imported
+        print(f"cowengine {__version__}")
+        return 0
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")       # a name must not break a terminal that can't show it
-    words = sys.argv[1:] if argv is None else list(argv)
+    return _run(words)
+
+
+def _run(words: list[str]) -> int:
+    from cowengine.cli import exits
+    from cowengine.cli.output import Output
+    from cowengine.cli.parser import UsageError, build_parser
+    from cowengine.errors import CowEngineError
+
     try:
         options = build_parser().parse_args(words)
-    except SystemExit as end:       # argparse after --help and --version
+    except SystemExit as end:       # argparse after --help
         return int(end.code or 0)
     except UsageError as error:
         return _report_usage(error, as_json="--json" in words)
@@ -41,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: BaseException, output: Output) -> int:
-    code = exits.exit_code(error)
+    from cowengine.cli.exits import exit_code
+    from cowengine.errors import CowEngineError
+
+    code = exit_code(error)
     if isinstance(error, KeyboardInterrupt):
         message = "interrupted"
     elif isinstance(error, OSError) and not isinstance(error, CowEngineError) and error.filename is not None:
@@ -56,24 +73,29 @@ def _report(error: BaseException, output: Output) -> int:
 
 
 def _report_usage(error: UsageError, *, as_json: bool) -> int:
+    from cowengine.cli.exits import USAGE
+    from cowengine.cli.output import Output
+
     if not as_json:
         sys.stderr.write(error.usage + "\n")
-    Output(as_json=as_json).log("error", error.message, exit_code=exits.USAGE, error="UsageError")
-    return exits.USAGE
+    Output(as_json=as_json).log("error", error.message, exit_code=USAGE, error="UsageError")
+    return USAGE
 
 
 def _broken_pipe(output: Output) -> int:
+    from cowengine.cli.exits import ERROR
+
     # Whoever read our output went away. For a list that is no news; for data it means that it is not complete.
     if output.carries_data:
-        output.log("error", "the reader of stdout went away", exit_code=exits.ERROR, error="BrokenPipeError")
+        output.log("error", "the reader of stdout went away", exit_code=ERROR, error="BrokenPipeError")
     # Python flushes stdout once more at exit; let that go nowhere.
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
     except OSError:
-        return exits.ERROR
-    return exits.ERROR
+        return ERROR
+    return ERROR
 
 
 if __name__ == "__main__":

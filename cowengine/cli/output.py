@@ -7,20 +7,19 @@ for a person. Rows are streamed, so a list of any length needs no memory. A verb
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from cowengine.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """A streamed list: its key in the document, its items, the text heading and the text line of one item."""
 
     name: str
@@ -52,15 +51,15 @@ class Output:
                 self._stream.write(rows.line(item) + "\n")
 
     def _emit_json(self, document: Document, rows: Rows | None) -> None:
-        encoded = json.dumps(document, default=_encode)
+        encoded = _encoded(document)
         if rows is None:
             self._stream.write(encoded + "\n")
             return
         opening = encoded[:-1] + (", " if document else "")
-        self._stream.write(f"{opening}{json.dumps(rows.name)}: [")
+        self._stream.write(f"{opening}{_encoded(rows.name)}: [")
         separator = "\n"
         for item in rows.items:
-            self._stream.write(separator + json.dumps(item, default=_encode))
+            self._stream.write(separator + _encoded(item))
             separator = ",\n"
         self._stream.write("]}\n")
 
@@ -68,7 +67,7 @@ class Output:
         """One line on stderr."""
         if self.as_json:
             line = {"event": "log", "level": level, "message": message, **fields}
-            sys.stderr.write(json.dumps(line, default=_encode) + "\n")
+            sys.stderr.write(_encoded(line) + "\n")
         else:
             sys.stderr.write(f"cowengine: {shown(message)}\n")
         sys.stderr.flush()
@@ -84,8 +83,14 @@ class Output:
         return sys.stdout.buffer
 
 
+def _encoded(value: Any) -> str:
+    import json
+
+    return json.dumps(value, default=_encode)
+
+
 def _encode(value: Any) -> Any:
-    if isinstance(value, datetime):
+    if hasattr(value, "isoformat"):
         return value.isoformat()
     if hasattr(value, "item"):      # a NumPy scalar
         return value.item()
@@ -97,11 +102,9 @@ def shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def shown_time(created: Any) -> str:
-    """A point in time for a person, in UTC."""
-    if isinstance(created, datetime):
-        return created.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return str(created)
+def shown_time(created: datetime) -> str:
+    """A point in time, which is in UTC, for a person."""
+    return f"{created:%Y-%m-%d %H:%M:%S}"
 
 
 def table(pairs: Iterable[tuple[str, Any]]) -> str:

@@ -6,8 +6,6 @@ Threads: `update` may be called from any one thread at a time.
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from types import TracebackType
 from typing import TextIO
@@ -53,6 +51,8 @@ class Progress:
         rate = self._done / elapsed if elapsed > 0 else 0.0
         left = (self._total - self._done) / rate if self._total and rate > 0 else None
         if self._mode == "json":
+            import json
+
             line = {
                 "event": "progress",
                 "label": self._label,
@@ -63,6 +63,8 @@ class Progress:
             }
             self._stream.write(json.dumps(line) + "\n")
         else:
+            import shutil
+
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r" + self._line(rate, left)[:width].ljust(width) + ("\n" if last else ""))
         self._stream.flush()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cowengine.cli.output import Output
 
@@ -16,8 +15,7 @@ Options = argparse.Namespace
 Run = Callable[[Options, Output], "int | None"]
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """One argument of a verb, as argparse takes it."""
 
     flags: tuple[str, ...]
@@ -29,8 +27,7 @@ def argument(*flags: str, **settings: Any) -> Argument:
     return Argument(flags, settings)
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """What can be done with a noun: `run` returns the exit code, None meaning 0."""
 
     name: str
@@ -40,13 +37,13 @@ class Verb:
     run: Run
 
 
-@dataclass
 class Noun:
     """What the command line is about; `verbs` by name in the order of declaration."""
 
-    name: str
-    summary: str
-    verbs: dict[str, Verb] = field(default_factory=dict)
+    def __init__(self, name: str, summary: str) -> None:
+        self.name = name
+        self.summary = summary
+        self.verbs: dict[str, Verb] = {}
 
     def verb(self, name: str, summary: str, *arguments: Argument, examples: tuple[str, ...]) -> Callable[[Run], Run]:
         """Declare the decorated function to be a verb of this noun."""

@@ -28,6 +28,7 @@ RUNWAY_SLOTS = 256  # 1 MiB
 REUSE_SHARE = 4  # reuse free slots when they are more than one in so many
 PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted
 PREWRITE_SLOTS = 256
+FREQUENT_BLOCKS = 64  # placed since the last commit: fewer than that, and a runway is written with zeros first
 _PAIR = struct.Struct("<QQ")
 
 Run = tuple[int, int]
@@ -55,6 +56,7 @@ class Allocator:
         self.limit = max(start, file_slots)  # slots from here on were never given out
         self._busy: int | None = None  # in [tail_start, limit), counted at first use
         self._cursor = start
+        self._placed_at_commit = 0
         self._scraps: list[Run] = []  # busy, in front of runways
         self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
 
@@ -104,6 +106,8 @@ class Allocator:
             missing = max(slots, RUNWAY_SLOTS) - self._path.runway_slots()
             while missing > 0:
                 run = self._pick(max(RUNWAY_SLOTS, self._block_slots), self._block_slots)
+                if self._path.blocks_placed - self._placed_at_commit < FREQUENT_BLOCKS:
+                    self._prewrite([run])
                 missing -= run[1]
                 left = self._path.add_runway([run])
                 if left:
@@ -121,17 +125,25 @@ class Allocator:
                 run = self._scrap(count) or self._pick(min(count, PREWRITE_SLOTS), 1)
                 runs.append(run)
                 count -= run[1]
+            self._prewrite(runs)
+        return runs
+
+    def committed(self) -> None:
+        """A record was acknowledged."""
+        self._placed_at_commit = self._path.blocks_placed
+
+    def _prewrite(self, runs: list[Run]) -> None:
+        """Writes zeros: a barrier over space that was written before costs half of one that has to allocate it."""
         try:
             for slot, length in runs:
                 self._path.io.pwrite(self._path.fd, bytes(length * SLOT_BYTES), slot * SLOT_BYTES)
         except OSError as error:
-            self.give_back(runs)
+            self._return(runs)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NoSpaceError("no space for the metadata of a checkpoint") from error
+                raise NoSpaceError("no space left on the file system; nothing acknowledged was lost") from error
             raise StorageError(
-                f"a write of metadata failed: {error.strerror}", number=error.errno or errno.EIO
+                f"a write of new space failed: {error.strerror}", number=error.errno or errno.EIO
             ) from error
-        return runs
 
     def give_back(self, runs: list[Run]) -> None:
         """Returns slots that nothing was written to that counts."""

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ class Engine:
         self.superblock = sb
         self.newest_slot = 0
         self.uuid = sb.volume_uuid
+        self.uuid_text = str(uuid.UUID(bytes=sb.volume_uuid))
         self.fold = fold_of(sb.volume_uuid)
         self.lock = threading.RLock()
         self.closed = False
@@ -238,6 +240,7 @@ class Engine:
         """I7: only now is the space that the record freed on its way back."""
         self.path.account(deltas, freed)
         self.superseded += runs_of(freed_nodes)
+        self.allocator.committed()
         self.allocator.retire(runs_of(freed), punch_all=punch_all)
 
     def flush(self) -> None:

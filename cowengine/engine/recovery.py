@@ -56,18 +56,7 @@ def open_engine(
     io: IOTable, path: str, *, read_only: bool = False, store_uuid: bytes | None = None, without_store: bool = False
 ) -> Engine:
     """Opens a volume file; for writing, as its owner."""
-    try:
-        fd = io.open(path, os.O_RDONLY if read_only else os.O_RDWR)
-    except FileNotFoundError:
-        raise NotFoundError("there is no such file", path) from None
-    except PermissionError as error:
-        raise _denied(error, path, read_only) from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise FormatError(f"not a regular file ({error.strerror}): {path}") from error
-        if error.errno == errno.EROFS:
-            raise ReadOnlyError("the file system is read-only; open the volume read-only", path) from error
-        raise
+    fd = _descriptor(io, path, read_only)
     try:
         return _open(io, fd, path, read_only, store_uuid, without_store)
     except BaseException as error:
@@ -77,9 +66,22 @@ def open_engine(
         raise
 
 
-def _denied(error: OSError, path: str, read_only: bool) -> Exception:
-    how = "read" if read_only else "written; try read_only=True"
-    return ReadOnlyError(f"the file may not be {how}", path) if not read_only else error
+def _descriptor(io: IOTable, path: str, read_only: bool) -> int:
+    """Opens what must be a regular file; never waits for the other end of a pipe."""
+    try:
+        fd = io.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFoundError("there is no such file", path) from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise FormatError(f"{path}: not a regular file ({error.strerror})") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and not read_only:
+            raise ReadOnlyError("the file may not be written; open the volume read-only", path) from error
+        raise StorageError(f"the file cannot be opened: {error.strerror}", path, error.errno or errno.EIO) from error
+    if not io.is_file(path):
+        io.close(fd)
+        raise FormatError(f"{path}: not a regular file")
+    return fd
 
 
 def _open(

@@ -18,7 +18,6 @@ Durability  nothing is durable before `flush` (also called by `remove`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from cowengine.errors import FormatError, NoSpaceError, NotFoundError
@@ -160,7 +159,7 @@ class Database:
         with self._mutex:
             for area, length in zip(self.areas, self._lengths, strict=True):
                 behind = area.capacity - length
-                if len(self.storage.allocated_extents(area.offset + length, behind)):
+                if behind and len(self.storage.allocated_extents(area.offset + length, behind)):
                     self.storage.write_zeroes(area.offset + length, behind)
                     self._unsettled = True
             if self._unsettled:
@@ -221,7 +220,3 @@ def split_name(path: str) -> tuple[str, int]:
         if path.endswith(layout.SUFFIXES[file]):
             return path.removesuffix(layout.SUFFIXES[file]), file
     return path, layout.MAIN
-
-
-# A database by its name; the flag says whether it may be created. None if there is no such database.
-Opener = Callable[[str, bool], Database | None]
