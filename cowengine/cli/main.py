@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowengine.version import __version__
@@ -26,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")       # a name must not break a terminal that can't show it
-    return _run(words)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:       # while the modules were still being imported
+        sys.stderr.write("cowengine: interrupted\n")
+        return 130
 
 
 def _run(words: list[str]) -> int:
@@ -89,12 +94,10 @@ def _broken_pipe(output: Output) -> int:
     if output.carries_data:
         output.log("error", "the reader of stdout went away", exit_code=ERROR, error="BrokenPipeError")
     # Python flushes stdout once more at exit; let that go nowhere.
-    try:
+    with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    except OSError:
-        return ERROR
     return ERROR
 
 
