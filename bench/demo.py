@@ -350,7 +350,7 @@ def print_table(figures: Figures, transfers: int, scale: Scale) -> None:
     rows = [
         ("transfers (4 barriers each, twice)", f"{transfers:,}", f"{transfers / figures.load_seconds:,.0f} a second"),
         ("one barrier on a raw file, p50 / p99", *_quantiles(figures.barrier_seconds)),
-        (f"snapshot of {scale.sets} sets, p50 / p99", *_quantiles(figures.hold_seconds)),
+        (f"snapshot (hold) of {scale.sets} sets, p50 / p99", *_quantiles(figures.hold_seconds)),
         ("freeze window, p50 / p99", *_quantiles(figures.freeze_seconds)),
         ("full backup", f"{figures.full_bytes:,} B", ""),
         (f"{len(written)} incrementals: written / changed", f"{sum(written):,} B", f"{sum(changed):,} B"),
