@@ -38,12 +38,12 @@ def log_range(superblock: bytes) -> range:
 
 def kinds(start: Durable, journal: Sequence[Event]) -> dict[int, str]:
     """The kind of every barrier of the journal, by position."""
-    superblocks = [bytes(content[:SLOT]) for _, content in start.reachable()]
-    superblocks += [event.data for event in journal if isinstance(event, Write) and event.offset in (0, SLOT)]
+    written = [bytes(content[:SLOT]) for _, content in start.reachable() if len(content) >= SLOT]
+    superblocks = written + [e.data for e in journal if isinstance(e, Write) and e.offset in (0, SLOT)]
     if not superblocks:
         return {}
     log = log_range(superblocks[0])
-    promised = bool(superblocks[0] in [bytes(content[:SLOT]) for _, content in start.reachable()])
+    promised = bool(written)
     salt = superblocks[0][80:88] if promised else b""
     found: dict[int, str] = {}
     before: list[Write] = []

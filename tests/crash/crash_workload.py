@@ -139,6 +139,9 @@ class Runner:
         self.oracle = Oracle.resume(expected, found)
         self.disk.note(self.oracle.expectation())
 
+    def expectation(self) -> Expectation:
+        return self.oracle.expectation()
+
     def random_steps(self, rng: random.Random, count: int) -> tuple[Step, ...]:
         return random_steps(rng, count)
 

@@ -55,6 +55,7 @@ class Plan:
     kills: float = 0.15
     rot: float = 0.25
     depth: int = 2
+    enough: int = 100  # violations, then the exploring ends
 
 
 @dataclass
@@ -132,12 +133,15 @@ class Explorer:
         plan = self.plan
         keeps = self.keeps(disk.start, disk.journal) if self.keeps else lambda _: True
         for instant in instants(disk.start, disk.journal, keeps):
+            if len(self.tally.violations) >= plan.enough:
+                return
             if instant.note is None:
                 continue
             self.tally.barriers += 1
             here = f"{trail} / barrier at {instant.position}"
             for choice in choices(instant.pending, self.rng, plan.images >> 2 * depth):
-                self.image(runner, instant, choice, depth, here)
+                if len(self.tally.violations) < plan.enough:
+                    self.image(runner, instant, choice, depth, here)
             if depth < plan.depth and self.rng.random() < plan.kills:
                 self.kill(runner, instant, depth, here)
             if not instant.pending and self.rng.random() < plan.rot:
@@ -177,15 +181,24 @@ class Explorer:
         self.tally.states.add(fingerprint(image))
         self.guard(
             f"{trail}, superblock slot {slot} rotten",
-            lambda: self.reopen(runner, MemoryDisk(image, recorded=False), instant.note),
+            lambda: self.reopen(
+                runner, MemoryDisk(image, recorded=False), instant.note, (("checkpoint",), ("write", 3, 2))
+            ),
         )
 
-    def reopen(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any) -> None:
+    def reopen(
+        self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any, further: tuple[Step, ...] = ()
+    ) -> None:
+        """Recovers and compares; with further steps once more behind them."""
         self.tally.recoveries += 1
         later = runner.successor(disk)
         try:
             later.open()
-            later.look(expected, extents=self.tally.recoveries % 4 == 0)
+            found = later.look(expected, extents=bool(further) or self.tally.recoveries % 4 == 0)
+            if further:
+                later.resume(expected, found)
+                later.run(further)
+                later.look(later.expectation())
         finally:
             abandon(later)
 

@@ -12,10 +12,10 @@ from itertools import chain, islice
 import pytest
 from barriers import KINDS, kinds, without
 from crash_workload import determinism
-from explorer import SHORT, Plan, make_task, run_task, tasks
+from explorer import SHORT, Plan, abandon, make_task, run_task, tasks
 
 SECONDS = 60.0
-THOROUGH = Plan(images=60, nested=0.1, kills=0.5, rot=1.0)
+THOROUGH = Plan(images=60, nested=0.1, kills=0.5, rot=1.0, enough=1)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -28,6 +28,12 @@ def test_a_barrier_switched_off_is_caught(name: str) -> None:
     raise AssertionError(f"no crash state needs the barrier: {name}")
 
 
+def test_with_all_barriers_working_the_same_exploration_finds_nothing() -> None:
+    """Else the tests above would pass for another reason."""
+    for task in ("random:0", "random:1"):
+        assert run_task(task, THOROUGH).violations == []
+
+
 def test_every_kind_of_barrier_occurs() -> None:
     """Else a test above would switch nothing off."""
     seen: set[str] = set()
@@ -36,5 +42,6 @@ def test_every_kind_of_barrier_occurs() -> None:
             runner, steps = make_task(f"random:{number}")
             runner.create()
             runner.run(steps)
+            abandon(runner)
             seen |= set(kinds(runner.disk.start, runner.disk.journal).values())
     assert seen == set(KINDS)
