@@ -46,6 +46,7 @@ build/%-site: $(VENV)/.installed $(SOURCES)
 
 lint: build
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	PATH=$(BIN):$$PATH cython-lint cowengine
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --allowlist .ci/stubtest-allowlist --ignore-unused-allowlist $(STUBBED)

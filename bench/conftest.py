@@ -36,9 +36,9 @@ class Row:
     name: str
     cow_seconds: float
     raw_seconds: float
-    ratio: float            # median of (cow / raw), pair by pair
-    ratio_low: float        # 10th percentile
-    ratio_high: float       # 90th percentile
+    ratio: float  # median of (cow / raw), pair by pair
+    ratio_low: float  # 10th percentile
+    ratio_high: float  # 90th percentile
     goal: float | None
     note: str = ""
 
@@ -228,7 +228,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLES] = []
     if not config.getoption("benchmark_disable") and not config.getoption("benchmark_json"):
         RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_quiet = True        # our own table says what theirs would, as ratios
+        config.option.benchmark_quiet = True  # our own table says what theirs would, as ratios
         config.option.benchmark_json = str(RESULTS / time.strftime("%Y%m%dT%H%M%S.json"))
 
 

@@ -18,7 +18,7 @@ from cowengine.core.iotable import IOTable
 
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SIZES = {"1 GiB": GiB, "64 GiB": 64 * GiB, "1 TiB": TiB}
-FLATNESS = 1.3      # the largest max/min of the nine medians that is good enough
+FLATNESS = 1.3  # the largest max/min of the nine medians that is good enough
 
 
 class Unsynced(IOTable):
@@ -108,6 +108,8 @@ def table(medians: dict[tuple[str, int], float], counts: tuple[int, ...], barrie
         cells = " | ".join(f"{medians[label, count] * 1e6:.0f} µs" for count in counts)
         lines.append(f"| {label} | {cells} |")
     verdict = "met" if flatness <= FLATNESS else "MISSED"
-    lines.append(f"\nmax/min {flatness:.2f} (goal ≤ {FLATNESS}: {verdict}); one 4 KiB overwrite and fdatasync of a raw "
-                 f"file in the same rounds: {barrier * 1e6:.0f} µs")
+    lines.append(
+        f"\nmax/min {flatness:.2f} (goal ≤ {FLATNESS}: {verdict}); one 4 KiB overwrite and fdatasync of a raw "
+        f"file in the same rounds: {barrier * 1e6:.0f} µs"
+    )
     return "\n".join(lines)

@@ -1,26 +1,26 @@
 """The exceptions of cowengine.
 
-    CowEngineError                      .code: a stable number, the same in every interface
-     +- FormatError                     not a volume, store or backup, or one that breaks its format
-     |   +- UnsupportedVersionError     made by a newer cowengine
-     +- CorruptionError      (OSError)  EIO: a checksum or an invariant does not hold
-     +- OutOfRangeError      (OSError, ValueError)  EINVAL: an argument, offset or length that cannot be
-     +- ExistsError          (OSError)  EEXIST
-     +- NotFoundError        (OSError)  ENOENT
-     +- BusyError            (OSError)  EBUSY: owned, held, being read, or a queue is full
-     +- NoSpaceError         (OSError)  ENOSPC
-     +- ReadOnlyError        (OSError)  EROFS
-     +- ClosedError          (OSError, ValueError)  EBADF: closed, or used after fork
-     +- PoisonedError        (OSError)  EIO: a sync failed; only a new open tells what is on the disk
-     +- FullBackupRequired              no exact list of changes exists for this base
-     +- RetentionError       (OSError)  EPERM
-     +- StorageError         (OSError)  the system's errno: a read or write of the file failed
-     +- WriterError                     a writer failed
-     |   +- WriterTimeout               ... by taking too long
-     |   +- WriterVeto                  ... by raising
-     +- ProviderError                   a provider failed
-     +- BackupError                     a backup or restore failed, or its data is damaged
-     +- CancelledError                  the job was cancelled
+CowEngineError                      .code: a stable number, the same in every interface
+ +- FormatError                     not a volume, store or backup, or one that breaks its format
+ |   +- UnsupportedVersionError     made by a newer cowengine
+ +- CorruptionError      (OSError)  EIO: a checksum or an invariant does not hold
+ +- OutOfRangeError      (OSError, ValueError)  EINVAL: an argument, offset or length that cannot be
+ +- ExistsError          (OSError)  EEXIST
+ +- NotFoundError        (OSError)  ENOENT
+ +- BusyError            (OSError)  EBUSY: owned, held, being read, or a queue is full
+ +- NoSpaceError         (OSError)  ENOSPC
+ +- ReadOnlyError        (OSError)  EROFS
+ +- ClosedError          (OSError, ValueError)  EBADF: closed, or used after fork
+ +- PoisonedError        (OSError)  EIO: a sync failed; only a new open tells what is on the disk
+ +- FullBackupRequired              no exact list of changes exists for this base
+ +- RetentionError       (OSError)  EPERM
+ +- StorageError         (OSError)  the system's errno: a read or write of the file failed
+ +- WriterError                     a writer failed
+ |   +- WriterTimeout               ... by taking too long
+ |   +- WriterVeto                  ... by raising
+ +- ProviderError                   a provider failed
+ +- BackupError                     a backup or restore failed, or its data is damaged
+ +- CancelledError                  the job was cancelled
 """
 
 from __future__ import annotations

@@ -233,5 +233,3 @@ def delete(options: Options, out: Output) -> None:
     document["removed"] = [str(path) for path in delete_backup(options.target, options.backup, dry_run=options.dry_run)]
     did = "would delete" if options.dry_run else "deleted"
     out.emit(document, f"{did} {shown(options.backup)}: {shown_size(document['bytes_written'])}")
-
-

@@ -13,9 +13,7 @@ def ledger_lines(ledger: dict[str, Any] | None) -> list[str]:
     if not ledger:
         return []
     windows = [("freeze window", "freeze_window_seconds"), ("hold window", "hold_window_seconds")]
-    lines = [
-        f"  {name}: {shown_duration(float(ledger[key]))}" for name, key in windows if ledger.get(key) is not None
-    ]
+    lines = [f"  {name}: {shown_duration(float(ledger[key]))}" for name, key in windows if ledger.get(key) is not None]
     return lines + [_entry_line(entry) for entry in ledger.get("entries", ())]
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (docs/cli.md has the table)."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if words == ["--version"]:      # asked for often, by scripts: answered before anything else is imported
+    if words == ["--version"]:  # asked for often, by scripts: answered before anything else is imported
         print(f"cowengine {__version__}")
         return 0
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")       # a name must not break a terminal that can't show it
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name must not break a terminal that can't show it
     try:
         return _run(words)
-    except KeyboardInterrupt:       # while the modules were still being imported
+    except KeyboardInterrupt:  # while the modules were still being imported
         sys.stderr.write("cowengine: interrupted\n")
         return 130
 
@@ -42,7 +42,7 @@ def _run(words: list[str]) -> int:
 
     try:
         options = build_parser().parse_args(words)
-    except SystemExit as end:       # argparse after --help
+    except SystemExit as end:  # argparse after --help
         return int(end.code or 0)
     except UsageError as error:
         return _report_usage(error, as_json="--json" in words)

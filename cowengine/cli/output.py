@@ -92,7 +92,7 @@ def _encoded(value: Any) -> str:
 def _encode(value: Any) -> Any:
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if hasattr(value, "item"):      # a NumPy scalar
+    if hasattr(value, "item"):  # a NumPy scalar
         return value.item()
     return str(value)
 

@@ -12,8 +12,8 @@ from typing import TextIO
 
 from cowengine.cli.sizes import shown_duration, shown_size
 
-INTERVAL = 0.2          # seconds between two reports
-BAR_WIDTH = 14      # characters
+INTERVAL = 0.2  # seconds between two reports
+BAR_WIDTH = 14  # characters
 
 
 class Progress:

@@ -7,7 +7,7 @@ import re
 
 _SUFFIXES = "KMGTPE"
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
-_DIGITS_MAX = 20        # 2**64 has 20; more would only make a slow big integer
+_DIGITS_MAX = 20  # 2**64 has 20; more would only make a slow big integer
 
 
 def size(text: str) -> int:

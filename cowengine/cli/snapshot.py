@@ -20,7 +20,7 @@ NOUN = Noun("snapshot", "take, read, roll back to and delete snapshots")
 
 SNAPSHOT = argument("snapshot", metavar="SNAPSHOT", help="VOLUME@NAME, or VOLUME@#ID")
 SNAPSHOTS_PER_CALL = 10_000
-READ_SIZE = 1 << 20     # bytes
+READ_SIZE = 1 << 20  # bytes
 
 
 def describe_snapshot(snapshot: Snapshot) -> Document:

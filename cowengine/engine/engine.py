@@ -22,9 +22,9 @@ from dataclasses import replace
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
+from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
-from cowengine.core.iotable import IOTable
 from cowengine.engine import checkpoint, reclaim, setcommit
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.lineage import Lineage

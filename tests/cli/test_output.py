@@ -88,7 +88,7 @@ def test_progress_as_json_says_rate_and_time_left(steps):
         steps[0] += 2
         progress.update(1000, 4000)
         steps[0] += 0.1
-        progress.update(1500, 4000)     # too soon to print
+        progress.update(1500, 4000)  # too soon to print
         steps[0] += 7.9
         progress.update(4000, 4000, "verify")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]

@@ -49,7 +49,7 @@ def test_a_reader_that_goes_away_ends_the_command_without_noise(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_ctrl_c_exits_with_130_and_leaves_no_part_of_a_file(tmp_path, options):
     path, output = tmp_path / "disk.cow", tmp_path / "raw"
-    with Volume.create(str(path), 1 << 40) as volume:       # copying a terabyte of holes takes long enough
+    with Volume.create(str(path), 1 << 40) as volume:  # copying a terabyte of holes takes long enough
         volume.snapshot("monday")
     words = ["snapshot", "cat", f"{path}@monday", "--output", str(output), *options]
     command = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Every call of a workload fails, once or from then on: nothing acknowledged is lost, no byte is wrong, every error is typed."""
+"""Every call of a workload fails, once or from then on: nothing acknowledged is lost, no wrong byte, every error typed."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_a_failed_barrier_poisons_and_the_next_open_tells(tmp_path: Path) -> Non
     table.fail_at, table.number = table.calls + 1, errno.EIO
     with pytest.raises(PoisonedError):
         volume.flush()
-    for call in (volume.flush, lambda: volume.pwrite(b"x", 0), lambda: volume.pread(1, 0), lambda: volume.snapshot("no")):
+    calls = (volume.flush, lambda: volume.pwrite(b"x", 0), lambda: volume.pread(1, 0), lambda: volume.snapshot("no"))
+    for call in calls:
         with pytest.raises(PoisonedError):
             call()
     volume.close()
