@@ -148,7 +148,8 @@ class Volume:
         """`length` bytes from byte `offset`. Raises OutOfRangeError past the end. Releases the GIL."""
         path = self._path
         plain = type(offset) is int and type(length) is int
-        if not plain or length < 0 or offset < 0 or offset + length > path.size:
+        if not plain or length <= 0 or offset < 0 or offset + length > path.size:
+            path.check_state()
             offset, length = check_range(offset, length, path.size, "read")
         return path.pread(length, offset)
 
@@ -179,11 +180,12 @@ class Volume:
         except (TypeError, BufferError, ValueError):
             check_buffer(data)
             raise
-        if written < 0:
+        if written <= 0:
             self._refuse_write(data, offset)
         return written
 
     def _refuse_write(self, data: Buffer, offset: int) -> None:
+        """Raises what is wrong with a write that was not done; returns if it was of no bytes."""
         self.engine.require_writable()
         check_buffer(data)
         check_range(offset, memoryview(data).nbytes, self.size, "write")
