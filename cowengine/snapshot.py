@@ -11,11 +11,11 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError
+from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
 from cowengine.names import shown
-from cowengine.ranges import check_buffer, check_range
+from cowengine.ranges import check_buffer, check_range, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
@@ -280,11 +280,15 @@ class _SnapshotFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if self.closed:
             raise ValueError("seek of a closed file")
+        offset = whole_number(offset, "seek: the offset")
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._snapshot.size}.get(whence)
         if base is None or base + offset < 0:
             raise OutOfRangeError(f"seek to {offset} (whence {whence})")
         self._position = base + offset
         return self._position
+
+    def write(self, data: Any) -> int:
+        raise ReadOnlyError(f"snapshot {self._snapshot.name!r} cannot be written", self._snapshot.volume_path)
 
     def readinto(self, buffer: Any) -> int:
         if self.closed:

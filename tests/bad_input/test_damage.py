@@ -11,7 +11,7 @@ import pytest
 
 from cowengine import Volume
 from cowengine.core.iotable import IOTable
-from cowengine.errors import CowEngineError, FormatError
+from cowengine.errors import CowEngineError
 
 SIZE = 32 * 4096
 LOG = 16384

@@ -162,8 +162,11 @@ def patched(path: Path, offset: int, layout: str, value: int, slots: tuple[int, 
     path.write_bytes(data)
 
 
+NEWER = [(8, "<I", 2), (8, "<I", 2**32 - 1), (8, "<I", 0), (16, "<Q", 1), (16, "<Q", 1 << 63)]
+
+
 @pytest.mark.parametrize("slots", [(0, 1), (0,), (1,)], ids=str)
-@pytest.mark.parametrize(("offset", "layout", "value"), [(8, "<I", 2), (8, "<I", 2**32 - 1), (8, "<I", 0), (16, "<Q", 1), (16, "<Q", 1 << 63)])  # fmt: skip
+@pytest.mark.parametrize(("offset", "layout", "value"), NEWER)
 def test_a_volume_of_a_newer_version_is_refused_and_not_changed(
     tmp_path: Path, offset: int, layout: str, value: int, slots: tuple[int, ...]
 ) -> None:
@@ -386,9 +389,8 @@ def test_a_process_without_descriptors_gets_a_storage_error(tmp_path: Path) -> N
 def test_a_limit_on_the_size_of_files_stops_creation_and_leaves_no_file(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with limit(resource.RLIMIT_FSIZE, 1 << 20):
-            with pytest.raises(OutOfRangeError, match="too large"):
-                Volume.create(tmp_path / "v", 2 << 20)
+        with limit(resource.RLIMIT_FSIZE, 1 << 20), pytest.raises(OutOfRangeError, match="too large"):
+            Volume.create(tmp_path / "v", 2 << 20)
     finally:
         signal.signal(signal.SIGXFSZ, before)
     assert list(tmp_path.iterdir()) == []
