@@ -1,7 +1,7 @@
 """Durable snapshot latency by volume size and number of snapshots: the table that must be flat.
 
 All nine volumes are open at once and measured in turns, in a new order in each round, with the raw barrier among them;
-so what the machine does meanwhile meets all cells alike. The figure is a mean without the fastest and slowest twentieth:
+so what the machine does meanwhile meets all alike. The figure is a mean without the fastest and slowest twentieth:
 on a disk throttled to so many operations a second every cell has two speeds, and a median jumps between them.
 """
 
