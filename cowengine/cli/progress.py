@@ -22,8 +22,7 @@ class Progress:
     def __init__(self, stream: TextIO, mode: str, label: str) -> None:
         self._stream = stream
         self._label = label
-        terminal = stream.isatty()
-        self._mode = mode if mode != "auto" else ("bar" if terminal else "none")
+        self._mode = mode if mode != "auto" else ("bar" if stream.isatty() else "json")
         self._started = time.monotonic()
         self._reported = float("-inf")
         self._done: int = 0

@@ -60,5 +60,5 @@ PROGRESS = argument(
     "--progress",
     choices=("auto", "json", "none"),
     default="auto",
-    help="a bar on a terminal (auto), JSON lines on stderr, or none",
+    help="auto: a bar on a terminal, else JSON lines; json; none",
 )

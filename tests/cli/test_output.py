@@ -119,8 +119,15 @@ def test_progress_on_a_terminal_is_one_line_that_ends(steps):
     assert shown_text.endswith("\n")
 
 
-@pytest.mark.parametrize(("stream", "mode"), [(io.StringIO(), "auto"), (Terminal(), "none")])
-def test_progress_is_silent_where_nobody_reads_it(stream, mode):
-    with Progress(stream, mode, "backup") as progress:
+def test_progress_is_json_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with Progress(stream, "auto", "backup") as progress:
+        progress.update(1, 2)
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["progress", "progress"]
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_progress_is_silent_where_nobody_wants_it(stream):
+    with Progress(stream, "none", "backup") as progress:
         progress.update(1, 2)
     assert stream.getvalue() == ""
