@@ -123,7 +123,7 @@ class ModelVolume:
         found: Rows = []
         for block in blocks:
             first, last = self.span(block)
-            if last <= start or first >= end:
+            if last <= start or first >= end or end <= start:
                 continue
             if found and found[-1][0] + found[-1][1] == first:
                 found[-1] = (found[-1][0], last - found[-1][0])
