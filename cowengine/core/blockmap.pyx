@@ -22,6 +22,9 @@ from cowengine.core.radix cimport (
     level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
 )
 
+cdef enum:
+    RUNS_OF_A_POINTER = 2       # a run pointer is freed as one run, or as two if the reclaim cursor lies in it
+
 
 cdef class BlockMap(Tree):
     """The radix tree of map entries; its root is the live head's, other roots are passed in."""
@@ -119,6 +122,8 @@ cdef class BlockMap(Tree):
             self.drop(link.node)
             link.node = NULL
         else:
+            if kind_of(link.pointer.target) == KIND_RUN and change.freed_max - change.freed.count < RUNS_OF_A_POINTER:
+                return STATUS_STOPPED
             status = self.release_run(link.pointer, base, base + span, change.freed)
             if status != 0:
                 return status
@@ -274,9 +279,9 @@ cdef class BlockMap(Tree):
             return STATUS_STOPPED
         found.budget -= 1
         for i in range(found.position - base if found.position > base else 0, LEAF_ENTRIES):
+            found.position = base + i       # what lies before is done, this block is not
             if found.freed.count >= found.freed_max:
                 return STATUS_STOPPED
-            found.position = base + i
             status = self.find(dead, base + i, &mine, &count)
             if status != 0:
                 return status

@@ -3,10 +3,14 @@
 from libc.stdint cimport uint64_t
 
 
+cdef enum:
+    STATUS_SHORT = -9       # the file ends before what was to be read
+
+
 cdef class IOTable:
     cdef bint direct    # exactly IOTable: call the system; else call the Python methods of the subclass
 
-    # Each returns 0 or a positive errno. Short reads past the end of the file are filled with zeros.
+    # Each returns 0 or a positive errno; a read that meets the end of the file, STATUS_SHORT.
     cdef int read_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
     cdef int read_python(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept with gil

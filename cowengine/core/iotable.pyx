@@ -13,7 +13,6 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memset
 
 import fcntl as _fcntl
 import os as _os
@@ -80,7 +79,7 @@ cdef class IOTable:
             return self.read_python(fd, buffer, length, offset)
         status = _pread_all(fd, buffer, length, offset, &done)
         if status == 0 and done < length:
-            memset(<char *>buffer + done, 0, length - done)
+            return STATUS_SHORT
         return status
 
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
@@ -96,9 +95,7 @@ cdef class IOTable:
             return error.errno or EIO
         except BaseException:
             return EIO
-        if done < length:
-            memset(<char *>buffer + done, 0, length - done)
-        return 0
+        return 0 if done == length else STATUS_SHORT
 
     cdef int write_python(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept with gil:
         try:

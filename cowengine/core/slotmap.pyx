@@ -237,6 +237,24 @@ cdef class SlotMap:
         self.mutex.release()
         check_status(status, self.used)
 
+    def used_slots(self, list runs not None):
+        """The slots of some runs that are marked used, as runs of one."""
+        cdef uint64_t slot, count, i
+        cdef node_t *leaf
+        cdef int status = 0
+        cdef list found = []
+        self.mutex.acquire()
+        for slot, count in runs:
+            for i in range(slot, slot + count):
+                status = self.used.leaf(&self.used.root, i, &leaf)
+                if status != 0:
+                    break
+                if leaf != NULL and any_bit(leaf.words, i & (LEAF_SLOTS - 1), (i & (LEAF_SLOTS - 1)) + 1):
+                    found.append((i, 1))
+        self.mutex.release()
+        check_status(status, self.used)
+        return found
+
     def count_busy(self, uint64_t start, uint64_t end):
         """How many slots of [start, end) are busy."""
         cdef uint64_t slot = start, stop, word, total = 0

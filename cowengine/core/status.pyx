@@ -9,6 +9,7 @@ import errno as _errno
 from cowengine.core.radix cimport STATUS_ABSENT, STATUS_CORRUPT, STATUS_GONE, STATUS_MEMORY, STATUS_POISONED, Tree
 
 from cowengine import errors
+from cowengine.core.iotable cimport STATUS_SHORT
 
 
 cdef int check_status(int status, Tree tree) except -1:
@@ -19,6 +20,8 @@ cdef int check_status(int status, Tree tree) except -1:
         raise errors.CorruptionError(
             f"metadata is damaged: slot {tree.damaged_slot} of the file does not hold the node that belongs there",
             offset=tree.damaged_slot * 4096)
+    if status == STATUS_SHORT:
+        raise errors.CorruptionError("the file ends before a block that it maps: it was cut short")
     if status == STATUS_MEMORY:
         raise MemoryError("no memory for a node of the block map")
     if status == STATUS_GONE:

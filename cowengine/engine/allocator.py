@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from cowengine.core.datapath import DataPath
-from cowengine.errors import NoSpaceError, StorageError
+from cowengine.errors import CorruptionError, NoSpaceError, StorageError
 from cowengine.format import SLOT_BYTES, Region
 
 logger = logging.getLogger("cowengine.engine")
@@ -82,6 +82,8 @@ class Allocator:
             self._scraps.append(self._taken(scrap))
             self.limit += scrap[1]
         run = (self.limit, wanted)
+        if slots.count_busy(self.limit, self.limit + wanted):
+            raise CorruptionError("slots behind the end of the file are in use: it was cut short")
         self.limit += wanted
         return self._taken(run)
 

@@ -206,7 +206,8 @@ class Engine:
             self.make_room()
         punch_all = batch is not None
         with self.undivided():
-            self._takes += 1
+            if batch is None:
+                self.begin_take()
             deltas, freed, freed_nodes, writes, superseded, root = batch or self.path.take_batch(keep_root)
             self.superseded += superseded
             if writes != self._synced_writes:
@@ -218,6 +219,10 @@ class Engine:
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
         return root
+
+    def begin_take(self) -> None:
+        """To be called before a batch is taken: a flush that was asked for later must not count on that batch."""
+        self._takes += 1
 
     def _write_record(
         self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int

@@ -34,6 +34,7 @@ def reclaim_step(engine: Engine) -> bool:
         before = 0 if record.cursor == NO_CURSOR else record.cursor
         above = lineage.epoch_before(number)
         with engine.undivided():
+            engine.begin_take()
             cursor, at_end, batch = engine.path.reclaim(
                 lineage.root(number), kept, child == HEAD_ID, above, before, LEAVES_A_STEP
             )

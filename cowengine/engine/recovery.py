@@ -104,6 +104,11 @@ def _open(
             "without_store=True and lose snapshot sets that are only in the store's log", path,
         )  # fmt: skip
     file_slots = -(-io.size(fd) // SLOT_BYTES)
+    needed = max(region.slot + (region.block_count << superblock.block_shift) // SLOT_BYTES for region in superblock.regions)
+    if file_slots < needed:
+        raise CorruptionError(
+            f"the file has {io.size(fd)} bytes and needs {needed * SLOT_BYTES} at least: it was cut short", path
+        )
     engine = Engine(io, fd, path, superblock, read_only=read_only, file_slots=file_slots)
     engine.newest_slot = slot
     try:
@@ -212,7 +217,8 @@ def _apply(engine: Engine, record: Record) -> None:
     if not engine.path.replay(deltas):
         raise CorruptionError(f"record {record.sequence} changes blocks beyond the end of the volume")
     engine.path.slots.mark_used(list(record.freed), False)
-    engine.superseded += record.freed_nodes
+    # From the older superblock's checkpoint, a node of the newer one is a slot that is free.
+    engine.superseded += engine.path.slots.used_slots(list(record.freed_nodes))
     for event in record.events:
         if not event.before:
             apply_event(engine, event)
