@@ -12,7 +12,6 @@ Threads   no state. The file must stand still while it is checked: `check_file` 
 from __future__ import annotations
 
 import errno
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.check_replay import Replay
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
+from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
 from cowengine.engine.report import Report
 from cowengine.errors import (
@@ -27,7 +27,6 @@ from cowengine.errors import (
     CorruptionError,
     CowEngineError,
     FormatError,
-    NotFoundError,
     StorageError,
     UnsupportedVersionError,
 )
@@ -64,23 +63,12 @@ def check_file(path: str, io: IOTable = KERNEL) -> Report:
 
     Raises NotFoundError, BusyError if it is open for writing, FormatError if it is no volume, StorageError.
     """
-    try:
-        fd = io.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise NotFoundError("no such volume file", path) from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise FormatError(f"{path}: a symbolic link, which is not followed; name the file itself") from None
-        raise StorageError(f"the file cannot be opened: {error.strerror}", path, error.errno or errno.EIO) from error
+    fd = open_regular(io, path, read_only=True)
     try:
         io.lock(fd, False)
         return check_open(io, fd, path)
     except BlockingIOError:
         raise BusyError("the volume is open for writing; close it, or check it through its owner", path) from None
-    except OSError as error:
-        if error.errno in (errno.EISDIR, errno.ESPIPE):
-            raise FormatError(f"{path}: no regular file") from None
-        raise
     finally:
         io.close(fd)
 

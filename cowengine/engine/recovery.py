@@ -16,14 +16,13 @@ from dataclasses import replace
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
+from cowengine.engine.files import open_regular
 from cowengine.errors import (
     BusyError,
     CorruptionError,
     CowEngineError,
     FormatError,
-    NotFoundError,
     PoisonedError,
-    ReadOnlyError,
     StorageError,
     UnsupportedVersionError,
 )
@@ -56,7 +55,7 @@ def open_engine(
     io: IOTable, path: str, *, read_only: bool = False, store_uuid: bytes | None = None, without_store: bool = False
 ) -> Engine:
     """Opens a volume file; for writing, as its owner."""
-    fd = _descriptor(io, path, read_only)
+    fd = open_regular(io, path, read_only=read_only)
     try:
         return _open(io, fd, path, read_only, store_uuid, without_store)
     except BaseException as error:
@@ -64,24 +63,6 @@ def open_engine(
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise StorageError(f"opening failed: {error.strerror}", path, error.errno or errno.EIO) from error
         raise
-
-
-def _descriptor(io: IOTable, path: str, read_only: bool) -> int:
-    """Opens what must be a regular file; never waits for the other end of a pipe."""
-    try:
-        fd = io.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise NotFoundError("there is no such file", path) from None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise FormatError(f"{path}: not a regular file ({error.strerror})") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and not read_only:
-            raise ReadOnlyError("the file may not be written; open the volume read-only", path) from error
-        raise StorageError(f"the file cannot be opened: {error.strerror}", path, error.errno or errno.EIO) from error
-    if not io.is_file(path):
-        io.close(fd)
-        raise FormatError(f"{path}: not a regular file")
-    return fd
 
 
 def _open(
@@ -104,7 +85,9 @@ def _open(
             "without_store=True and lose snapshot sets that are only in the store's log", path,
         )  # fmt: skip
     file_slots = -(-io.size(fd) // SLOT_BYTES)
-    needed = max(region.slot + (region.block_count << superblock.block_shift) // SLOT_BYTES for region in superblock.regions)
+    needed = max(
+        region.slot + (region.block_count << superblock.block_shift) // SLOT_BYTES for region in superblock.regions
+    )
     if file_slots < needed:
         raise CorruptionError(
             f"the file has {io.size(fd)} bytes and needs {needed * SLOT_BYTES} at least: it was cut short", path
@@ -140,6 +123,7 @@ def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int,
             raise CorruptionError("both superblocks are damaged", path) from problems[0]
         worst = next((p for p in problems if type(p) is not FormatError), problems[0])
         if isinstance(worst, CorruptionError):
+            worst.filename = path
             raise worst
         raise type(worst)(f"{worst}: {path}") from None
     superblock, slot = max(found, key=lambda pair: pair[0].generation)
