@@ -1,4 +1,4 @@
-"""Every call of a workload fails, once or from then on: nothing acknowledged is lost, no byte wrong, errors are typed."""
+"""Each call of a workload fails once or from then on: nothing acknowledged is lost, no byte wrong, errors are typed."""
 
 from __future__ import annotations
 
