@@ -1,0 +1,227 @@
+"""A full disk in the middle of anything a volume does: typed, nothing acknowledged lost, and a delete makes room."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_disk import MIB, Disk
+
+from cowengine import Volume
+from cowengine.errors import NoSpaceError, NotFoundError
+
+SIZE = 2 * MIB
+BLOCK = 4096
+VICTIM = 100 * BLOCK
+
+
+class Ledger:
+    """A volume, and what each of its bytes may be: what was acknowledged, or what a failed write wanted."""
+
+    def __init__(self, disk: Disk, path: Path, log_size: int) -> None:
+        self.disk = disk
+        self.path = path
+        self.random = random.Random(6)
+        self.live = bytearray(self.random.randbytes(SIZE))
+        self.doubtful: list[tuple[int, bytes]] = []
+        self.snapshots: dict[str, bytes] = {}
+        self.maybe: dict[str, bytes] = {}
+        self.volume = Volume.create(path, SIZE, log_size=log_size, io=disk.io, background=False)
+        self.volume.pwrite(self.live, 0)
+        for number in range(2):
+            self.snapshot(f"base{number}")
+            self.write(100_000)
+        self.make_victim()
+
+    def make_victim(self) -> None:
+        """A snapshot that alone holds 100 blocks."""
+        self.write(VICTIM, offset=BLOCK)
+        self.snapshot("victim")
+        self.write(VICTIM, offset=BLOCK)
+
+    def write(self, length: int, offset: int | None = None) -> None:
+        if offset is None:
+            offset = self.random.randrange(SIZE - length)
+        data = self.random.randbytes(length)
+        try:
+            self.volume.pwrite(data, offset)
+        except BaseException:
+            self.doubtful.append((offset, data))
+            raise
+        self.live[offset : offset + length] = data
+
+    def discard(self) -> None:
+        offset = self.random.randrange(SIZE // BLOCK - 8) * BLOCK
+        self.doubtful.append((offset, bytes(8 * BLOCK)))
+        self.volume.discard(offset, 8 * BLOCK)
+        self.doubtful.pop()
+        self.live[offset : offset + 8 * BLOCK] = bytes(8 * BLOCK)
+
+    def snapshot(self, name: str) -> None:
+        state = bytes(self.live)
+        self.maybe[name] = state
+        self.volume.snapshot(name)
+        self.snapshots[name] = self.maybe.pop(name)
+
+    def rollback(self, name: str) -> None:
+        state = bytes(self.live)
+        kept = self.volume.rollback(name)
+        self.snapshots[kept.name] = state
+        self.live[:] = self.snapshots[name]
+
+    def delete(self, name: str) -> None:
+        self.volume.get_snapshot(name).delete()
+        del self.snapshots[name]
+
+    def settle(self) -> None:
+        """Looks at what failed writes left, which must be old or new, and takes it for granted from now on."""
+        found = self.volume.pread(SIZE, 0)
+        states = [bytes(self.live)]
+        for offset, data in self.doubtful:
+            states += [state[:offset] + data + state[offset + len(data) :] for state in states[-1:]]
+        for at in range(0, SIZE, 512):
+            allowed = {state[at : at + 512] for state in states}
+            if found[at : at + 512] not in allowed:
+                allowed |= {mixed(at, self.live, self.doubtful)}
+            assert found[at : at + 512] in allowed, f"byte {at} of the live volume is neither old nor new"
+        self.live[:] = found
+        self.doubtful = []
+
+    def verify(self) -> None:
+        """All that was acknowledged is there."""
+        names = {snapshot.name for snapshot in self.volume.snapshots()}
+        assert self.snapshots.keys() <= names <= self.snapshots.keys() | self.maybe.keys()
+        self.settle()
+        for name, contents in self.snapshots.items():
+            assert self.volume.get_snapshot(name).pread(SIZE, 0) == contents, f"snapshot {name} is wrong"
+
+    def reopen(self) -> None:
+        self.volume.close()
+        self.volume = Volume.open(self.path, io=self.disk.io, background=False)
+
+
+def mixed(at: int, live: bytes, doubtful: list[tuple[int, bytes]]) -> bytes:
+    """A sector of which a failed write wanted only a part."""
+    sector = bytearray(live[at : at + 512])
+    for offset, data in doubtful:
+        begin, end = max(at, offset), min(at + 512, offset + len(data))
+        if begin < end:
+            sector[begin - at : end - at] = data[begin - offset : end - offset]
+    return bytes(sector)
+
+
+OPERATIONS: dict[str, Callable[[Ledger, int], None]] = {
+    "write": lambda ledger, number: ledger.write(ledger.random.randrange(1, 200_000)),
+    "write of one byte": lambda ledger, number: ledger.write(1),
+    "snapshot": lambda ledger, number: (ledger.write(3000), ledger.snapshot(f"s{number}"))[0],
+    "rollback": lambda ledger, number: (ledger.write(9000), ledger.rollback("base1"))[0],
+    "discard": lambda ledger, number: (ledger.discard(), ledger.write(9000), ledger.volume.flush())[0],
+    "flush": lambda ledger, number: (ledger.write(5000), ledger.volume.flush())[0],
+    "checkpoint": lambda ledger, number: (ledger.write(5000), ledger.volume.engine.checkpoint())[0],
+    "reopen": lambda ledger, number: (ledger.write(5000), ledger.reopen())[0],
+}
+
+
+@pytest.fixture(params=[16384, 262144], ids=["smallest log", "default log"])
+def ledger(disk: Disk, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """A volume with three snapshots on a disk with room."""
+    ledger = Ledger(disk, disk.path / "v", request.param)
+    yield ledger
+    if not ledger.volume.closed:
+        ledger.volume.close()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_full_disk_loses_nothing_and_a_delete_makes_room(disk: Disk, ledger: Ledger, operation: str) -> None:
+    numbers = itertools.count()
+    for left in (0, 3 * BLOCK, 40 * BLOCK):
+        disk.fill(left)
+        with pytest.raises(NoSpaceError):
+            for _ in range(3000):
+                OPERATIONS[operation](ledger, next(numbers))
+        if ledger.volume.closed:
+            ledger.volume = Volume.open(ledger.path, io=disk.io, background=False)
+        ledger.verify()
+        disk.fill()
+        before = disk.free()
+        ledger.delete("victim")
+        assert disk.free() - before >= VICTIM - 20 * BLOCK, "the delete gave nothing back"
+        ledger.write(5000)
+        ledger.snapshot(f"after {left}")
+        ledger.volume.flush()
+        ledger.verify()
+        disk.clear()
+        ledger.reopen()
+        ledger.verify()
+        report = ledger.volume.check()
+        assert report.ok, report.problems
+        ledger.make_victim()
+
+
+def test_reads_and_in_place_writes_go_on_at_a_full_disk(disk: Disk, ledger: Ledger) -> None:
+    ledger.volume.flush()
+    offset, data = 40 * BLOCK, bytes(range(256)) * 16
+    for number in range(2):
+        ledger.volume.pwrite(data, offset)
+        ledger.live[offset : offset + BLOCK] = data
+        ledger.volume.flush()
+        if number == 0:
+            disk.fill()
+    for _ in range(50):
+        data = ledger.random.randbytes(BLOCK)
+        ledger.volume.pwrite(data, offset)  # its place is its own since the last snapshot
+        ledger.live[offset : offset + BLOCK] = data
+    ledger.volume.flush()
+    ledger.verify()
+    assert len(ledger.volume.changed_extents("victim")) > 0
+    assert ledger.volume.check().ok
+
+
+def test_all_snapshots_can_be_deleted_at_a_full_disk(disk: Disk, ledger: Ledger) -> None:
+    for number in range(60):
+        ledger.write(6000)
+        ledger.snapshot(f"s{number}")
+    disk.fill()
+    for name in ledger.random.sample(sorted(ledger.snapshots), len(ledger.snapshots)):
+        ledger.delete(name)
+    ledger.volume.flush()
+    assert disk.free() > MIB // 4
+    ledger.verify()
+    assert ledger.volume.snapshots() == []
+    with pytest.raises(NotFoundError):
+        ledger.volume.get_snapshot("base0")
+    ledger.reopen()
+    ledger.verify()
+    assert ledger.volume.check().ok
+
+
+@pytest.mark.parametrize("left", [0, BLOCK, 3 * BLOCK, 6 * BLOCK])
+def test_a_volume_that_has_no_room_is_not_made(disk: Disk, left: int) -> None:
+    disk.fill(left)
+    with pytest.raises(NoSpaceError):
+        Volume.create(disk.path / "new", SIZE, io=disk.io)
+    assert not (disk.path / "new").exists()
+    disk.clear()
+    with Volume.create(disk.path / "new", SIZE, io=disk.io) as volume:
+        assert volume.check().ok
+
+
+def test_a_volume_closed_on_a_full_disk_opens_on_it(disk: Disk, ledger: Ledger) -> None:
+    ledger.write(50_000)
+    ledger.snapshot("last")
+    disk.fill()
+    with pytest.raises(NoSpaceError):
+        for _ in range(1000):
+            ledger.write(50_000)
+    ledger.settle()
+    for _ in range(3):
+        ledger.reopen()
+        ledger.verify()
+        ledger.volume.close()
+        with Volume.open(ledger.path, read_only=True, io=disk.io) as reader:
+            assert reader.get_snapshot("last").pread(SIZE, 0) == ledger.snapshots["last"]
+        ledger.volume = Volume.open(ledger.path, io=disk.io, background=False)
+    assert ledger.volume.check().ok
