@@ -1,0 +1,75 @@
+"""What reclaim once got wrong."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowengine import Volume
+from cowengine.engine import reclaim
+
+BLOCK = 4096
+
+
+def test_a_step_that_stops_at_a_full_record_frees_no_block_twice(tmp_path: Path) -> None:
+    """The step ended when its record had no room for another run, and left the cursor on the block it had just freed.
+
+    The next step freed that block's slot again, when it might have had a new owner: two owners of one slot.
+    """
+    blocks = list(range(256))
+    with Volume.create(tmp_path / "v", 256 * BLOCK, log_size=16384, background=False) as volume:
+        volume.pwrite(b"\1" * (256 * BLOCK), 0)
+        volume.snapshot("kept")
+        random.Random(1).shuffle(blocks)
+        for block in blocks:  # scattered, so that no two freed slots form one run
+            volume.pwrite(b"\2" * BLOCK, block * BLOCK)
+        doomed = volume.snapshot("doomed")
+        for block in range(256):
+            volume.pwrite(b"\3" * BLOCK, block * BLOCK)
+        doomed.delete()
+        assert volume.check().problems == []
+
+
+def test_a_flush_that_begins_during_a_step_of_reclaim_is_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step took the open batch first and counted its commit afterwards.
+
+    A write and a flush in between counted on that commit, which did not have the write: flush returned, and a crash
+    lost what it had promised.
+    """
+    path = tmp_path / "v"
+    volume = Volume.create(path, 64 * BLOCK, log_size=16384, background=False)
+    volume.pwrite(b"a" * BLOCK, 0)
+    snapshot = volume.snapshot("doomed")
+    volume.pwrite(b"b" * BLOCK, 0)
+    volume.flush()
+    volume.engine.delete(snapshot.id)
+    written, threads = threading.Event(), []
+
+    def write_and_flush() -> None:
+        volume.pwrite(b"c" * BLOCK, 5 * BLOCK)
+        written.set()
+        volume.flush()
+
+    def event(number: int) -> Any:
+        # Between the moment at which the step took the batch and its record.
+        threads.append(threading.Thread(target=write_and_flush))
+        threads[0].start()
+        written.wait()
+        threads[0].join(0.2)  # it waits for the step
+        return real(number)
+
+    real = reclaim.ReclaimedEvent
+    monkeypatch.setattr(reclaim, "ReclaimedEvent", event)
+    assert reclaim.reclaim_step(volume.engine)
+    threads[0].join()
+    shutil.copy(path, tmp_path / "crashed")
+    volume.close()
+    with Volume.open(tmp_path / "crashed", background=False) as crashed:
+        assert crashed.pread(BLOCK, 5 * BLOCK) == b"c" * BLOCK, "flush returned, and the write is lost"
