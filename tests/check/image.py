@@ -24,6 +24,9 @@ class ImageIO(IOTable):
     def open(self, path, flags, mode=0o600):
         return 3
 
+    def is_file(self, path):
+        return True
+
     def close(self, fd):
         pass
 
