@@ -1,4 +1,4 @@
-"""Small disks that really fill up: ext4 and XFS on loop devices, and a quota in the I/O table where there is no root."""
+"""Small disks that really fill up: ext4 and XFS on loop devices, and a quota in the I/O table where root is missing."""
 
 from __future__ import annotations
 
