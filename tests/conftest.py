@@ -1,7 +1,8 @@
 """What holds for every test: Hypothesis without deadlines, and what happens to a test whose needs are not met.
 
-`@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs. Without them it is
-skipped, and the run's last lines count such tests; with CI=true it fails, because there the machine must have them.
+`@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs,
+`@pytest.mark.needs("sqlite3")` one that needs only programs. Without them it is skipped, and the run's last lines count
+such tests; with CI=true it fails, because there the machine must have them.
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    marker = item.get_closest_marker("privileged")
-    if marker is None:
-        return
-    lacking = [tool for tool in marker.args if shutil.which(tool) is None]
-    if os.geteuid() != 0:
-        lacking.insert(0, "root")
+    privileged = list(item.iter_markers("privileged"))
+    lacking = ["root"] if privileged and os.geteuid() != 0 else []
+    tools = [tool for marker in [*privileged, *item.iter_markers("needs")] for tool in marker.args]
+    lacking += [tool for tool in tools if shutil.which(tool) is None]
     if not lacking:
         return
-    reason = f"PRIVILEGED TEST NOT RUN, it needs {', '.join(lacking)}"
+    reason = f"TEST NOT RUN, it needs {', '.join(lacking)}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     item.config.stash[UNMET].append(item.nodeid)
@@ -40,4 +39,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    terminalreporter.write_line(f"privileged tests not run: {len(config.stash[UNMET])}")
+    terminalreporter.write_line(f"tests not run for want of root or a program: {len(config.stash[UNMET])}")
