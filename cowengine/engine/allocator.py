@@ -28,6 +28,7 @@ RUNWAY_SLOTS = 256  # 1 MiB
 REUSE_SHARE = 4  # reuse free slots when they are more than one in so many
 PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted
 PREWRITE_SLOTS = 256
+REFUSED_MAX = 64  # runs without space that are tried before a full file system is believed
 FREQUENT_BLOCKS = 64  # placed since the last commit: fewer than that, and a runway is written with zeros first
 _PAIR = struct.Struct("<QQ")
 
@@ -42,7 +43,9 @@ def runs_of(packed: bytes) -> list[Run]:
 class Allocator:
     """Free slots outside the home regions."""
 
-    def __init__(self, path: DataPath, log_end: int, regions: Iterable[Region], file_slots: int) -> None:
+    def __init__(
+        self, path: DataPath, log_end: int, regions: Iterable[Region], file_slots: int, reserve_slots: int
+    ) -> None:
         self._path = path
         self._block_slots = path.block_bytes // SLOT_BYTES
         self._lock = threading.Lock()
@@ -58,6 +61,8 @@ class Allocator:
         self._cursor = start
         self._placed_at_commit = 0
         self._scraps: list[Run] = []  # busy, in front of runways
+        self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
+        self._reserve_slots = reserve_slots
         self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
 
     # -- giving out ---------------------------------------------------------------------------------------------------
@@ -87,65 +92,110 @@ class Allocator:
         self.limit += wanted
         return self._taken(run)
 
-    def _scrap(self, wanted: int) -> Run | None:
-        """Up to `wanted` slots of a run too short for a runway."""
-        if not self._scraps:
-            return None
-        slot, count = self._scraps.pop()
-        if count > wanted:
-            self._scraps.append((slot + wanted, count - wanted))
-        return slot, min(count, wanted)
-
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)
-        assert self._busy is not None
-        self._busy += run[1]
+        if self._busy is not None and run[0] >= self._tail_start:
+            self._busy += run[1]
         return run
 
     def runway(self, slots: int) -> None:
-        """Gives the data path at least `slots` slots to place blocks in."""
+        """Gives the data path at least `slots` slots to place blocks in, or as many runs as it has room for."""
         with self._lock:
             missing = max(slots, RUNWAY_SLOTS) - self._path.runway_slots()
             while missing > 0:
                 run = self._pick(max(RUNWAY_SLOTS, self._block_slots), self._block_slots)
                 if self._path.blocks_placed - self._placed_at_commit < FREQUENT_BLOCKS:
-                    self._prewrite([run])
+                    # A barrier over space that was written before costs half of one that has to allocate it.
+                    self._zeroed(run)
                 missing -= run[1]
                 left = self._path.add_runway([run])
                 if left:
                     self._return(left)
                     return
 
-    def take(self, count: int) -> list[Run]:
-        """Slots for `count` nodes, written with zeros so that writing them later needs no space.
-
-        Raises NoSpaceError; then nothing was taken.
-        """
-        runs: list[Run] = []
-        with self._lock:
-            while count > 0:
-                run = self._scrap(count) or self._pick(min(count, PREWRITE_SLOTS), 1)
-                runs.append(run)
-                count -= run[1]
-            self._prewrite(runs)
-        return runs
-
     def committed(self) -> None:
         """A record was acknowledged."""
         self._placed_at_commit = self._path.blocks_placed
 
-    def _prewrite(self, runs: list[Run]) -> None:
-        """Writes zeros: a barrier over space that was written before costs half of one that has to allocate it."""
+    # -- for nodes ----------------------------------------------------------------------------------------------------
+    def take(self, count: int) -> list[Run]:
+        """Slots for `count` nodes, written with zeros so that writing them later needs no space.
+
+        When the file system is full they come from the reserve, then from free slots that still have their space (P8).
+        Raises NoSpaceError; then nothing was taken.
+        """
+        taken: list[Run] = []
+        refused: list[Run] = []
+        with self._lock:
+            try:
+                while count > 0:
+                    run = self._pick_for_nodes(count, full=bool(refused))
+                    if run is None or len(refused) > REFUSED_MAX:
+                        raise NoSpaceError("no space left on the file system; nothing acknowledged was lost")
+                    if self._zeroed(run):
+                        taken.append(run)
+                        count -= run[1]
+                    else:
+                        refused.append(run)
+            except BaseException:
+                self._keep(taken)
+                raise
+            finally:
+                self._return(refused)
+        return taken
+
+    def _pick_for_nodes(self, wanted: int, *, full: bool) -> Run | None:
+        if not full:
+            return _cut(self._scraps, wanted) or self._pick(min(wanted, PREWRITE_SLOTS), 1)
+        kept = _cut(self._reserve, wanted)
+        if kept is not None:
+            return kept
+        found = self._path.slots.find_free(self._tail_start, self.limit, 1)
+        return None if found is None else self._taken(found)
+
+    def _zeroed(self, run: Run) -> bool:
+        """Writes a run with zeros; False, and no space used, if the file system is full."""
         try:
-            for slot, length in runs:
-                self._path.io.pwrite(self._path.fd, bytes(length * SLOT_BYTES), slot * SLOT_BYTES)
+            self._path.io.pwrite(self._path.fd, bytes(run[1] * SLOT_BYTES), run[0] * SLOT_BYTES)
         except OSError as error:
-            self._return(runs)
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NoSpaceError("no space left on the file system; nothing acknowledged was lost") from error
-            raise StorageError(
-                f"a write of new space failed: {error.strerror}", number=error.errno or errno.EIO
-            ) from error
+                self._punch(*run)
+                return False
+            self._return([run])
+            number = error.errno or errno.EIO
+            raise StorageError(f"a write of new space failed: {error.strerror}", number=number) from error
+        return True
+
+    def recycle(self, runs: list[Run]) -> None:
+        """Slots of nodes that no checkpoint needs any more; the reserve keeps as many as it lacks."""
+        with self._lock:
+            self._keep(runs)
+
+    def _keep(self, runs: list[Run]) -> None:
+        missing = self._reserve_slots - sum(count for _, count in self._reserve)
+        for slot, count in runs:
+            part = max(0, min(count, missing))
+            missing -= part
+            if part:
+                self._reserve.append((slot, part))
+            if part < count:
+                self._return([(slot + part, count - part)])
+
+    def fill_reserve(self) -> None:
+        """After an open: the reserve takes free slots that exist already, and only then new ones."""
+        with self._lock:
+            missing = self._reserve_slots
+            while missing > 0:
+                run = self._path.slots.find_free(self._tail_start, self.limit, missing)
+                if run is None:
+                    run = (self.limit, missing)
+                    self.limit += missing
+                self._taken(run)
+                if not self._zeroed(run):
+                    self._return([run])
+                    return  # full already: what deletes give back will do
+                self._keep([run])
+                missing -= run[1]
 
     def give_back(self, runs: list[Run]) -> None:
         """Returns slots that nothing was written to that counts."""
@@ -199,3 +249,13 @@ def merged(runs: list[Run]) -> list[Run]:
         else:
             result.append((slot, count))
     return result
+
+
+def _cut(runs: list[Run], wanted: int) -> Run | None:
+    """Takes up to `wanted` slots off the last of some runs."""
+    if not runs:
+        return None
+    slot, count = runs.pop()
+    if count > wanted:
+        runs.append((slot + wanted, count - wanted))
+    return slot, min(count, wanted)

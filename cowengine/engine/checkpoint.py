@@ -101,7 +101,7 @@ def _write_free_map(engine: Engine) -> None:
 def _recycle(engine: Engine) -> None:
     """I12: what only the older superblock before this one needed comes back."""
     log = engine.log
-    engine.allocator.give_back(engine.retired_before)
+    engine.allocator.recycle(engine.retired_before)
     engine.retired_before, engine.retired = engine.retired, []
     engine.bases = (engine.bases[1], log.position)
     log.tail = engine.bases[0]

@@ -132,6 +132,7 @@ def _fill(io: IOTable, fd: int, path: str, superblock: Superblock, size: int) ->
     checkpoint(engine)
     # The second superblock slot gets the same, so that both are valid from the beginning.
     engine.write_superblock(engine.superblock)
+    engine.allocator.fill_reserve()
     return engine
 
 

@@ -64,6 +64,8 @@ EVENT_BYTES_FIXED = 80  # of a snapshot event, without name and metadata
 SMALL_EVENTS_BYTES = 100
 CACHE_NODES = 16384  # 64 MiB and a little
 DIRTY_NODES_MAX = 4096
+# Three checkpoints' worth of nodes for a delete, because two are kept.
+RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
 
 #: What `DataPath.take_batch` returns.
 Batch = tuple[bytes, bytes, bytes, int, list[Run], Root | None]
@@ -105,7 +107,8 @@ class Engine:
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
         self.lineage = Lineage(self.path, self.table, sb.next_id)
-        self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots)
+        reserve = RESERVE_SLOTS if self.log.size >= 1 << 20 else RESERVE_SLOTS_SMALL
+        self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots, reserve)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
         self._pending_bytes = 0
         self.durable_store_sequence = sb.store_sequence

@@ -253,5 +253,6 @@ def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool
         engine.durable_store_sequence = 0
     engine.write_superblock(recovered)
     engine.write_superblock(engine.superblock)
+    engine.allocator.fill_reserve()
     if not other_valid:
         logger.warning("%s: one of the two superblocks was damaged and has been rewritten", engine.name)

@@ -11,6 +11,7 @@ Durability  None is promised.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -21,6 +22,8 @@ from typing import Any, Final
 
 from cowengine.errors import CorruptionError
 from cowengine.store.layout import TYPE_SET, Record
+
+logger = logging.getLogger("cowengine.store")
 
 MEMORY: Final = ":memory:"
 BACKLOG_MAX: Final = 256
@@ -168,11 +171,19 @@ class Catalogue:
             self._apply()
             self._run(statements, None)
 
-    def checkpoint(self) -> None:
-        """Take in all that is noted, and move it to the main file as far as possible."""
+    def checkpoint(self) -> bool:
+        """Take in all that is noted, and move it to the main file as far as possible.
+
+        False if the file could not take it: the index is behind then, and the store log must keep what it lacks.
+        """
         with self._lock:
             self._apply()
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            except sqlite3.Error as error:
+                logger.warning("the catalogue %s is behind: %s", self.path, error)
+                return False
+            return True
 
     def _apply(self) -> None:
         """Take in what is noted, in the log's order and without a gap: a record may have been noted before the one

@@ -192,8 +192,8 @@ class Store:
         try:
             if not self.read_only and self.log.poison is None:
                 base = self._settlement.settled_sequence()
-                self._catalogue.checkpoint()
-                self.log.advance(base, clean=base == self.log.tip_sequence)
+                if self._catalogue.checkpoint():
+                    self.log.advance(base, clean=base == self.log.tip_sequence)
         finally:
             self._catalogue.close()
             self.log.close()
