@@ -21,15 +21,16 @@ from crash_oracle import SECTOR, Expectation, Found, Operation, Oracle, Violatio
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.engine import allocator, checkpoint, reclaim
+from cowengine.engine import allocator, engine, reclaim
 from cowengine.errors import PoisonedError
 
 PATH = "/disk/volume"
 
-# So that freed slots are reused within a few steps, where normally the file first grows by some megabytes; and that a
-# reclaim commits behind each leaf.
+# So that freed slots are reused within a few steps, where normally the file first grows by some megabytes and a reserve
+# takes the first ones; and that a reclaim commits behind each leaf.
 allocator.RUNWAY_SLOTS = 2
 allocator.REUSE_SHARE = 64
+engine.RESERVE_SLOTS_SMALL = 2
 reclaim.LEAVES_A_STEP = 1
 Step = tuple[Any, ...]
 
@@ -262,10 +263,7 @@ class Runner:
         self.volume.reclaim()
 
     def _checkpoint(self) -> None:
-        engine = self.volume.engine
-        with engine.lock:
-            engine.make_room()
-            checkpoint.checkpoint(engine)
+        self.volume.engine.checkpoint()
 
     def _reopen(self) -> None:
         self.volume.close()

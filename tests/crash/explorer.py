@@ -264,7 +264,7 @@ def make_task(name: str) -> tuple[Runner | StoreRunner, tuple[Step, ...]]:
     kind, number = name.split(":")
     rng = random.Random(int(number))
     if kind == "set":
-        return StoreRunner(MemoryDisk()), random_set_steps(rng, rng.choice((8, 16, 30)))
+        return StoreRunner(MemoryDisk()), random_set_steps(rng, rng.choice((6, 10, 16)))
     if kind == "exhaustive":
         return Runner(MemoryDisk(), GEOMETRIES[0]), SHORT[int(number)]
     runner = Runner(MemoryDisk(), WIDE if int(number) % WIDE_ONE_IN == 0 else rng.choice(GEOMETRIES))

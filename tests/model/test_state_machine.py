@@ -18,7 +18,6 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
-from cowengine.engine import checkpoint
 from cowengine.errors import ExistsError, NotFoundError, OutOfRangeError
 
 SNAPSHOTS_MAX = 6
@@ -84,10 +83,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule()
     def checkpoint(self) -> None:
-        engine = self.volume.engine
-        with engine.lock:
-            engine.make_room()
-            checkpoint.checkpoint(engine)
+        self.volume.engine.checkpoint()
 
     @rule()
     def reopen(self) -> None:
