@@ -16,7 +16,7 @@ from cowengine import Volume
 from cowengine.errors import PoisonedError
 
 SIZE = 64 * 4096
-ROUNDS = 60
+ROUNDS = 50
 DONE, POISONED, WRONG = 0, 1, 2
 
 

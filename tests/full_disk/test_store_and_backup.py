@@ -70,9 +70,9 @@ def test_a_set_on_a_full_disk_is_whole_or_not_there(disk: Disk) -> None:
         disk.clear()
         store.open_volume("b").pwrite(b"room", 0)
         store.snapshot(["a", "b"], "afterwards")
+    with Store.open(disk.path / "store", io=disk.io, background=False) as store:
         report = store.check()
         assert report.ok, report.problems
-    with Store.open(disk.path / "store", io=disk.io, background=False) as store:
         check_sets(store, {"first": sets["first"]})
         assert {found.name for found in store.snapshot_sets()} == {"first", "afterwards"}
 
