@@ -11,10 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for small_disk
 
-from small_disk import MIB, Disk, MountedDisk, QuotaDisk
-
-EXT4 = pytest.param("ext4", marks=pytest.mark.privileged("mkfs.ext4", "mount"))
-XFS = pytest.param("xfs", marks=pytest.mark.privileged("mkfs.xfs", "mount"))
+from small_disk import EXT4, MIB, XFS, Disk, MountedDisk, QuotaDisk
 
 
 @pytest.fixture(scope="session")

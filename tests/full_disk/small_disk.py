@@ -10,8 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cowengine.core.iotable import KERNEL, IOTable
 
+EXT4 = pytest.param("ext4", marks=pytest.mark.privileged("mkfs.ext4", "mount"))
+XFS = pytest.param("xfs", marks=pytest.mark.privileged("mkfs.xfs", "mount"))
 PAGE = 4096
 MIB = 1 << 20
 
