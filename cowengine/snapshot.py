@@ -175,7 +175,8 @@ class Snapshot:
         FullBackupRequired if no exact answer exists for this base, NotFoundError for an unknown id or name.
         """
         self._record()
-        walks = changed_walks(self._engine, self._id, find_base(self._engine, base))
+        with self._engine.lock:
+            walks = changed_walks(self._engine, self._id, find_base(self._engine, base))
         return collect(walks, self._size, self.block_size, start, length, max_results)
 
     # -- end ----------------------------------------------------------------------------------------------------------

@@ -337,8 +337,8 @@ class Volume:
             self._path.check_state()
             if engine.read_only:
                 return check_open(engine.io, engine.fd, engine.name)
-            self._path.pause()
             try:
+                self._path.pause()  # Ctrl-C while it waits is raised here
                 engine.commit()
                 return check_open(engine.io, engine.fd, engine.name)
             finally:

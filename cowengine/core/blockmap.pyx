@@ -223,9 +223,12 @@ cdef class BlockMap(Tree):
 
     # -- reclaim -------------------------------------------------------------------------------------------------------
     cdef bint is_shared(self, link_t *one, link_t *other) noexcept nogil:
-        """Whether two links lead to the same node."""
-        if kind_of(one.pointer.target) != KIND_NODE or kind_of(other.pointer.target) != KIND_NODE:
+        """Whether two links lead to the same node, or stand for the same run."""
+        cdef int kind = kind_of(one.pointer.target)
+        if kind != kind_of(other.pointer.target) or kind == KIND_HOLE:
             return False
+        if kind == KIND_RUN:
+            return one.pointer.target == other.pointer.target
         cdef uint64_t mine = one.node.slot if one.node != NULL else slot_of(one.pointer.target)
         cdef uint64_t its = other.node.slot if other.node != NULL else slot_of(other.pointer.target)
         return one.node != NULL and one.node == other.node or mine != 0 and mine == its

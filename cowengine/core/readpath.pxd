@@ -21,6 +21,7 @@ cdef class Root:
     cdef link_t link
     cdef bint gone
     cdef public bint used
+    cdef object __weakref__
 
 
 cdef class ReadPath:

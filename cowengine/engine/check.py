@@ -145,7 +145,7 @@ class _Check:
         self.counts = counts
         self.fold = fold_of(sb.volume_uuid)
         self.block_slots = 1 << (sb.block_shift - SLOT_SHIFT)
-        self.file_slots = -(-io.size(fd) // SLOT_BYTES)
+        self.file_slots = io.size(fd) // SLOT_BYTES  # every block is written whole
         self.trees = Trees(io, fd, self.fold, self.block_slots, problems)
         homes = ((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in sb.regions)
         self.homes = sorted(homes)

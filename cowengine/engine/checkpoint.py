@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
 from cowengine.engine.allocator import Run
-from cowengine.format import SLOT_BYTES, Pointer, blob_seed
+from cowengine.errors import NoSpaceError
+from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
+    from cowengine.core.readpath import Root
     from cowengine.engine.engine import Engine
 
 
@@ -30,28 +32,34 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     """
     root = engine.commit(keep_root=True, room_made=True)
     assert root is not None
-    lineage, path = engine.lineage, engine.path
+    with engine.undivided(NoSpaceError):
+        _write_map(engine, root)
+        _write_metadata(engine)
+        _write_lineage(engine, Pointer.decode(root.pointer))
+        _write_free_map(engine)
+        engine.barrier()
+        engine.write_superblock(_superblock(engine, clean))
+        _recycle(engine)
+
+
+def _superblock(engine: Engine, clean: bool) -> Superblock:
+    log = engine.log
+    return replace(
+        engine.superblock, clean=clean, base_sequence=log.sequence, base_checksum=log.checksum,
+        base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
+        epoch=engine.path.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
+        needs_store=engine.superblock.needs_store and not clean,
+        lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
+    )  # fmt: skip
+
+
+def _write_map(engine: Engine, root: Root) -> None:
+    path, lineage = engine.path, engine.lineage
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())
-    with engine.undivided():
-        left = path.flush_map([*roots, root], taken)
+    left = path.flush_map([*roots, root], taken)
     path.slots.mark_used(without(taken, left))
     engine.allocator.give_back(left)
-    _write_metadata(engine)
-    _write_lineage(engine, Pointer.decode(root.pointer))
-    _write_free_map(engine)
-    engine.barrier()
-    log = engine.log
-    engine.write_superblock(
-        replace(
-            engine.superblock, clean=clean, base_sequence=log.sequence, base_checksum=log.checksum,
-            base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
-            epoch=path.epoch, next_id=lineage.next_id, store_sequence=engine.durable_store_sequence,
-            needs_store=engine.superblock.needs_store and not clean,
-            lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
-        )
-    )  # fmt: skip
-    _recycle(engine)
 
 
 def _write_metadata(engine: Engine) -> None:
@@ -61,8 +69,7 @@ def _write_metadata(engine: Engine) -> None:
         if record is None or record.metadata_slot:
             continue
         (run,) = engine.allocator.take(1)
-        with engine.undivided():
-            engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
+        engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
         engine.path.slots.mark_used([run])
         record.metadata_slot, record.metadata_bytes = run[0], len(data)
         record.metadata_checksum = xxh64(data, blob_seed(engine.fold, number))
@@ -72,8 +79,7 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
-    with engine.undivided():
-        engine.table.flush(runs)
+    engine.table.flush(runs)
     engine.superseded += engine.table.take_superseded()
     engine.superseded += engine.lineage.dropped_slots
     engine.lineage.dropped_slots = []
@@ -83,19 +89,23 @@ def _write_free_map(engine: Engine) -> None:
     """The free map last: giving its own nodes places changes it, until nothing new becomes dirty."""
     slots, free_map = engine.path.slots, engine.free_map
     taken: list[Run] = []
-    while True:
-        engine.superseded += free_map.take_superseded()
-        slots.mark_used(engine.superseded, False)
-        engine.retired += engine.superseded
-        engine.superseded = []
-        missing = free_map.dirty_nodes() - sum(count for _, count in taken)
-        if missing <= 0:
-            break
-        more = engine.allocator.take(missing)
-        slots.mark_used(more)
-        taken += more
-    with engine.undivided():
-        free_map.flush(taken)
+    try:
+        while True:
+            engine.superseded += free_map.take_superseded()
+            slots.mark_used(engine.superseded, False)
+            engine.retired += engine.superseded
+            engine.superseded = []
+            missing = free_map.dirty_nodes() - sum(count for _, count in taken)
+            if missing <= 0:
+                break
+            more = engine.allocator.take(missing)
+            slots.mark_used(more)
+            taken += more
+    except NoSpaceError:
+        slots.mark_used(taken, False)
+        engine.allocator.recycle(taken)
+        raise
+    free_map.flush(taken)
 
 
 def _recycle(engine: Engine) -> None:

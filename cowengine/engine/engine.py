@@ -103,6 +103,7 @@ class Engine:
         )  # fmt: skip
         self.cache_nodes = CACHE_NODES
         self.flush_scheduled = False
+        self.left_store = False  # it may have been written to without its store since that store's last set
         self.background = True  # timers and worker threads may be used
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
@@ -153,13 +154,16 @@ class Engine:
         return PoisonedError(f"a sync or commit failed ({cause}); close the volume and open it again", self.name)
 
     @contextmanager
-    def undivided(self) -> Iterator[None]:
-        """Around steps that must all happen: whatever interrupts them, Ctrl-C included, poisons the volume (I10)."""
+    def undivided(self, *passing: type[Exception]) -> Iterator[None]:
+        """Around steps that must all happen: whatever interrupts them, Ctrl-C included, poisons the volume (I10).
+
+        Except errors of the classes `passing`, before which the steps have put everything right.
+        """
         try:
             yield
-        except PoisonedError:
-            raise
         except BaseException as error:
+            if isinstance(error, (PoisonedError, *passing)):
+                raise
             raise self.poison(error) from error
 
     def barrier(self) -> None:
@@ -324,8 +328,8 @@ class Engine:
             self.live_snapshot(number)
             self.require_name_free(automatic_name)
             self.make_room()
-            self.path.pause()
             try:
+                self.path.pause()  # Ctrl-C while it waits is raised here
                 with self.undivided():
                     return self._roll_back(number, automatic_name)
             finally:
@@ -421,6 +425,8 @@ class Engine:
             self.make_room(for_delete=True)
             checkpoint.checkpoint(self, clean=True)
         except NoSpaceError as error:
+            if self.is_dirty():
+                raise
             # Everything is in the log; only the mark of a clean close is missing.
             logger.warning("%s: closed without a checkpoint: %s", self.name, error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from weakref import WeakValueDictionary
 
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
@@ -24,11 +25,13 @@ from cowengine.format import (
     NO_CURSOR,
     NONE_ID,
     RECORDS_PER_LEAF,
+    TREE_MAP,
     LineageRecord,
     Pointer,
     SnapshotEvent,
     decode_lineage,
     encode_lineage,
+    level_for,
     lineage_essentials,
 )
 
@@ -49,6 +52,8 @@ class Lineage:
         self.linear = True  # no rollback: every snapshot stands on the one before it
         self._deleted: dict[int, None] = {}  # until their space is given back
         self._children: dict[int, set[int]] = {}
+        # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
+        self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; deleted ones until their space is given back
         self.complete = False
         self.fresh: dict[int, None] = {}  # snapshots whose roots no checkpoint has written yet
@@ -74,18 +79,16 @@ class Lineage:
 
     def _load_leaf(self, leaf: int) -> None:
         page = self._table.read(leaf * RECORDS_PER_LEAF)
-        self._leaves.add(leaf)
-        if page is None:
-            return
         for position in range(RECORDS_PER_LEAF):
             number = leaf * RECORDS_PER_LEAF + position
-            if number in self._changed or number in self._records:
+            if page is None or number in self._changed or number in self._records:
                 continue
             record = decode_lineage(page[position * LINEAGE_BYTES : (position + 1) * LINEAGE_BYTES])
             if record is not None:
                 if record.id != number:
                     raise CorruptionError(f"lineage record {number} says that it is {record.id}")
                 self._records[number] = record
+        self._leaves.add(leaf)  # last: another thread may be looking for one of them
 
     def load_all(self) -> None:
         """Indexes names, epochs and children of all records; the records themselves are still read when asked for."""
@@ -177,18 +180,27 @@ class Lineage:
             if record is None or (epoch is not None and record.epoch >= epoch):
                 raise CorruptionError(f"the lineage is broken at snapshot {parent}")
 
+    @property
+    def head_level(self) -> int:
+        """The level that every map's root has: format 1 has one size for all."""
+        return level_for(TREE_MAP, -(-self._path.size // self._path.block_bytes))
+
     # -- roots --------------------------------------------------------------------------------------------------------
     def root(self, number: int) -> Root:
         """The map's root of a snapshot."""
-        root = self.loaded_roots.get(number)
+        root = self.loaded_roots.get(number) or self._roots.get(number)
         if root is None:
             record = self.get(number)
             if record is None:
                 raise NotFoundError("the snapshot was deleted")
-            root = Root(self._path, record.root.encode())
+            if record.size != self._path.size or record.root.level != self.head_level:
+                raise CorruptionError(
+                    f"the map's root of snapshot {number} does not fit the volume", snapshot=record.name
+                )
+            root = self._roots.setdefault(number, Root(self._path, record.root.encode()))
             if record.flags & LINEAGE_DELETED:
                 root.retire()
-            root = self.loaded_roots.setdefault(number, root)
+        self.loaded_roots[number] = root
         return root
 
     def unload_roots(self) -> None:
@@ -217,7 +229,7 @@ class Lineage:
             set_id=event.set_id,
         )
         self._records[event.id] = record
-        self.loaded_roots[event.id] = root
+        self.loaded_roots[event.id] = self._roots[event.id] = root
         self.fresh[event.id] = None
         if event.metadata:
             self.metadata[event.id] = event.metadata

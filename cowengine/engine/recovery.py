@@ -251,6 +251,7 @@ def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool
     )  # fmt: skip
     if not same_store:
         engine.durable_store_sequence = 0
+    engine.left_store = not same_store
     engine.write_superblock(recovered)
     engine.write_superblock(engine.superblock)
     engine.allocator.fill_reserve()

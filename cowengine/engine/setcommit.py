@@ -209,19 +209,22 @@ def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEven
     """
     applied: list[SetEvent] = []
     with engine.lock:
-        for event in sorted(events, key=lambda event: event.store_sequence):
+        waiting = sorted(events, key=lambda event: event.store_sequence)
+        waiting = [event for event in waiting if event.store_sequence > engine.durable_store_sequence]
+        for event in waiting:
             if (
-                event.store_sequence <= engine.durable_store_sequence
-                or engine.lineage.get(event.snapshot_id) is not None
+                engine.left_store
+                or event.sequence != engine.log.sequence
+                or event.snapshot_id != engine.lineage.next_id
             ):
-                continue
-            if event.sequence != engine.log.sequence or event.snapshot_id != engine.lineage.next_id:
                 continue
             if engine.lineage.find_name(event.name) is not None or event.epoch >= engine.path.epoch:
                 raise CorruptionError(f"the store log's set {event.name!r} does not fit the volume", engine.name)
             _apply(engine, event)
             applied.append(event)
-        if applied and not engine.read_only:
+        if waiting and not engine.read_only:
+            # Also what was left out is settled now: the store log need not keep it.
+            engine.lead_with(StoreEvent(waiting[-1].store_sequence, before=True))
             flush_events(engine)
     return applied
 
