@@ -22,7 +22,7 @@ from cowengine.errors import (
 )
 from cowengine.vss import BackupComponents, Requestor, WriterMetadata, schema
 
-LIMIT = 0.4
+LIMIT = 1.0
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from scripted_writers import Journal, ScriptedWriter
 from cowengine.errors import WriterError, WriterTimeout, WriterVeto
 from cowengine.vss import Requestor
 
-LIMIT = 0.4  # seconds, for freeze and every other event, where somebody hangs
+LIMIT = 1.0  # seconds, for freeze and every other event, where somebody hangs
 SLACK = 1.0  # how much later than its limit the coordinator may come on a machine that is busy
 
 FAULTS = {"raise": WriterVeto, "hang": WriterTimeout, "die": WriterError}
