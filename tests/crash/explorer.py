@@ -40,7 +40,7 @@ from cowengine.errors import CowEngineError  # noqa: E402
 
 SLOT = 4096
 WIDE_ONE_IN = 16
-SETS_ONE_IN = 12  # as many random histories on one volume for one on a store
+SETS_ONE_IN = 60  # as many random histories on one volume for one on a store
 VIOLATIONS_MAX = 20  # a sweep ends with this many
 Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
 Choice = tuple[int | None, ...]  # per pending change: 0 lost, None arrived, else the sectors of a write that arrived
