@@ -641,6 +641,16 @@ cdef class DataPath(ReadPath):
         self.mutex.release()
         return writer.finish(status)
 
+    def take_stillborn(self):
+        """Slots just given to nodes that a reclaim had passed while they were dirty, as [(slot, count)]."""
+        cdef size_t i
+        self.mutex.acquire()
+        runs = [(self.map.stillborn.items[i].slot, self.map.stillborn.items[i].count)
+                for i in range(self.map.stillborn.count)]
+        self.map.stillborn.count = 0
+        self.mutex.release()
+        return runs
+
     def forget_busy(self):
         """After replay: what is busy is what is used."""
         self.slots.forget_busy()

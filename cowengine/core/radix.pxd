@@ -14,6 +14,11 @@ cdef enum:
     TREE_LINEAGE = 2
     TREE_FREE_MAP = 3
 
+cdef enum:              # of a dirty node that was replaced
+    REPLACED_NOT = 0
+    REPLACED_BY_HEAD = 1    # the checkpoint under way needs it, the next does not
+    REPLACED_BY_RECLAIM = 2 # no checkpoint needs it
+
 cdef enum:              # kinds: of pointers all three, of map entries the first two
     KIND_HOLE = 0
     KIND_RUN = 1        # in a map entry: mapped
@@ -56,7 +61,7 @@ ctypedef struct node_t:
     uint32_t references
     uint8_t level
     uint8_t dirty           # no slot holds these bytes
-    uint8_t replaced        # nobody but a checkpoint that is under way needs it: its slot is superseded once it has one
+    uint8_t replaced        # REPLACED_...: once it has a slot, nobody will need it for long
     uint64_t stamp          # may be changed in place while this is the tree's stamp
     uint64_t slot           # 0 while dirty
     uint64_t checksum       # of the bytes in that slot
@@ -103,6 +108,7 @@ cdef class Tree:
     cdef uint64_t stamp
     cdef link_t root
     cdef runs_t superseded          # slots of nodes that the next checkpoint no longer needs
+    cdef runs_t stillborn           # slots of nodes that no checkpoint needs, not even the one that writes them
     cdef holder_t holder            # map only
     cdef readonly size_t node_count
     cdef readonly size_t dirty_count

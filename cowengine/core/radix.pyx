@@ -62,6 +62,7 @@ cdef class Tree:
     def __dealloc__(self):
         self.drop(self.root.node)
         runs_clear(&self.superseded)
+        runs_clear(&self.stillborn)
 
     cdef int span_shift(self, int level) noexcept nogil:
         """log2 of the keys that a node of this level spans."""
@@ -224,7 +225,7 @@ cdef class Tree:
         """The next checkpoint does not need this node: notes its slot, or that it will have to be noted (RT5)."""
         if node.slot != 0:
             return runs_append(runs, node.slot, 1)
-        node.replaced = 1
+        node.replaced = REPLACED_BY_HEAD if runs == &self.superseded else REPLACED_BY_RECLAIM
         return 0
 
     # -- reaching leaves -----------------------------------------------------------------------------------------------
@@ -372,7 +373,8 @@ cdef class Tree:
             node.dirty = 0
             self.dirty_count -= 1
             if node.replaced:
-                status = runs_append(&self.superseded, node.slot, 1)
+                status = runs_append(
+                    &self.superseded if node.replaced == REPLACED_BY_HEAD else &self.stillborn, node.slot, 1)
                 if status != 0:
                     return status
             node.references += 1

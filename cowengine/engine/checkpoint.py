@@ -59,6 +59,7 @@ def _write_map(engine: Engine, root: Root) -> None:
     taken = engine.allocator.take(path.dirty_nodes())
     left = path.flush_map([*roots, root], taken)
     path.slots.mark_used(without(taken, left))
+    engine.superseded += path.take_stillborn()
     engine.allocator.give_back(left)
 
 

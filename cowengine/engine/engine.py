@@ -416,9 +416,11 @@ class Engine:
                     self._close_cleanly()
             finally:
                 self.closed = True
-                self.path.shut()
-                self.io.close(self.fd)
-                _engines.discard(self)
+                try:
+                    self.path.shut()
+                finally:
+                    self.io.close(self.fd)
+                    _engines.discard(self)
 
     def _close_cleanly(self) -> None:
         try:
