@@ -73,3 +73,26 @@ def test_a_flush_that_begins_during_a_step_of_reclaim_is_not_taken_for_done(
     volume.close()
     with Volume.open(tmp_path / "crashed", background=False) as crashed:
         assert crashed.pread(BLOCK, 5 * BLOCK) == b"c" * BLOCK, "flush returned, and the write is lost"
+
+
+def test_nodes_of_a_snapshot_whose_reclaim_began_before_it_was_ever_written_do_not_leak(tmp_path: Path) -> None:
+    """The steps passed nodes that had no slot yet; the checkpoint of the close then gave them slots.
+
+    Only the handle knew that nobody needed them, and the next one found them marked as used for ever.
+    """
+    path = tmp_path / "v"
+    size = 256 * 130 * BLOCK
+    with Volume.create(path, size, log_size=1 << 20, background=False) as volume:
+        for leaf in range(130):
+            volume.pwrite(b"a" * BLOCK, (leaf * 256 + 3) * BLOCK)
+        snapshot = volume.snapshot("s")
+        for leaf in range(130):
+            volume.pwrite(b"b" * BLOCK, (leaf * 256 + 3) * BLOCK)
+        volume.engine.delete(snapshot.id)
+        assert reclaim.reclaim_step(volume.engine)
+        assert volume.stats()["reclaims_pending"] == 1
+    with Volume.open(path, background=False) as volume:
+        volume.reclaim()
+        for _ in range(3):  # until no superblock leads to them any more
+            volume.engine.checkpoint()
+        assert volume.check().problems == []
