@@ -10,12 +10,15 @@ goes on.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
 from cowengine.engine.allocator import Run
-from cowengine.errors import NoSpaceError
+from cowengine.errors import NoSpaceError, StorageError
 from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
@@ -53,11 +56,25 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     )  # fmt: skip
 
 
+@contextmanager
+def _promised_space() -> Iterator[None]:
+    """Around writes of nodes to slots that were written before. If space lacks all the same, it poisons (I10).
+
+    The nodes have their slots by then and count as written; only a new open tells what the disk holds.
+    """
+    try:
+        yield
+    except NoSpaceError as error:
+        raise StorageError(f"a write of metadata failed: {error}", number=errno.ENOSPC) from error
+
+
 def _write_map(engine: Engine, root: Root) -> None:
     path, lineage = engine.path, engine.lineage
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())
-    left = path.flush_map([*roots, root], taken)
+    with _promised_space():
+        with engine.undivided():  # from here on the nodes count as written: no way back, not for want of space either
+        left = path.flush_map([*roots, root], taken)
     path.slots.mark_used(without(taken, left))
     engine.superseded += path.take_stillborn()
     engine.allocator.give_back(left)
@@ -70,7 +87,8 @@ def _write_metadata(engine: Engine) -> None:
         if record is None or record.metadata_slot:
             continue
         (run,) = engine.allocator.take(1)
-        engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
+        with engine.undivided():
+            engine.io.pwrite(engine.fd, data, run[0] * SLOT_BYTES)
         engine.path.slots.mark_used([run])
         record.metadata_slot, record.metadata_bytes = run[0], len(data)
         record.metadata_checksum = xxh64(data, blob_seed(engine.fold, number))
@@ -80,7 +98,9 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
-    engine.table.flush(runs)
+    with _promised_space():
+        with engine.undivided():
+        engine.table.flush(runs)
     engine.superseded += engine.table.take_superseded()
     engine.superseded += engine.lineage.dropped_slots
     engine.lineage.dropped_slots = []
@@ -106,7 +126,9 @@ def _write_free_map(engine: Engine) -> None:
         slots.mark_used(taken, False)
         engine.allocator.recycle(taken)
         raise
-    free_map.flush(taken)
+    with _promised_space():
+        with engine.undivided():
+        free_map.flush(taken)
 
 
 def _recycle(engine: Engine) -> None:

@@ -105,13 +105,15 @@ def test_nothing_acknowledged_is_lost_when_a_call_fails(tmp_path: Path, number: 
         path = tmp_path / f"v{fail_at}"
         table = FailingTable(fail_at, number, for_ever=for_ever)
         history = History()
-        if fail_at <= created:
-            with pytest.raises(CowEngineError):
-                Volume.create(path, SIZE, log_size=16384, io=table, background=False)
+        try:
+            volume = Volume.create(path, SIZE, log_size=16384, io=table, background=False)
+        except CowEngineError:
+            assert fail_at <= created
             assert not path.exists(), "a volume that could not be made leaves no file"
             kinds.update(table.failed)
             continue
-        volume = Volume.create(path, SIZE, log_size=16384, io=table, background=False)
+        # A full disk may cost a new volume its reserve for checkpoints, and nothing else.
+        assert fail_at > created or number != errno.EIO
         try:
             workload(volume, history)
         except CowEngineError:
