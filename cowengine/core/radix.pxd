@@ -16,8 +16,8 @@ cdef enum:
 
 cdef enum:              # of a dirty node that was replaced
     REPLACED_NOT = 0
-    REPLACED_BY_HEAD = 1    # the checkpoint under way needs it, the next does not
-    REPLACED_BY_RECLAIM = 2 # no checkpoint needs it
+    REPLACED_BY_HEAD = 1        # the checkpoint under way needs it, the next does not
+    REPLACED_BY_RECLAIM = 2     # no checkpoint needs it
 
 cdef enum:              # kinds: of pointers all three, of map entries the first two
     KIND_HOLE = 0

@@ -10,15 +10,12 @@ goes on.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
 from cowengine.engine.allocator import Run
-from cowengine.errors import NoSpaceError, StorageError
+from cowengine.errors import NoSpaceError
 from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
@@ -56,24 +53,11 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     )  # fmt: skip
 
 
-@contextmanager
-def _promised_space() -> Iterator[None]:
-    """Around writes of nodes to slots that were written before. If space lacks all the same, it poisons (I10).
-
-    The nodes have their slots by then and count as written; only a new open tells what the disk holds.
-    """
-    try:
-        yield
-    except NoSpaceError as error:
-        raise StorageError(f"a write of metadata failed: {error}", number=errno.ENOSPC) from error
-
-
 def _write_map(engine: Engine, root: Root) -> None:
     path, lineage = engine.path, engine.lineage
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())
-    with _promised_space():
-        with engine.undivided():  # from here on the nodes count as written: no way back, not for want of space either
+    with engine.undivided():  # from here on the nodes count as written: no way back, not for want of space either
         left = path.flush_map([*roots, root], taken)
     path.slots.mark_used(without(taken, left))
     engine.superseded += path.take_stillborn()
@@ -98,8 +82,7 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
-    with _promised_space():
-        with engine.undivided():
+    with engine.undivided():
         engine.table.flush(runs)
     engine.superseded += engine.table.take_superseded()
     engine.superseded += engine.lineage.dropped_slots
@@ -126,8 +109,7 @@ def _write_free_map(engine: Engine) -> None:
         slots.mark_used(taken, False)
         engine.allocator.recycle(taken)
         raise
-    with _promised_space():
-        with engine.undivided():
+    with engine.undivided():
         free_map.flush(taken)
 
 
