@@ -28,10 +28,20 @@ PATH = "/disk/volume"
 
 # So that freed slots are reused within a few steps, where normally the file first grows by some megabytes and a reserve
 # takes the first ones; and that a reclaim commits behind each leaf.
-allocator.RUNWAY_SLOTS = 2
-allocator.REUSE_SHARE = 64
-engine.RESERVE_SLOTS_SMALL = 2
-reclaim.LEAVES_A_STEP = 1
+SMALL = (
+    (allocator, "RUNWAY_SLOTS", 2),
+    (allocator, "REUSE_SHARE", 64),
+    (engine, "RESERVE_SLOTS_SMALL", 2),
+    (reclaim, "LEAVES_A_STEP", 1),
+)
+
+
+def shrink() -> None:
+    """Sets what SMALL says, for the rest of the process; the tests of this folder have a fixture that takes it back."""
+    for module, name, value in SMALL:
+        setattr(module, name, value)
+
+
 Step = tuple[Any, ...]
 
 

@@ -31,7 +31,16 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
 from crash_oracle import Violation  # noqa: E402
-from crash_workload import GEOMETRIES, WIDE, Runner, Step, determinism, exhaustive_steps, random_steps  # noqa: E402
+from crash_workload import (  # noqa: E402
+    GEOMETRIES,
+    WIDE,
+    Runner,
+    Step,
+    determinism,
+    exhaustive_steps,
+    random_steps,
+    shrink,
+)
 from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
 from set_workload import StoreRunner, random_set_steps  # noqa: E402
 
@@ -343,6 +352,7 @@ def main() -> int:
     parser.add_argument("--task", help="run this one task again, such as random:17")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # every torn superblock is worth a warning
+    shrink()
     started = time.monotonic()
     if arguments.task:
         tally = run_task(arguments.task)
