@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import hypothesis
 import pytest
@@ -21,6 +22,8 @@ UNMET = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the tests in the background has SIGINT ignored, and what the tests start inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[UNMET] = []
 
 

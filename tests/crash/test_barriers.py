@@ -14,7 +14,7 @@ from barriers import KINDS, kinds, without
 from crash_workload import determinism
 from explorer import SHORT, Plan, abandon, make_task, run_task, tasks
 
-SECONDS = 60.0
+SECONDS = 600.0  # so that a fault of the harness ends
 THOROUGH = Plan(images=60, nested=0.1, kills=0.5, rot=1.0, enough=1)
 
 
