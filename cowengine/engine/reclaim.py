@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.lineage import HEAD_ID
+from cowengine.errors import NoSpaceError
 from cowengine.format import NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ def reclaim_step(engine: Engine) -> bool:
             return False
         engine.make_room(for_delete=True)
         lineage = engine.lineage
+        if number in lineage.fresh:
+            _write_first(engine)
+            engine.make_room(for_delete=True)
         record = lineage.get(number)
         assert record is not None
         child = next(iter(lineage.children(number)), None)
@@ -47,6 +52,17 @@ def reclaim_step(engine: Engine) -> bool:
                 lineage.move_cursor(number, cursor)
             lineage.set_holder()
         return True
+
+
+def _write_first(engine: Engine) -> None:
+    """A snapshot is on disk before its reclaim begins: each node that a step passes has a slot, which its record frees.
+
+    A node passed before it was ever written would get its slot from a later checkpoint, and nothing would free it.
+    """
+    try:
+        checkpoint(engine)
+    except NoSpaceError:
+        pass  # then giving space back comes first
 
 
 def _next(engine: Engine) -> int | None:
