@@ -505,18 +505,6 @@ cdef class DataPath(ReadPath):
         self.mutex.release()
         return left
 
-    def drain_runway(self):
-        """Takes all runs back from the runway."""
-        cdef list runs = []
-        cdef int i
-        self.mutex.acquire()
-        for i in range(self.runway_count):
-            if self.runway[i].count > 0:
-                runs.append((self.runway[i].slot, self.runway[i].count))
-        self.runway_count = 0
-        self.mutex.release()
-        return runs
-
     def runway_slots(self):
         """How many slots the runway holds."""
         cdef int i
@@ -650,10 +638,6 @@ cdef class DataPath(ReadPath):
         self.map.stillborn.count = 0
         self.mutex.release()
         return runs
-
-    def forget_busy(self):
-        """After replay: what is busy is what is used."""
-        self.slots.forget_busy()
 
     def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor,
                 uint64_t budget):

@@ -109,14 +109,6 @@ cdef class ReadPath:
         if self.state != 0:
             check_status(self.state, self.map)
 
-    @property
-    def root_pointer(self):
-        """The live root's pointer, as 32 bytes."""
-        self.mutex.acquire()
-        cdef bytes raw = (<const char *>&self.map.root.pointer)[:sizeof(pointer_t)]
-        self.mutex.release()
-        return raw
-
     def forget_nodes(self):
         """Drops all clean nodes of the live map from memory."""
         self.mutex.acquire()

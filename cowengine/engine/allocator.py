@@ -234,11 +234,6 @@ class Allocator:
             # The slots are free in the map whatever the file system does with them.
             logger.debug("punching %d slots failed: %s", count, error)
 
-    @property
-    def waiting_slots(self) -> int:
-        """Freed slots that did not come back yet."""
-        return sum(count for _, runs, _ in self._waiting for _, count in runs)
-
 
 def merged(runs: list[Run]) -> list[Run]:
     """The same slots in as few runs as possible, ascending."""

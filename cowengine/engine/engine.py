@@ -25,7 +25,7 @@ from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
-from cowengine.engine import checkpoint, reclaim, setcommit
+from cowengine.engine import checkpoint, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
@@ -121,7 +121,7 @@ class Engine:
         self._synced_writes = 0
         self._takes = 0
         self._takes_done = 0
-        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "blocks_reclaimed": 0}
+        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0}
         self.recovered: dict[str, object] = {}
         _engines.add(self)
 
@@ -365,14 +365,6 @@ class Engine:
         """Whether the outstanding events of sets and one more fit at the head of the next record."""
         room = self._pending_max - EVENT_BYTES_FIXED - 256 - self.metadata_max - SMALL_EVENTS_BYTES
         return self._pending_bytes == 0 or self._pending_bytes <= room
-
-    def apply_set_events(self, events: Sequence[setcommit.SetEvent]) -> list[setcommit.SetEvent]:
-        """See `setcommit.apply_set_events`."""
-        return setcommit.apply_set_events(self, events)
-
-    def flush_events(self) -> None:
-        """See `setcommit.flush_events`."""
-        setcommit.flush_events(self)
 
     # -- metadata of snapshots ----------------------------------------------------------------------------------------
     def metadata(self, record: LineageRecord) -> bytes:

@@ -174,7 +174,7 @@ def _replay(engine: Engine) -> None:
                 engine.name,
             )
     engine.recovered = {"records": len(chain), "was_clean": sb.clean}
-    engine.path.forget_busy()
+    engine.path.slots.forget_busy()
 
 
 def _next_record(engine: Engine, data: bytes) -> tuple[Record, int, int, int] | None:
