@@ -84,8 +84,8 @@ class Allocator:
             # Runways begin at a multiple of their size, for large folios in the page cache; nodes take what is left
             # before.
             scrap = (self.limit, RUNWAY_SLOTS - self.limit % RUNWAY_SLOTS)
+            self.limit += scrap[1]  # first: Ctrl-C between the two may lose slots, not give them out twice
             self._scraps.append(self._taken(scrap))
-            self.limit += scrap[1]
         run = (self.limit, wanted)
         if slots.count_busy(self.limit, self.limit + wanted):
             raise CorruptionError("slots behind the end of the file are in use: it was cut short")

@@ -118,6 +118,7 @@ class Engine:
         self.retired_before: list[Run] = []
         self.bases = (0, 0)  # log positions of the two superblocks' checkpoints, older first
         self.reclaiming: int | None = None
+        self._undone = 0  # how many `undivided` have begun and not ended
         self._synced_writes = 0
         self._takes = 0
         self._takes_done = 0
@@ -157,14 +158,30 @@ class Engine:
     def undivided(self, *passing: type[Exception]) -> Iterator[None]:
         """Around steps that must all happen: whatever interrupts them, Ctrl-C included, poisons the volume (I10).
 
-        Except errors of the classes `passing`, before which the steps have put everything right.
+        Except errors of the classes `passing`, before which the steps have put all right. A second Ctrl-C may keep
+        this from running; `_undone` then says so to whoever takes the lock next.
         """
+        outer = self._undone
+        self._undone = outer + 1
         try:
             yield
+        except GeneratorExit as error:  # the second Ctrl-C came before this was told of the first
+            self.poison(error)
+            return
         except BaseException as error:
-            if isinstance(error, (PoisonedError, *passing)):
+            if isinstance(error, passing):
+                self._undone = outer
                 raise
-            raise self.poison(error) from error
+            poisoned = self.poison(error)
+            if isinstance(error, PoisonedError):
+                raise
+            raise poisoned from error
+        self._undone = outer
+
+    def _poison_if_interrupted(self) -> None:
+        """I10, at the start of what begins with all steps done: are they? The lock is held."""
+        if self._undone and self.failure is None:
+            self.poison(KeyboardInterrupt("interrupted"))
 
     def barrier(self) -> None:
         """One fdatasync; a failure poisons (I10). Only one runs at a time: the commit lock is held (I8)."""
@@ -180,6 +197,8 @@ class Engine:
 
         The last part of the log is kept for deletes, so they work when the file system is full (P8).
         """
+        self._poison_if_interrupted()
+        self.path.check_state()
         log = self.log
         interval = (log.size - 2 * log.record_max) // 2 - 2 * log.record_max
         due = log.position - self.bases[1] > interval or self.path.dirty_nodes() > DIRTY_NODES_MAX
@@ -404,6 +423,7 @@ class Engine:
             if self.closed:
                 return
             try:
+                self._poison_if_interrupted()
                 if not self.read_only and self.failure is None:
                     self._close_cleanly()
             finally:

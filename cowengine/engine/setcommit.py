@@ -72,6 +72,7 @@ class Prepared:
         self._events: list[SnapshotEvent] = []
         self._roots: list[Root] = []
         self._open = False
+        self._undivided = ExitStack()  # from the fence until the snapshots are in the lineage
         self.members: list[Member] = []
 
     def __enter__(self) -> Prepared:
@@ -91,14 +92,14 @@ class Prepared:
             if not engine.has_room_for_event():
                 engine.commit()
             engine.make_room()
-        try:
+        with ExitStack() as undivided:
+            # Behind the fence there is no way back: writers of the new epoch wait for roots that may never be kept.
+            for engine in self._engines:
+                undivided.enter_context(engine.undivided())
             fence_all([engine.path for engine in self._engines])
             self._events = [engine.new_event(self._name, b"", epoch=engine.path.frozen) for engine in self._engines]
             self._roots = self._make_durable()
-        except BaseException as error:
-            # Behind the fence there is no way back: writers of the new epoch wait for roots that may never be kept.
-            self.poison(error)
-            raise
+            self._undivided = undivided.pop_all()
         self._open = True
         self.members = [
             Member(engine, engine.uuid, event.id, event.epoch, engine.log.sequence, event.tag)
@@ -117,17 +118,22 @@ class Prepared:
             quiet = {engine.uuid: _commit_member(engine) for engine in self._engines if engine.uuid not in waiting}
             return [quiet.get(engine.uuid) or waiting[engine.uuid].result() for engine in self._engines]
 
+    def commit_point(self) -> None:
+        """From here on nobody knows whether there is a set, until `finish` or `poison`; no way leads back."""
+        self._open = False
+
     def finish(
         self, set_id: bytes, name: str, created_ns: int, store_sequence: int, metadata: bytes = b""
     ) -> list[int]:  # fmt: skip
         """The store log has the set: the snapshots exist. Returns their ids, in the order of `members`."""
-        assert self._open, "finished twice"
-        self._open = False
-        for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
-            event.set_id, event.name, event.created_ns, event.metadata = set_id, name, created_ns, metadata
-            event.before = True
-            engine.lead_with(event, StoreEvent(store_sequence, before=True))
-            engine.taken(event, root)
+        assert not self._open, "finished before its commit point"
+        with self._undivided:
+            for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
+                event.set_id, event.name, event.created_ns, event.metadata = set_id, name, created_ns, metadata
+                event.before = True
+                engine.lead_with(event, StoreEvent(store_sequence, before=True))
+                engine.taken(event, root)
+        for engine in self._engines:
             schedule_flush(engine)
         return [event.id for event in self._events]
 
@@ -136,16 +142,17 @@ class Prepared:
         if not self._open:
             return
         self._open = False
-        for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
-            event.name, event.created_ns = f"abandoned-{event.id}", time.time_ns()
-            event.before = True
-            engine.lead_with(event)
-            engine.taken(event, root)
+        with self._undivided:
+            for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
+                event.name, event.created_ns = f"abandoned-{event.id}", time.time_ns()
+                event.before = True
+                engine.lead_with(event)
+                engine.taken(event, root)
+        for engine, event in zip(self._engines, self._events, strict=True):
             engine.delete(event.id)
 
     def poison(self, cause: BaseException) -> None:
         """Nobody knows whether the store log has the set: no member may go on."""
-        self._open = False
         for engine in self._engines:
             engine.poison(cause)
 

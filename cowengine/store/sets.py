@@ -189,6 +189,7 @@ class PendingSet:
             metadata=self._metadata,
         )
         self._store.log.check_usable()
+        prepared.commit_point()
         try:
             entry = self._store.append(record, self._names())
             prepared.finish(self._id, self.name, record.created_ns, entry.sequence, self._metadata)

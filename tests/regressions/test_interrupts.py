@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from cowengine import Volume
+from cowengine import Store, Volume
 from cowengine.core.iotable import IOTable
+from cowengine.errors import PoisonedError
 
 BLOCK = 4096
 
@@ -88,3 +91,51 @@ def test_ctrl_c_inside_a_checkpoint_leaks_no_slot(tmp_path: Path) -> None:
         with Volume.open(path, background=False) as again:
             again.engine.checkpoint()
             assert again.check().problems == [], f"interrupted at write {at}"
+
+
+class SecondInterrupt:
+    """A trace function: Ctrl-C again at the first call of a function of that name, on the way out of the first."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name == self._name and "volume.py" not in frame.f_code.co_filename:
+            sys.settrace(None)
+            raise KeyboardInterrupt("the second")
+
+
+@pytest.mark.parametrize("where", ["__exit__", "undivided", "poison"])
+@pytest.mark.parametrize("call", ["flush", "snapshot", "set"])
+def test_a_second_ctrl_c_cannot_keep_the_first_from_poisoning(tmp_path: Path, call: str, where: str) -> None:
+    """It hit the handler of the first; `close` then wrote a checkpoint of steps half done, its free map wrong."""
+    with Store.create(tmp_path / "store") as store:
+        store.create_volume("v", 64 * BLOCK, log_size=16384)
+        store.create_volume("w", 64 * BLOCK, log_size=16384)
+
+    def interrupted(*arguments: Any) -> None:
+        sys.settrace(SecondInterrupt(where))
+        raise KeyboardInterrupt("the first")
+
+    before = sys.gettrace()
+    try:
+        with pytest.raises((KeyboardInterrupt, PoisonedError)), Store.open(tmp_path / "store") as store:
+            volume = store.open_volume("v")
+            for number in range(9):
+                volume.pwrite(b"a" * 9000, number * 5000)
+                store.snapshot(["v", "w"], f"s{number}")
+            volume.pwrite(b"b" * 50_000, 0)
+            volume.engine._acknowledge = interrupted  # type: ignore[method-assign]
+            if call == "flush":
+                volume.flush()
+            elif call == "snapshot":
+                volume.snapshot("t")
+            else:
+                store.snapshot(["v", "w"], "t")
+    finally:
+        sys.settrace(before)
+    with Store.open(tmp_path / "store") as store:
+        for name in "v", "w":
+            volume = store.open_volume(name)
+            assert volume.check().problems == []
+            assert [s.name for s in volume.snapshots()][:9] == [f"s{number}" for number in range(9)]
