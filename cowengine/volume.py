@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine import memory
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.reclaim import pending
@@ -41,8 +42,10 @@ HEAD = 0
 class Volume:
     """A volume. Make one with `create` or `open`; close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine, *, background: bool = True) -> None:
+    def __init__(self, engine: Engine, *, background: bool = True, cache_size: int | None = None) -> None:
         self.engine = engine
+        if cache_size is not None:
+            memory.bound(engine, cache_size)
         engine.background = background
         self._path = engine.path  # the data path, one attribute away for the hot calls
 
@@ -50,6 +53,7 @@ class Volume:
     def create(
         cls, path: str | os.PathLike[str], size: int, *, block_size: int = 4096, log_size: int | None = None,
         io: IOTable | None = None, background: bool = True, store_uuid: bytes | None = None,
+        cache_size: int | None = None,
     ) -> Self:  # fmt: skip
         """A new sparse volume file of `size` bytes (a multiple of 512), mode 0600; durable when it returns.
 
@@ -59,10 +63,11 @@ class Volume:
         name = check_path(path)
         size, block_size = whole_number(size, "size"), whole_number(block_size, "block_size")
         log_size = None if log_size is None else whole_number(log_size, "log_size")
+        cache_size = None if cache_size is None else whole_number(cache_size, "cache_size")
         engine = create_engine(
             io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid
         )  # fmt: skip
-        return cls(engine, background=background)
+        return cls(engine, background=background, cache_size=cache_size)
 
     @classmethod
     def open(
@@ -74,17 +79,22 @@ class Volume:
         background: bool = True,
         without_store: bool = False,
         store_uuid: bytes | None = None,
+        cache_size: int | None = None,
     ) -> Self:
         """Opens a volume file, as its owner or read-only (nothing is written then).
+
+        `cache_size` bounds the memory, in bytes, that the map of this volume may take (64 MiB unless told, at least 1
+        MiB); what is dirty comes on top of it, up to 16 MiB and one batch.
 
         Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides),
         FormatError (no volume), UnsupportedVersionError, CorruptionError.
         """
         name = check_path(path)
+        cache_size = None if cache_size is None else whole_number(cache_size, "cache_size")
         engine = open_engine(
             io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
         )  # fmt: skip
-        return cls(engine, background=background)
+        return cls(engine, background=background, cache_size=cache_size)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
@@ -255,6 +265,7 @@ class Volume:
         self._path.check_state()
         with self.engine.lock:
             records = self.engine.lineage.snapshots(start, stop)
+            memory.trim(self.engine)
         return [Snapshot(self.engine, record) for record in records]
 
     def get_snapshot(self, name_or_id: str | int) -> Snapshot:
@@ -321,6 +332,7 @@ class Volume:
                 "log_bytes": engine.log.size,
                 "nodes_in_memory": path.map.node_count,
                 "nodes_dirty": path.map.dirty_count,
+                "memory_bytes": memory.used(engine),
                 "read_bytes": path.bytes_read,
                 "written_bytes": path.bytes_written,
                 "blocks_redirected": path.blocks_placed,

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.nodewriter cimport NodeWriter
-from cowengine.core.radix cimport NODE_BYTES, TREE_LINEAGE, Tree, node_t, pointer_t
+from cowengine.core.radix cimport NODE_BYTES, TREE_LINEAGE, Tree, node_t, pointer_t, sweep_t
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.status cimport check_status
 
@@ -57,6 +57,16 @@ cdef class PagedTable:
         self.mutex.release()
         check_status(status, self.tree)
 
+    def unload(self):
+        """Drops all clean nodes from memory. The commit lock is held."""
+        cdef sweep_t sweep
+        cdef bint more = True
+        sweep.position = 0
+        while more:
+            self.mutex.acquire()
+            more = self.tree.forget_some(&self.tree.root, &sweep, 0)
+            self.mutex.release()
+
     def take_superseded(self):
         """Slots of nodes that the next checkpoint no longer needs, as [(slot, count)]."""
         cdef size_t i
@@ -66,6 +76,10 @@ cdef class PagedTable:
         self.tree.superseded.count = 0
         self.mutex.release()
         return runs
+
+    def nodes(self):
+        """How many nodes are in memory."""
+        return self.tree.node_count
 
     def dirty_nodes(self):
         """How many nodes a checkpoint would write now."""

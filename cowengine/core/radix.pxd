@@ -72,6 +72,10 @@ ctypedef struct link_t:         # a root, or a child as its parent sees it
     pointer_t pointer
     node_t *node            # NULL: not loaded, or there is none
 
+ctypedef struct sweep_t:        # over the clean nodes of a tree
+    uint64_t position       # the first key not yet passed
+    size_t budget           # nodes that may still be dropped
+
 # What decides whether a replaced block or node is freed (see docs/invariants.md, the free rule).
 ctypedef struct holder_t:
     uint64_t parent_epoch   # the nearest ancestor that holds data
@@ -131,4 +135,5 @@ cdef class Tree:
     cdef link_t child(self, link_t *link, uint64_t index) noexcept nogil
     cdef int flush_link(self, link_t *link, uint64_t key, runs_t *slots, node_t ***written,
                         size_t *count) noexcept nogil
-    cdef void forget_clean(self, link_t *link) noexcept nogil
+    cdef void forget(self, link_t *link, uint64_t key, sweep_t *sweep) noexcept nogil
+    cdef bint forget_some(self, link_t *link, sweep_t *sweep, size_t keep) noexcept nogil

@@ -25,6 +25,9 @@ from libc.string cimport memcpy, memset
 from cowengine.core.checksum cimport ce_xxh64
 from cowengine.core.iotable cimport IOTable
 
+cdef enum:
+    SWEEP_NODES = 256       # dropped while the mutex is held
+
 
 cdef int runs_append(runs_t *runs, uint64_t slot, uint64_t count) noexcept nogil:
     """Adds a run, merged with the last one if it continues it."""
@@ -406,21 +409,51 @@ cdef class Tree:
         link.node = NULL
         return True
 
-    cdef void forget_clean(self, link_t *link) noexcept nogil:
-        """Drops all clean nodes below a link from memory; they are on disk (RT3)."""
+    # -- making room in memory -----------------------------------------------------------------------------------------
+    cdef void forget(self, link_t *link, uint64_t key, sweep_t *sweep) noexcept nogil:
+        """Drops clean nodes below a link from memory, in the order of their keys; they are on disk (RT3).
+
+        No node may be on its way to the disk meanwhile: that is, no checkpoint runs.
+        """
         cdef link_t below
+        cdef node_t *node = link.node
         cdef pointer_t *pointers
+        cdef uint64_t end
+        cdef size_t before
+        cdef bint empty = True
         cdef int i
-        if link.node == NULL:
+        if node == NULL or sweep.budget == 0:
             return
-        if not link.node.dirty:
-            link.pointer.target = pointer_target(KIND_NODE, link.node.level, link.node.slot)
-            link.pointer.checksum = link.node.checksum
-            self.drop(link.node)
-            link.node = NULL
-        elif link.node.level > 0:
-            pointers = <pointer_t *>link.node.words
+        key = key >> self.span_shift(node.level) << self.span_shift(node.level)
+        end = key + (<uint64_t>1 << self.span_shift(node.level))
+        if end <= sweep.position:
+            return
+        if node.level > 1 or (node.level == 1 and node.dirty):
+            pointers = <pointer_t *>node.words
             for i in range(FANOUT):
-                below.pointer, below.node = pointers[i], link.node.children[i]
-                self.forget_clean(&below)
-                pointers[i], link.node.children[i] = below.pointer, below.node
+                if node.children[i] == NULL:
+                    continue
+                below.pointer, below.node = pointers[i], node.children[i]
+                self.forget(&below, key + (<uint64_t>i << self.span_shift(node.level - 1)), sweep)
+                node.children[i] = below.node
+                if node.dirty:
+                    pointers[i] = below.pointer
+                empty = empty and below.node == NULL
+                if sweep.budget == 0:
+                    return
+        if empty and not node.dirty:
+            link.pointer.target = pointer_target(KIND_NODE, node.level, node.slot)
+            link.pointer.checksum = node.checksum
+            link.node = NULL
+            before = self.node_count
+            self.drop(node)
+            sweep.budget -= min(sweep.budget, max(<size_t>1, before - self.node_count))
+        sweep.position = end
+
+    cdef bint forget_some(self, link_t *link, sweep_t *sweep, size_t keep) noexcept nogil:
+        """One step of a sweep, short enough for the mutex; whether there is more to do to come down to `keep` nodes."""
+        if self.node_count <= keep:
+            return False
+        sweep.budget = SWEEP_NODES
+        self.forget(link, 0, sweep)
+        return sweep.budget == 0

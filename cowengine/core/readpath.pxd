@@ -40,6 +40,9 @@ cdef class ReadPath:
     cdef node_t **orphans
     cdef size_t orphan_count
     cdef readonly uint64_t bytes_read
+    cdef uint64_t hand          # where the sweep over the live map goes on
+    cdef public size_t node_limit       # `trim` is called when there are more nodes of the map in memory
+    cdef object trim
 
     cdef void add_orphan(self, node_t *node) noexcept
     cdef void drop_orphans(self) noexcept

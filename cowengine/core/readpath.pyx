@@ -22,7 +22,7 @@ from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, 
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport (
-    NODE_BYTES, STATUS_GONE, STATUS_STOPPED, TREE_MAP, entry_t, link_t, node_t, pointer_t, slot_of,
+    NODE_BYTES, STATUS_GONE, STATUS_STOPPED, TREE_MAP, entry_t, link_t, node_t, pointer_t, slot_of, sweep_t,
 )
 from cowengine.core.status cimport check_status
 
@@ -57,11 +57,15 @@ cdef class Root:
         self.path.mutex.release()
         return raw
 
-    def unload(self):
-        """Drops the clean nodes from memory; they are read again when needed."""
-        self.path.mutex.acquire()
-        self.path.map.forget_clean(&self.link)
-        self.path.mutex.release()
+    def unload(self, size_t keep=0):
+        """Drops clean nodes from memory until the map has at most `keep`; they are read again when needed."""
+        cdef sweep_t sweep
+        cdef bint more = True
+        sweep.position = 0
+        while more:
+            self.path.mutex.acquire()
+            more = self.path.map.forget_some(&self.link, &sweep, keep)
+            self.path.mutex.release()
 
     def retire(self):
         """The snapshot is deleted: reads of it fail from now on."""
@@ -81,6 +85,7 @@ cdef class ReadPath:
         self.mutex = Mutex()
         self.map = BlockMap(io, fd, TREE_MAP, fold, 8, self.slots_per_block, <uint64_t>1 << 47)
         self.era = 2
+        self.node_limit = <size_t>-1
 
     def __dealloc__(self):
         self.drop_orphans()
@@ -104,16 +109,34 @@ cdef class ReadPath:
             self.map.drop(self.orphans[i])
         self.orphan_count = 0
 
+    def bound(self, size_t node_limit, trim):
+        """From now on `trim()` is called, with no lock held, after a read that finds more than `node_limit` nodes."""
+        self.node_limit, self.trim = node_limit, trim
+
     def check_state(self):
         """Raises if the volume is poisoned or closed."""
         if self.state != 0:
             check_status(self.state, self.map)
 
-    def forget_nodes(self):
-        """Drops all clean nodes of the live map from memory."""
-        self.mutex.acquire()
-        self.map.forget_clean(&self.map.root)
-        self.mutex.release()
+    def unload(self, size_t keep):
+        """Drops clean nodes of the live map from memory until the map has at most `keep`; goes on where it stopped.
+
+        The commit lock is held.
+        """
+        cdef sweep_t sweep
+        cdef bint more = True
+        cdef int turns = 0
+        sweep.position = self.hand
+        while turns < 2:
+            self.mutex.acquire()
+            more = self.map.forget_some(&self.map.root, &sweep, keep)
+            enough = self.map.node_count <= keep
+            self.mutex.release()
+            if enough:
+                break
+            if not more:
+                sweep.position, turns = 0, turns + 1
+        self.hand = sweep.position
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
     def pread(self, uint64_t length, uint64_t offset, Root root=None):
@@ -124,6 +147,8 @@ cdef class ReadPath:
         with nogil:
             status = self.read(root, data, length, offset)
         check_status(status, self.map)
+        if self.map.node_count > self.node_limit:
+            self.trim()
         return result
 
     def pread_into(self, buffer, uint64_t offset, uint64_t length_max, Root root=None):
@@ -137,6 +162,8 @@ cdef class ReadPath:
             status = self.read(root, <char *>view.buf, length, offset)
         PyBuffer_Release(&view)
         check_status(status, self.map)
+        if self.map.node_count > self.node_limit:
+            self.trim()
         return length
 
     cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
@@ -253,6 +280,8 @@ cdef class ReadPath:
                     if status == 0:
                         status = self.map.walk(link, 0, &walk)
                     self.mutex.release()
+                if self.map.node_count > self.node_limit:
+                    self.trim()
                 if walk.count == walk.room and status == STATUS_STOPPED:
                     result += (<const char *>walk.extents)[:(walk.count - 1) * sizeof(extent_t)]
                     rows += walk.count - 1

@@ -10,7 +10,8 @@ cdef class SlotMap:
     cdef readonly Tree used
     cdef Mutex mutex
     cdef uint64_t **busy        # a leaf's 512 words, or NULL: as in `used`
-    cdef uint64_t busy_leaves
+    cdef uint64_t busy_leaves   # room in `busy`
+    cdef readonly uint64_t busy_count   # leaves of it in memory
 
     cdef int busy_leaf(self, uint64_t index, uint64_t **words) noexcept nogil
     cdef int is_busy(self, uint64_t slot, uint64_t count, bint *busy) noexcept nogil

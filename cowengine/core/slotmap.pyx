@@ -14,7 +14,7 @@ Threads   Methods for Python take the volume's mutex; the `cdef` ones need it he
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport STATUS_CORRUPT, STATUS_MEMORY, TREE_FREE_MAP, Tree, node_t
@@ -82,6 +82,13 @@ cdef uint64_t first_run(
     return 0
 
 
+cdef bint is_same(const uint64_t *words, node_t *leaf) noexcept nogil:
+    """Whether a part of busy is what a leaf of used says; no leaf: nothing is used."""
+    if leaf != NULL:
+        return memcmp(words, leaf.words, LEAF_WORDS * sizeof(uint64_t)) == 0
+    return not any_bit(words, 0, LEAF_SLOTS)
+
+
 cdef class SlotMap:
     """The free map of a volume, and what is busy beyond it."""
 
@@ -115,6 +122,7 @@ cdef class SlotMap:
             self.busy[index] = <uint64_t *>calloc(LEAF_WORDS, sizeof(uint64_t))
             if self.busy[index] == NULL:
                 return STATUS_MEMORY
+            self.busy_count += 1
             if leaf != NULL:
                 memcpy(self.busy[index], leaf.words, LEAF_WORDS * sizeof(uint64_t))
         words[0] = self.busy[index]
@@ -181,7 +189,25 @@ cdef class SlotMap:
         for i in range(self.busy_leaves):
             free(self.busy[i])
             self.busy[i] = NULL
+        self.busy_count = 0
         self.mutex.release()
+
+    def unload(self):
+        """Drops from memory the parts of busy that say what used says."""
+        cdef uint64_t i
+        cdef node_t *leaf
+        cdef int status = 0
+        for i in range(self.busy_leaves):
+            if self.busy[i] == NULL:
+                continue
+            self.mutex.acquire()
+            status = self.used.leaf(&self.used.root, i << LEAF_SHIFT, &leaf)
+            if status == 0 and self.busy[i] != NULL and is_same(self.busy[i], leaf):
+                free(self.busy[i])
+                self.busy[i] = NULL
+                self.busy_count -= 1
+            self.mutex.release()
+            check_status(status, self.used)
 
     # -- for the allocator --------------------------------------------------------------------------------------------
     def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1):

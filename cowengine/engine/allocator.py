@@ -1,7 +1,8 @@
 """Which slots are given out next, and when freed ones come back.
 
 A run of free slots is picked at a time (the *runway*), so the data path places redirected blocks one after the other.
-Below the end of the used part of the file free slots are reused once they are a good part of it; else the file grows.
+Below the end of the used part of the file free slots are reused where they are a good part of their span; else the file
+grows. No decision looks at more than a few spans, however large the file is.
 Home slots are never given out here.
 
 Freed slots come back when no read can need them any more (they wait two eras) and, if wanted, after they were punched.
@@ -25,7 +26,9 @@ from cowengine.format import SLOT_BYTES, Region
 logger = logging.getLogger("cowengine.engine")
 
 RUNWAY_SLOTS = 256  # 1 MiB
-REUSE_SHARE = 4  # reuse free slots when they are more than one in so many
+SPAN_SLOTS = 32768  # what one leaf of the free map spans
+SPANS_A_PICK = 4
+REUSE_SHARE = 4  # reuse a span's free slots when they are more than one in so many
 PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted
 PREWRITE_SLOTS = 256
 REFUSED_MAX = 64  # runs without space that are tried before a full file system is believed
@@ -57,7 +60,6 @@ class Allocator:
             start = region.slot + region.block_count * self._block_slots
         self._tail_start = start
         self.limit = max(start, file_slots)  # slots from here on were never given out
-        self._busy: int | None = None  # in [tail_start, limit), counted at first use
         self._cursor = start
         self._placed_at_commit = 0
         self._scraps: list[Run] = []  # busy, in front of runways
@@ -69,16 +71,9 @@ class Allocator:
     def _pick(self, wanted: int, multiple: int) -> Run:
         """A run of 1 to `wanted` slots, marked busy. The caller holds the lock."""
         slots = self._path.slots
-        if self._busy is None:
-            self._busy = slots.count_busy(self._tail_start, self.limit)
-        free = self.limit - self._tail_start - self._busy
-        if free > max(4 * RUNWAY_SLOTS, (self.limit - self._tail_start) // REUSE_SHARE):
-            found = slots.find_free(self._cursor, self.limit, wanted, multiple) or slots.find_free(
-                self._tail_start, self._cursor, wanted, multiple
-            )
-            if found is not None:
-                self._cursor = found[0] + found[1]
-                return self._taken(found)
+        found = self._reusable(wanted, multiple)
+        if found is not None:
+            return self._taken(found)
         wanted = max(wanted - wanted % multiple, multiple)
         if wanted >= RUNWAY_SLOTS and self.limit % RUNWAY_SLOTS:
             # Runways begin at a multiple of their size, for large folios in the page cache; nodes take what is left
@@ -92,10 +87,25 @@ class Allocator:
         self.limit += wanted
         return self._taken(run)
 
+    def _reusable(self, wanted: int, multiple: int) -> Run | None:
+        """Free slots from the cursor on, where a good part of a span is free. Looks at a few spans: each is a node."""
+        slots = self._path.slots
+        for _ in range(SPANS_A_PICK):
+            if not self._tail_start <= self._cursor < self.limit:
+                self._cursor = self._tail_start
+            start = max(self._tail_start, self._cursor - self._cursor % SPAN_SLOTS)
+            stop = min(self.limit, self._cursor - self._cursor % SPAN_SLOTS + SPAN_SLOTS)
+            free = stop - start - slots.count_busy(start, stop)
+            if free > max(4 * RUNWAY_SLOTS, (stop - start) // REUSE_SHARE):
+                found = slots.find_free(self._cursor, stop, wanted, multiple)
+                if found is not None:
+                    self._cursor = found[0] + found[1]
+                    return found
+            self._cursor = stop
+        return None
+
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)
-        if self._busy is not None and run[0] >= self._tail_start:
-            self._busy += run[1]
         return run
 
     def runway(self, slots: int) -> None:
@@ -182,11 +192,11 @@ class Allocator:
                 self._return([(slot + part, count - part)])
 
     def fill_reserve(self) -> None:
-        """After an open: the reserve takes free slots that exist already, and only then new ones."""
+        """After an open: the reserve takes free slots at the end of the file, and only then new ones."""
         with self._lock:
             missing = self._reserve_slots
             while missing > 0:
-                run = self._path.slots.find_free(self._tail_start, self.limit, missing)
+                run = self._path.slots.find_free(max(self._tail_start, self.limit - SPAN_SLOTS), self.limit, missing)
                 if run is None:
                     run = (self.limit, missing)
                     self.limit += missing
@@ -204,8 +214,6 @@ class Allocator:
 
     def _return(self, runs: list[Run]) -> None:
         self._path.slots.release(runs)
-        if self._busy is not None:
-            self._busy -= sum(count for slot, count in runs if slot >= self._tail_start)
 
     # -- coming back --------------------------------------------------------------------------------------------------
     def retire(self, runs: list[Run], *, punch_all: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
+from cowengine.engine import memory
 from cowengine.engine.allocator import Run
 from cowengine.errors import NoSpaceError
 from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
@@ -40,6 +41,7 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
         engine.barrier()
         engine.write_superblock(_superblock(engine, clean))
         _recycle(engine)
+    memory.trim_locked(engine)
 
 
 def _superblock(engine: Engine, clean: bool) -> Superblock:
@@ -121,9 +123,6 @@ def _recycle(engine: Engine) -> None:
     engine.bases = (engine.bases[1], log.position)
     log.tail = engine.bases[0]
     engine.lineage.written()
-    engine.lineage.unload_roots()
-    if engine.path.map.node_count > engine.cache_nodes:
-        engine.path.forget_nodes()
     engine.counters["checkpoints"] += 1
 
 

@@ -25,7 +25,7 @@ from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
-from cowengine.engine import checkpoint, reclaim
+from cowengine.engine import checkpoint, memory, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
@@ -62,7 +62,6 @@ logger = logging.getLogger("cowengine.engine")
 
 EVENT_BYTES_FIXED = 80  # of a snapshot event, without name and metadata
 SMALL_EVENTS_BYTES = 100
-CACHE_NODES = 16384  # 64 MiB and a little
 DIRTY_NODES_MAX = 4096
 # Three checkpoints' worth of nodes for a delete, because two are kept.
 RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
@@ -101,7 +100,6 @@ class Engine:
             io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
             self._refill, self._commit_full_batch,
         )  # fmt: skip
-        self.cache_nodes = CACHE_NODES
         self.flush_scheduled = False
         self.left_store = False  # it may have been written to without its store since that store's last set
         self.background = True  # timers and worker threads may be used
@@ -124,6 +122,8 @@ class Engine:
         self._takes_done = 0
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0}
         self.recovered: dict[str, object] = {}
+        self.cache_nodes = 0
+        memory.bound(self, memory.CACHE_BYTES)
         _engines.add(self)
 
     def set_size(self, size: int) -> None:
@@ -177,6 +177,10 @@ class Engine:
                 raise
             raise poisoned from error
         self._undone = outer
+
+    def is_between_steps(self) -> bool:
+        """Whether nobody, this thread included, is in the middle of a commit or checkpoint. The lock is held."""
+        return not self._undone and not self.closed
 
     def _poison_if_interrupted(self) -> None:
         """I10, at the start of what begins with all steps done: are they? The lock is held."""

@@ -1,0 +1,67 @@
+"""What an open volume may keep in memory: the nodes of its trees, and its bitmaps of slots.
+
+Clean nodes are on disk and can be read again at any time. When there are more than the limit those go first that nobody
+has read of late, and then the rest, in the order of their keys, down to three quarters. Dirty nodes stay until the next
+checkpoint, which commits begin when there are many (`engine.DIRTY_NODES_MAX`).
+
+Threads   Under the commit lock: while a checkpoint runs, a clean node may not be on disk yet. A reader that finds the
+          lock taken leaves the matter to the one who has it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cowengine.engine.engine import Engine
+
+NODE_BYTES = 4608  # of memory: the node, its header, and a leaf's share of the tables of children above it
+CACHE_BYTES = 64 << 20
+CACHE_BYTES_MIN = 1 << 20
+SHARE_OF_TABLES = 16  # the lineage table and the two bitmaps may each take one part in so many
+
+
+def bound(engine: Engine, cache_bytes: int) -> None:
+    """Sets the limit, in bytes. Not durable."""
+    engine.cache_nodes = max(cache_bytes, CACHE_BYTES_MIN) // NODE_BYTES
+    engine.path.bound(engine.cache_nodes, lambda: trim(engine))
+
+
+def trim(engine: Engine) -> None:
+    """Comes back under the limit, if nobody has the commit lock."""
+    if not engine.lock.acquire(blocking=False):
+        return
+    try:
+        if engine.is_between_steps():
+            trim_locked(engine)
+    finally:
+        engine.lock.release()
+
+
+def trim_locked(engine: Engine) -> None:
+    """The same for who has the commit lock and runs no checkpoint."""
+    path, limit = engine.path, engine.cache_nodes
+    engine.lineage.unload_roots()
+    if path.map.node_count > limit:
+        _trim_map(engine, limit - limit // 4)
+    # What cannot go (it is dirty, or just being read) must not make every read try again.
+    path.node_limit = max(limit, path.map.node_count + limit // 4)
+    if engine.table.nodes() > limit // SHARE_OF_TABLES:
+        engine.table.unload()
+    if path.slots.busy_count + engine.free_map.nodes() > limit // SHARE_OF_TABLES:
+        path.slots.unload()
+        engine.free_map.unload()
+
+
+def _trim_map(engine: Engine, keep: int) -> None:
+    engine.path.unload(keep)
+    for root in list(engine.lineage.loaded_roots.values()):
+        if engine.path.map.node_count <= keep:
+            return
+        root.unload(keep)
+
+
+def used(engine: Engine) -> int:
+    """Bytes of memory that nodes and bitmaps take now."""
+    nodes = engine.path.map.node_count + engine.table.nodes() + engine.free_map.nodes() + engine.path.slots.busy_count
+    return int(nodes * NODE_BYTES)
