@@ -13,6 +13,7 @@ from cowengine.version import __version__
 if TYPE_CHECKING:
     from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
     from cowengine.engine.report import Report
+    from cowengine.engine.usage import SnapshotSpace, VolumeSpace
     from cowengine.errors import (
         BackupError,
         BusyError,
@@ -65,10 +66,12 @@ __all__ = [
     "RetentionError",
     "Snapshot",
     "SnapshotSet",
+    "SnapshotSpace",
     "StorageError",
     "Store",
     "UnsupportedVersionError",
     "Volume",
+    "VolumeSpace",
     "Writer",
     "WriterError",
     "WriterMetadata",
@@ -91,8 +94,10 @@ _MODULES = {
     "Requestor": "vss",
     "Snapshot": "snapshot",
     "SnapshotSet": "store",
+    "SnapshotSpace": "engine.usage",
     "Store": "store",
     "Volume": "volume",
+    "VolumeSpace": "engine.usage",
     "Writer": "vss",
     "WriterMetadata": "vss",
     "__version__": "version",

@@ -11,6 +11,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
@@ -178,6 +179,16 @@ class Snapshot:
         with self._engine.lock:
             walks = changed_walks(self._engine, self._id, find_base(self._engine, base))
         return collect(walks, self._size, self.block_size, start, length, max_results)
+
+    # -- space --------------------------------------------------------------------------------------------------------
+    def space(self) -> SnapshotSpace:
+        """What the snapshot alone takes, and what deleting it would give back, in bytes; exact.
+
+        Found at the first call by a walk that costs what differs from its neighbours, and kept until one of them
+        changes. Holds nobody up. Raises NotFoundError if it is deleted, also meanwhile.
+        """
+        self._record()
+        return snapshot_space(self._engine, self._id)
 
     # -- end ----------------------------------------------------------------------------------------------------------
     def delete(self) -> None:

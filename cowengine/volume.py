@@ -22,6 +22,7 @@ from cowengine.engine.engine import Engine
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
+from cowengine.engine.usage import VolumeSpace, volume_space
 from cowengine.errors import NotFoundError, OutOfRangeError
 from cowengine.extents import ROWS_MAX, collect
 from cowengine.names import check_name, check_path, encode_metadata, shown
@@ -316,6 +317,10 @@ class Volume:
     def reclaim(self) -> None:
         """Gives back the space of deleted snapshots to the end; `Snapshot.delete` does so by itself."""
         self.engine.reclaim()
+
+    def du(self) -> VolumeSpace:
+        """What the live volume and the snapshots take, each alone and shared, in bytes; exact. See `Snapshot.space`."""
+        return volume_space(self.engine)
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes, in bytes where a name ends in _bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from cowengine.cli.output import Output, shown, table
 from cowengine.cli.sizes import shown_size
 from cowengine.cli.verb import Noun, Options, argument
@@ -55,3 +57,23 @@ def check(options: Options, out: Output) -> int:
     with Store.open(options.store, read_only=True) as store:
         report = store.check()
     return emit_report(report, out, options.store)
+
+
+@NOUN.verb(
+    "du",
+    "show the space that the volumes of a store take: live, in snapshots, shared",
+    STORE,
+    examples=("cowengine store du /srv/store", "cowengine store du /srv/store --json"),
+)
+def du(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    with Store.open(options.store, read_only=True) as store:
+        volumes = [{"name": name, **asdict(space)} for name, space in store.du().items()]
+    total = sum(volume["used_bytes"] for volume in volumes)
+    lines = []
+    for volume in volumes:
+        used, live, snapshots = (shown_size(volume[f"{what}_bytes"]) for what in ("used", "live", "snapshots"))
+        lines.append((shown(volume["name"]), f"{used} used, {live} only live, {snapshots} only in one snapshot each"))
+    lines.append(("in all", shown_size(total)))
+    out.emit({"store": options.store, "used_bytes": total, "volumes": volumes}, table(lines))

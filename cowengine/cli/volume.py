@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cowengine.cli import exits
@@ -234,3 +235,26 @@ def emit_extents(out: Output, document: Document, extents: Callable[..., Any], l
 
     out.emit(document, rows=Rows("extents", rows(), line, f"{'offset':>20}  {'length':>16}"))
     return count
+
+
+@NOUN.verb(
+    "du",
+    "show the space that the live volume and each snapshot take alone, and what they share",
+    VOLUME,
+    examples=("cowengine volume du disk.cow", "cowengine volume du /srv/store:mail --json"),
+)
+def du(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=True) as volume:
+        space = asdict(volume.du())
+
+        def rows() -> Iterator[Document]:
+            for snapshot in volume.snapshots():
+                yield {"id": snapshot.id, "name": snapshot.name, **asdict(snapshot.space())}
+
+        def line(row: Document) -> str:
+            exclusive, freed = shown_size(row["exclusive_bytes"]), shown_size(row["freed_by_delete_bytes"])
+            return f"{exclusive:>12}  {freed:>12}  {shown(row['name'])}"
+
+        heading = f"\n{'exclusive':>12}  {'delete frees':>12}  snapshot"
+        text = table((name.removesuffix("_bytes"), shown_size(count)) for name, count in space.items())
+        out.emit({"volume": options.volume, **space}, text, Rows("snapshots", rows(), line, heading))

@@ -29,6 +29,7 @@ from cowengine.engine import checkpoint, memory, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
+from cowengine.engine.usage import Amount
 from cowengine.errors import (
     CorruptionError,
     ExistsError,
@@ -124,6 +125,7 @@ class Engine:
         self.recovered: dict[str, object] = {}
         self.cache_nodes = 0
         memory.bound(self, memory.CACHE_BYTES)
+        self.amounts: dict[tuple[object, ...], Amount] = {}  # of space, found by walks: see usage.py
         _engines.add(self)
 
     def set_size(self, size: int) -> None:

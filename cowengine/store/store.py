@@ -22,6 +22,7 @@ from typing import Any
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.report import Report
+from cowengine.engine.usage import VolumeSpace
 from cowengine.errors import (
     BusyError,
     ClosedError,
@@ -485,6 +486,13 @@ class Store:
         self._catalogue.write([("DELETE FROM documents WHERE kind = ? AND id = ?", (kind, document_id))])
         if not found:
             raise NotFoundError(f"there is no document {kind} {document_id}")
+
+    # ---- space ----
+
+    def du(self) -> dict[str, VolumeSpace]:
+        """The space of each volume by name; see `Volume.du`. Raises whatever opening a volume raises."""
+        self._check_open()
+        return {name: self._volumes.get(name).du() for name in self._volumes.names()}
 
     # ---- check ----
 

@@ -46,9 +46,9 @@ def test_every_verb_that_destroys_has_a_dry_run(noun, verb):
 def test_the_verbs_are_those_of_this_release():
     offered = {noun.name: " ".join(noun.verbs) for noun in NOUNS}
     assert offered == {
-        "volume": "create info list delete check map changes",
+        "volume": "create info list delete check map changes du",
         "snapshot": "create list show delete rollback cat",
-        "store": "create info check",
+        "store": "create info check du",
         "set": "create list show delete",
         "backup": "create list show verify restore copy delete",
         "writer": "list status rehearse",

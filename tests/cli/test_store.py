@@ -85,3 +85,15 @@ def test_a_store_with_another_owner_exits_with_5(run_process, store):
         done = run_process("set", "create", store, "monday")
     assert done.returncode == 5
     assert len(done.stderr.decode().splitlines()) == 1
+
+
+def test_du_sums_up_the_volumes(run, store):
+    with Store.open(store) as opened:
+        opened.open_volume("mail").pwrite(b"a" * 8192, 0)
+        opened.snapshot(["mail", "index"], "monday")
+        opened.open_volume("mail").pwrite(b"b" * 4096, 0)
+    document = run("store", "du", store, "--json").document
+    assert document["used_bytes"] == 12288
+    mail = document["volumes"][1]
+    assert (mail["name"], mail["live_bytes"], mail["snapshots_bytes"]) == ("mail", 4096, 4096)
+    assert "12.0 KiB" in run("store", "du", store).out

@@ -133,3 +133,13 @@ def test_a_volume_that_another_owner_has_open_exits_with_5(run, run_process, wri
         assert run_process("snapshot", "create", f"{written}@now").returncode == 5
         run("volume", "delete", written, "--with-snapshots", expect=5)
     assert written.exists()
+
+
+def test_du_shows_what_each_takes_alone_and_what_they_share(run, written):
+    document = run("volume", "du", written, "--json").document
+    assert (document["used_bytes"], document["live_bytes"], document["shared_bytes"]) == (16384, 8192, 4096)
+    (monday,) = document["snapshots"]
+    assert (monday["name"], monday["exclusive_bytes"], monday["freed_by_delete_bytes"]) == ("monday", 4096, 4096)
+    text = run("volume", "du", written).out
+    assert "16.0 KiB" in text
+    assert "monday" in text
