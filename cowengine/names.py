@@ -9,6 +9,7 @@ from typing import Any
 from cowengine.errors import OutOfRangeError
 
 NAME_BYTES_MAX = 255
+HOLD_REASON_BYTES = 64
 
 
 def shown(text: str) -> str:
@@ -43,6 +44,21 @@ def check_name(name: object, what: str = "snapshot") -> str:
     if "\0" in name or "/" in name:
         raise OutOfRangeError(f"{what} name {shown(name)}: NUL and '/' are not allowed")
     return name
+
+
+def check_reason(reason: object) -> str:
+    """The reason of a hold, if it is one: 1 to 64 bytes of UTF-8 without NUL. Raises OutOfRangeError."""
+    if not isinstance(reason, str):
+        raise OutOfRangeError(f"the reason of a hold must be a str, not {type(reason).__name__}")
+    try:
+        count = len(reason.encode())
+    except UnicodeEncodeError:
+        raise OutOfRangeError("the reason of a hold must be valid Unicode") from None
+    if not 1 <= count <= HOLD_REASON_BYTES or "\0" in reason:
+        raise OutOfRangeError(
+            f"reason {shown(reason)}: 1 to {HOLD_REASON_BYTES} bytes of UTF-8 without NUL are needed, not {count}"
+        )
+    return reason
 
 
 def encode_metadata(metadata: dict[str, Any] | None, limit: int) -> bytes:

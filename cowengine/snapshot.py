@@ -11,11 +11,12 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
-from cowengine.names import shown
+from cowengine.names import check_reason, shown
 from cowengine.ranges import check_buffer, check_range, whole_number
 
 if TYPE_CHECKING:
@@ -190,11 +191,36 @@ class Snapshot:
         self._record()
         return snapshot_space(self._engine, self._id)
 
+    # -- holds --------------------------------------------------------------------------------------------------------
+    @property
+    def hold_reason(self) -> str | None:
+        """Why the snapshot is held; None if it is not. Raises NotFoundError once deleted."""
+        return self._record().hold_reason or None
+
+    def hold(self, reason: str) -> None:
+        """From now on the snapshot cannot be deleted, made an anchor or given up (BusyError), until `release`.
+
+        Durable when it returns. `reason` is 1 to 64 bytes of UTF-8. Holding again for the same reason changes nothing;
+        for another one it raises BusyError, as two who hold must not release each other. Raises NotFoundError.
+        """
+        self._record()
+        hold(self._engine, self._id, check_reason(reason))
+
+    def release(self) -> None:
+        """Ends a hold. Durable when it returns; without effect on a snapshot that is not held."""
+        self._record()
+        hold(self._engine, self._id, "")
+
+    def require_deletable(self) -> None:
+        """Raises BusyError, with the reason, if `delete` would now."""
+        require_deletable(self._engine, self._record())
+
     # -- end ----------------------------------------------------------------------------------------------------------
     def delete(self) -> None:
         """Deletes the snapshot: gone, also after a crash, when it returns; then its space is given back.
 
-        Reads in progress end well; later ones raise NotFoundError. Works on a full file system.
+        Reads in progress end well; later ones raise NotFoundError. Works on a full file system. Raises BusyError if the
+        snapshot is held.
         """
         self._record()
         self._engine.delete(self._id)

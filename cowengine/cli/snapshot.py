@@ -32,6 +32,7 @@ def describe_snapshot(snapshot: Snapshot) -> Document:
         "created": snapshot.created,
         "size": int(snapshot.size),
         "change_id": snapshot.change_id,
+        "hold_reason": snapshot.hold_reason,
         "metadata": snapshot.metadata,
     }
 
@@ -104,6 +105,33 @@ def delete(options: Options, out: Output) -> None:
             volume.reclaim()
     did = "would delete" if options.dry_run else "deleted"
     out.emit(document, f"{did} {shown(options.snapshot)}")
+
+
+@NOUN.verb(
+    "hold",
+    "protect a snapshot from being deleted or given up, for a reason",
+    SNAPSHOT,
+    argument("--reason", required=True, metavar="TEXT", help="why; 1 to 64 bytes"),
+    examples=('cowengine snapshot hold disk.cow@monday --reason "audit 2026"',),
+)
+def hold(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=False) as (_, snapshot):
+        snapshot.hold(options.reason)
+        document = describe_snapshot(snapshot)
+    out.emit(document, f"held {shown(options.snapshot)}: {shown(options.reason)}")
+
+
+@NOUN.verb(
+    "release",
+    "end a hold",
+    SNAPSHOT,
+    examples=("cowengine snapshot release disk.cow@monday",),
+)
+def release(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=False) as (_, snapshot):
+        snapshot.release()
+        document = describe_snapshot(snapshot)
+    out.emit(document, f"released {shown(options.snapshot)}")
 
 
 @NOUN.verb(

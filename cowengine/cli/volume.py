@@ -123,6 +123,8 @@ def delete(options: Options, out: Output) -> None:
         if document["snapshot_count"] and not options.with_snapshots:
             held = f"{options.volume} has {document['snapshot_count']} snapshots"
             raise BusyError(f"{held}; delete them first, or add --with-snapshots")
+        for snapshot in volume.snapshots():
+            snapshot.require_deletable()
         in_store = split_store(options.volume)
         if in_store is None and not options.dry_run:
             _remove_file(str(volume.path))

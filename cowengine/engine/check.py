@@ -35,6 +35,7 @@ from cowengine.format import (
     LINEAGE_ANCHOR,
     LINEAGE_DELETED,
     LINEAGE_HEAD,
+    LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     NONE_ID,
@@ -293,6 +294,8 @@ class _Check:
             return "is an anchor, which format 1 without features does not have"
         if record.cursor != NO_CURSOR and not record.flags & LINEAGE_DELETED:
             return "has a reclaim cursor and is not deleted"
+        if record.flags & LINEAGE_HELD and (record.kind == LINEAGE_HEAD or record.flags & LINEAGE_DELETED):
+            return "is held, and is a head or deleted"
         if record.root.birth > record.epoch:
             return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
         level = level_for(TREE_MAP, -(-record.size >> self.sb.block_shift))

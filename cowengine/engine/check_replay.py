@@ -19,11 +19,13 @@ from cowengine.format import (
     ENTRY_MAPPED,
     ID_MAX,
     LINEAGE_DELETED,
+    LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     SLOTS_MAX,
     DeleteEvent,
     Event,
+    HoldEvent,
     LineageRecord,
     Pointer,
     ReclaimedEvent,
@@ -116,14 +118,18 @@ class Replay:
             self._snapshot(event)
         elif isinstance(event, RollbackEvent):
             self._rollback(event)
-        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent):
+        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent | HoldEvent):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
                 self.problem(f"{type(event).__name__} of snapshot {event.id}, which does not exist")
             elif isinstance(event, DeleteEvent):
                 if member.record.flags & LINEAGE_DELETED:
                     self.problem(f"snapshot {event.id} is deleted twice")
+                if member.record.flags & LINEAGE_HELD:
+                    self.problem(f"snapshot {event.id} is deleted and was held")
                 member.record.flags |= LINEAGE_DELETED
+            elif isinstance(event, HoldEvent):
+                self._hold(member.record, event.reason)
             elif isinstance(event, ReclaimEvent):
                 self._reclaim(member, event.cursor)
             else:
@@ -159,6 +165,12 @@ class Replay:
         head.record.frozen = max(head.record.frozen, target.record.epoch)
         head.record.epoch = max(head.record.epoch, event.epoch)
         head.record.size = event.size
+
+    def _hold(self, record: LineageRecord, reason: str) -> None:
+        if record.flags & LINEAGE_DELETED:
+            self.problem(f"snapshot {record.id} is held or released, and was deleted")
+        record.flags = record.flags | LINEAGE_HELD if reason else record.flags & ~LINEAGE_HELD
+        record.hold_reason = reason
 
     def _reclaim(self, member: Member, cursor: int) -> None:
         record = member.record

@@ -27,6 +27,7 @@ from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
 from cowengine.engine import checkpoint, memory, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
+from cowengine.engine.holds import require_deletable
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
 from cowengine.engine.usage import Amount
@@ -332,7 +333,7 @@ class Engine:
         """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`."""
         with self.lock:
             self.require_writable()
-            self.live_snapshot(number)
+            require_deletable(self, self.live_snapshot(number))
             self.make_room(for_delete=True)
             self.lineage.load_all()
             root = self.lineage.root(number)

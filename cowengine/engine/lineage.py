@@ -21,6 +21,7 @@ from cowengine.format import (
     LINEAGE_BYTES,
     LINEAGE_DELETED,
     LINEAGE_HEAD,
+    LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     NONE_ID,
@@ -259,6 +260,13 @@ class Lineage:
             del self._names[record.name]
             del self._by_epoch[record.epoch]
             self._deleted[number] = None
+        self._changed.add(number)
+
+    def hold(self, number: int, reason: str) -> None:
+        """Holds a snapshot for a reason, or releases it with an empty one."""
+        record = self._known(number)
+        record.flags = record.flags | LINEAGE_HELD if reason else record.flags & ~LINEAGE_HELD
+        record.hold_reason = reason
         self._changed.add(number)
 
     def move_cursor(self, number: int, cursor: int) -> None:

@@ -35,6 +35,7 @@ from cowengine.format import (
     TREE_MAP,
     DeleteEvent,
     Event,
+    HoldEvent,
     ReclaimedEvent,
     ReclaimEvent,
     Record,
@@ -232,6 +233,8 @@ def apply_event(engine: Engine, event: Event) -> None:
         engine.turn_back(event)
     elif isinstance(event, StoreEvent):
         engine.durable_store_sequence = event.store_sequence
+    elif isinstance(event, HoldEvent):
+        lineage.hold(event.id, event.reason)
     lineage.set_holder()
 
 

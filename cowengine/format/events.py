@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cowengine.errors import CorruptionError, UnsupportedVersionError
 from cowengine.format.layout import (
@@ -12,6 +13,7 @@ from cowengine.format.layout import (
     EVENT_DELETE,
     EVENT_HEADER,
     EVENT_HEADER_BYTES,
+    EVENT_HOLD,
     EVENT_PAYLOADS,
     EVENT_RECLAIM,
     EVENT_RECLAIMED,
@@ -26,7 +28,7 @@ from cowengine.format.layout import (
     SNAPSHOT_FIXED_BYTES,
     struct_of,
 )
-from cowengine.format.lineage import decode_name, size_is_legal
+from cowengine.format.lineage import decode_name, decode_reason, size_is_legal
 
 _HEADER = struct_of(EVENT_HEADER, EVENT_HEADER_BYTES)
 _FIXED = {kind: struct_of(table, table[-1].offset + table[-1].bytes) for kind, table in EVENT_PAYLOADS.items()}
@@ -91,7 +93,16 @@ class StoreEvent:
     before: bool = False
 
 
-Event = SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent
+@dataclass(slots=True)
+class HoldEvent:
+    """Snapshot `id` may not be given back, for this reason; without one, it may again."""
+
+    id: int
+    reason: str
+    before: bool = False
+
+
+Event = SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent | HoldEvent
 
 
 def encode_event(event: Event) -> bytes:
@@ -111,6 +122,9 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, RollbackEvent):
         kind = EVENT_ROLLBACK
         payload = _FIXED[kind].pack(event.head, event.to, event.epoch, event.size)
+    elif isinstance(event, HoldEvent):
+        kind = EVENT_HOLD
+        payload = _FIXED[kind].pack(event.id, event.reason.encode())
     else:
         kind = EVENT_STORE
         payload = _FIXED[kind].pack(event.store_sequence)
@@ -149,7 +163,7 @@ def decode_events(data: bytes) -> list[Event]:
     return events
 
 
-def _unpack(kind: int, payload: bytes) -> tuple[int, ...]:
+def _unpack(kind: int, payload: bytes) -> tuple[Any, ...]:
     layout = _FIXED[kind]
     if len(payload) != layout.size:
         raise CorruptionError(f"event of type {kind}: a payload of {len(payload)} bytes")
@@ -210,6 +224,11 @@ def _decode_store(payload: bytes, before: bool) -> Event:
     return StoreEvent(store_sequence, before)
 
 
+def _decode_hold(payload: bytes, before: bool) -> Event:
+    id_, reason = _unpack(EVENT_HOLD, payload)
+    return HoldEvent(_id(id_), decode_reason(reason), before)
+
+
 _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_SNAPSHOT: _decode_snapshot,
     EVENT_DELETE: _decode_delete,
@@ -217,4 +236,5 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_RECLAIMED: _decode_reclaimed,
     EVENT_ROLLBACK: _decode_rollback,
     EVENT_STORE: _decode_store,
+    EVENT_HOLD: _decode_hold,
 }

@@ -49,6 +49,7 @@ LOG_BYTES_MIN: Final = 16 * 1024
 LOG_BYTES_MAX: Final = 64 * 1024 * 1024
 REGIONS_MAX: Final = 8
 NAME_BYTES_MAX: Final = 255
+HOLD_REASON_BYTES: Final = 64
 METADATA_BYTES_MAX: Final = 4096
 ID_MAX: Final = RECORDS_PER_LEAF * FANOUT**LEVEL_MAX - 1
 
@@ -69,6 +70,7 @@ LINEAGE_SNAPSHOT: Final = 2
 LINEAGE_DELETED: Final = 1
 LINEAGE_ANCHOR: Final = 2
 LINEAGE_AUTOMATIC: Final = 4
+LINEAGE_HELD: Final = 8
 
 EVENT_SNAPSHOT: Final = 1
 EVENT_DELETE: Final = 2
@@ -76,6 +78,7 @@ EVENT_RECLAIM: Final = 3
 EVENT_RECLAIMED: Final = 4
 EVENT_ROLLBACK: Final = 5
 EVENT_STORE: Final = 6
+EVENT_HOLD: Final = 10
 EVENT_BEFORE: Final = 1
 
 RECORD_ONE_BARRIER: Final = 1
@@ -191,6 +194,7 @@ LINEAGE_RECORD: Final = (
     Field("metadata_slot", 128, 8),
     Field("metadata_checksum", 136, 8),
     Field("name", 192, 255),
+    Field("hold_reason", 448, 64),
 )
 
 RECORD_HEADER_BYTES: Final = 128
@@ -247,5 +251,6 @@ EVENT_PAYLOADS: Final = {
     EVENT_RECLAIMED: (Field("id", 0, 8),),
     EVENT_ROLLBACK: (Field("head", 0, 8), Field("to", 8, 8), Field("epoch", 16, 8), Field("size", 24, 8)),
     EVENT_STORE: (Field("store_sequence", 0, 8),),
+    EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56

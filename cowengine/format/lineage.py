@@ -14,6 +14,7 @@ from cowengine.format.layout import (
     LINEAGE_BYTES,
     LINEAGE_DELETED,
     LINEAGE_HEAD,
+    LINEAGE_HELD,
     LINEAGE_RECORD,
     LINEAGE_SNAPSHOT,
     LINEAGE_UNUSED,
@@ -34,7 +35,7 @@ from cowengine.format.trees import HOLE, Pointer
 _RECORD = struct_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _GAPS = gaps_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _UNUSED = bytes(LINEAGE_BYTES)
-_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC
+_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC | LINEAGE_HELD
 
 
 @dataclass(slots=True)
@@ -58,6 +59,7 @@ class LineageRecord:
     metadata_bytes: int = 0
     metadata_slot: int = 0
     metadata_checksum: int = 0
+    hold_reason: str = ""
 
 
 def encode_lineage(record: LineageRecord | None) -> bytes:
@@ -70,6 +72,7 @@ def encode_lineage(record: LineageRecord | None) -> bytes:
     return _RECORD.pack(
         r.kind, r.flags, len(name), r.metadata_bytes, r.id, r.parent, r.epoch, r.frozen, r.size, r.created_ns, r.tag,
         r.root.encode(), r.cursor, r.set_id, r.retain_until_ns, r.metadata_slot, r.metadata_checksum, name,
+        r.hold_reason.encode(),
     )  # fmt: skip
 
 
@@ -85,10 +88,12 @@ def decode_lineage(data: bytes) -> LineageRecord | None:
     (
         kind, flags, name_bytes, metadata_bytes, id_, parent, epoch, frozen, size, created_ns, tag,
         root, cursor, set_id, retain_until_ns, metadata_slot, metadata_checksum, name,
+        hold_reason,
     ) = _RECORD.unpack(data)  # fmt: skip
     record = LineageRecord(
         kind, id_, decode_name(name, name_bytes), epoch, size, flags, parent, frozen, created_ns, tag,
         Pointer.decode(root), cursor, set_id, retain_until_ns, metadata_bytes, metadata_slot, metadata_checksum,
+        decode_reason(hold_reason),
     )  # fmt: skip
     problem = _problem(record)
     if problem:
@@ -111,6 +116,17 @@ def decode_name(padded: bytes, count: int) -> str:
         raise CorruptionError("a name is not UTF-8") from None
 
 
+def decode_reason(padded: bytes) -> str:
+    """The reason of a hold, padded with zeros; empty: there is none. Raises CorruptionError."""
+    reason = padded.rstrip(b"\0")
+    if b"\0" in reason:
+        raise CorruptionError("the reason of a hold is not padded with zeros")
+    try:
+        return reason.decode()
+    except UnicodeDecodeError:
+        raise CorruptionError("the reason of a hold is not UTF-8") from None
+
+
 def size_is_legal(size: int) -> bool:
     """Whether a volume can have this size (bytes)."""
     return SIZE_MIN <= size <= SIZE_MAX and size % 512 == 0
@@ -127,6 +143,8 @@ def _problem(r: LineageRecord) -> str | None:
         return f"epoch {r.epoch}"
     if r.frozen >= r.epoch or (r.kind == LINEAGE_SNAPSHOT and r.frozen):
         return f"frozen epoch {r.frozen} of one in epoch {r.epoch}"
+    if bool(r.flags & LINEAGE_HELD) != bool(r.hold_reason):
+        return "held without a reason, or a reason without a hold"
     if not size_is_legal(r.size):
         return f"size {r.size}"
     if r.metadata_bytes > METADATA_BYTES_MAX:

@@ -102,8 +102,9 @@ class SnapshotSet:
     def delete(self) -> None:
         """Delete the set and its members' snapshots; durable on return.
 
-        Raises NotFoundError if it was deleted before. If a member cannot be deleted its error is raised, the set is
-        gone all the same, and the rest is deleted later, at the latest when the store is opened.
+        Raises NotFoundError if it was deleted before, BusyError if a member is held: nothing was done then. If a
+        member cannot be deleted for another reason its error is raised, the set is gone all the same, and the rest is
+        deleted later, at the latest when the store is opened.
         """
         self._store.delete_set(self._found)
 

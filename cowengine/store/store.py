@@ -397,6 +397,10 @@ class Store:
     def delete_set(self, found: CatalogueSet) -> None:
         """Delete a set: its record first, which commits, then each member. As `SnapshotSet.delete`."""
         self._check_writable()
+        for member in found.members:
+            _, snapshot = self.find_member(found.id, member)
+            if snapshot is not None:
+                snapshot.require_deletable()
         record = Record(
             type=TYPE_DELETE,
             set_id=found.id,

@@ -389,6 +389,7 @@ def test_a_wrong_level_in_a_pointer_is_reported():
         (2, {"name": "s1"}),
         (2, {"flags": f.LINEAGE_ANCHOR}),
         (2, {"cursor": 0}),
+        (2, {"flags": f.LINEAGE_HELD | f.LINEAGE_DELETED, "hold_reason": "audit"}),
         (2, {"kind": f.LINEAGE_HEAD}),
         (0, {"kind": f.LINEAGE_SNAPSHOT, "frozen": 0}),
         (0, {"frozen": 1}),

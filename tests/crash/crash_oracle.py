@@ -17,6 +17,7 @@ from typing import Any
 from model_volume import ModelSnapshot, ModelVolume
 
 SECTOR = 512
+HOLD_REASON = "crash test"
 UNKNOWN_NAME = "?"  # of an automatic snapshot whose rollback has not returned
 UNCERTAIN = count(1)
 
@@ -153,6 +154,12 @@ class Oracle:
     def _delete(self, name: str) -> None:
         self.model.delete(name)
 
+    def _hold(self, name: str) -> None:
+        self.model.hold(name, HOLD_REASON)
+
+    def _release(self, name: str) -> None:
+        self.model.hold(name, None)
+
     def _rollback(self, name: str) -> None:
         self.model.rollback(name, UNKNOWN_NAME)
 
@@ -210,6 +217,8 @@ def snapshots_fault(shown: list[tuple[Any, bytes]], commit: Commit, expected: Ex
             return f"snapshots {names}, expected {[snapshot.name for snapshot in commit.snapshots]}"
         if content != model.content:
             return f"snapshot {snapshot.name} changed at offset {first_difference(content, model.content)}"
+        if snapshot.hold_reason != model.hold_reason:
+            return f"snapshot {snapshot.name} is held for {snapshot.hold_reason}, expected {model.hold_reason}"
         if expected.identities.get(snapshot.name, snapshot.change_id) != snapshot.change_id:
             return f"snapshot {snapshot.name} is {snapshot.change_id}, was {expected.identities[snapshot.name]}"
     return None

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from crash_oracle import SECTOR, Expectation, Found, Operation, Oracle, Violation, verify
+from crash_oracle import HOLD_REASON, SECTOR, Expectation, Found, Operation, Oracle, Violation, verify
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
 from cowengine.engine import allocator, engine, reclaim
-from cowengine.errors import PoisonedError
+from cowengine.errors import BusyError, PoisonedError
 
 PATH = "/disk/volume"
 
@@ -60,10 +60,12 @@ PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("reclaim",), ("checkpoint",), ("reopen",),
+    ("hold", 0), ("release", 0),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
     "reclaim": 5, "checkpoint": 4, "reopen": 3,
+    "hold": 4, "release": 2,
 }  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def random_step(rng: random.Random, name: str) -> Step:
         return (name, rng.randrange(1 << 12), rng.choice((1, 1, 1, 2, 3, 8)))
     if name in ("partial", "zero"):
         return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
-    if name in ("delete", "rollback"):
+    if name in ("delete", "rollback", "hold", "release"):
         return (name, rng.randrange(8))
     return (name,)
 
@@ -225,11 +227,14 @@ class Runner:
             if name in ("write", "partial"):
                 return ("write", self._fill(length, offset), offset)
             return (name, offset, length)
-        if name in ("delete", "rollback"):
+        if name in ("delete", "rollback", "hold", "release"):
             snapshots = self.oracle.model.snapshots
             if not snapshots or (name == "rollback" and len(snapshots) > 5):
                 return None
-            return (name, snapshots[numbers[0] % len(snapshots)].name)
+            chosen = snapshots[numbers[0] % len(snapshots)]
+            if name in ("hold", "release") or (name == "delete" and chosen.hold_reason):
+                name = "release" if chosen.hold_reason else "hold"  # the other one would do nothing
+            return (name, chosen.name)
         if name == "snapshot":
             if len(self.oracle.model.snapshots) > 5:
                 return None
@@ -265,6 +270,18 @@ class Runner:
 
     def _delete(self, name: str) -> None:
         self.volume.get_snapshot(name).delete()
+
+    def _hold(self, name: str) -> None:
+        snapshot = self.volume.get_snapshot(name)
+        snapshot.hold(HOLD_REASON)
+        try:
+            snapshot.delete()
+        except BusyError:
+            return
+        raise Violation(f"{name} is held and could be deleted")
+
+    def _release(self, name: str) -> None:
+        self.volume.get_snapshot(name).release()
 
     def _rollback(self, name: str) -> Any:
         return self.volume.rollback(self.volume.get_snapshot(name))

@@ -13,6 +13,7 @@ ids = st.integers(0, f.ID_MAX)
 slots = st.integers(2, f.SLOT_MASK)
 sizes = st.integers(1, f.SIZE_MAX // 512).map(lambda n: n * 512)
 names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=60)
+reasons = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=16)
 node_pointers = st.builds(
     f.Pointer, st.just(f.POINTER_NODE), slots, st.integers(0, 6), st.integers(0, f.EPOCH_MAX), u64
 )
@@ -69,13 +70,15 @@ def lineage_records(draw):
     kind = draw(st.sampled_from([f.LINEAGE_HEAD, f.LINEAGE_SNAPSHOT]))
     epoch = draw(epochs)
     metadata_bytes = draw(st.integers(0, f.METADATA_BYTES_MAX))
+    reason = draw(reasons | st.just(""))
     return f.LineageRecord(
         kind=kind,
         id=draw(ids),
         name=draw(names),
         epoch=epoch,
         size=draw(sizes),
-        flags=draw(st.integers(0, 7)),
+        flags=draw(st.integers(0, 7)) | (f.LINEAGE_HELD if reason else 0),
+        hold_reason=reason,
         parent=draw(ids | st.just(f.NONE_ID)),
         frozen=draw(st.integers(0, epoch - 1)) if kind == f.LINEAGE_HEAD else 0,
         created_ns=draw(u64),
@@ -102,6 +105,7 @@ events = st.one_of(
     st.builds(f.ReclaimedEvent, ids, before),
     st.builds(f.RollbackEvent, ids, ids, epochs, sizes, before),
     st.builds(f.StoreEvent, u64, before),
+    st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
 )  # fmt: skip
 
 

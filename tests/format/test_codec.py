@@ -333,7 +333,9 @@ def test_an_event_that_breaks_its_bounds_is_corrupt(data):
 BAD_LINEAGE = {
     "kind": (0, "B", 3),
     "unused but not zero": (0, "B", 0),
-    "flags": (1, "B", 8),
+    "flags": (1, "B", 16),
+    "held without a reason": (1, "B", 8),
+    "a reason without a hold": (448, "B", 65),
     "no name": (2, "H", 0),
     "a name longer than there is": (2, "H", 256),
     "a name with NUL": (2, "H", 6),

@@ -24,6 +24,7 @@ class ModelSnapshot:
     births: tuple[int, ...]
     mapped: tuple[bool, ...]
     automatic: bool = False
+    hold_reason: str | None = None
 
     def renamed(self, name: str) -> ModelSnapshot:
         return replace(self, name=name)
@@ -103,6 +104,10 @@ class ModelVolume:
 
     def delete(self, name: str) -> None:
         self.snapshots.remove(self.find(name))
+
+    def hold(self, name: str, reason: str | None) -> None:
+        """Holds a snapshot for a reason; releases it for none."""
+        self.snapshots = [replace(each, hold_reason=reason) if each.name == name else each for each in self.snapshots]
 
     def rollback(self, name: str, automatic_name: str) -> ModelSnapshot:
         """Keeps what is replaced as an automatic snapshot; the live volume then is what `name` holds."""

@@ -18,7 +18,7 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
-from cowengine.errors import ExistsError, NotFoundError, OutOfRangeError
+from cowengine.errors import BusyError, ExistsError, NotFoundError, OutOfRangeError
 
 SNAPSHOTS_MAX = 6
 fractions = st.floats(0, 1, exclude_max=True, allow_nan=False)
@@ -116,11 +116,35 @@ class VolumeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
     def delete(self, number: int) -> None:
-        name = self.model.snapshots[number % len(self.model.snapshots)].name
-        self.volume.get_snapshot(name).delete()
+        chosen = self.model.snapshots[number % len(self.model.snapshots)]
+        name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
+        if chosen.hold_reason:
+            with pytest.raises(BusyError, match=chosen.hold_reason):
+                snapshot.delete()
+            return
+        snapshot.delete()
         self.model.delete(name)
         with pytest.raises(NotFoundError):
             self.volume.get_snapshot(name)
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX), reason=st.sampled_from(["audit", "backup"]))
+    def hold(self, number: int, reason: str) -> None:
+        chosen = self.model.snapshots[number % len(self.model.snapshots)]
+        snapshot = self.volume.get_snapshot(chosen.name)
+        if chosen.hold_reason not in (None, reason):
+            with pytest.raises(BusyError, match=chosen.hold_reason):
+                snapshot.hold(reason)
+            return
+        snapshot.hold(reason)
+        self.model.hold(chosen.name, reason)
+
+    @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX))
+    def release(self, number: int) -> None:
+        name = self.model.snapshots[number % len(self.model.snapshots)].name
+        self.volume.get_snapshot(name).release()
+        self.model.hold(name, None)
 
     @precondition(lambda self: 0 < len(self.model.snapshots) < SNAPSHOTS_MAX)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
@@ -137,7 +161,8 @@ class VolumeMachine(RuleBasedStateMachine):
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
         """The snapshots of both sides, and the live volume as the last one."""
         shown = self.volume.snapshots()
-        assert [snapshot.name for snapshot in shown] == [snapshot.name for snapshot in self.model.snapshots]
+        wanted = [(snapshot.name, snapshot.hold_reason) for snapshot in self.model.snapshots]
+        assert [(snapshot.name, snapshot.hold_reason) for snapshot in shown] == wanted
         return [*zip(shown, self.model.snapshots, strict=True), (self.volume, self.model.live())]
 
     @rule(where=fractions, length=lengths)

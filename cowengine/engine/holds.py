@@ -1,0 +1,43 @@
+"""Why a snapshot may not be given back: the one place that is asked before it is deleted, made an anchor or given up.
+
+Threads   The commit lock is held, or taken here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowengine.errors import BusyError
+from cowengine.format import HoldEvent, LineageRecord
+
+if TYPE_CHECKING:
+    from cowengine.engine.engine import Engine
+
+
+def why_kept(engine: Engine, record: LineageRecord) -> str | None:
+    """What stands against giving this snapshot's data back now, for a message; None if nothing does."""
+    if record.hold_reason:
+        return f"it is held: {record.hold_reason}"
+    return None
+
+
+def require_deletable(engine: Engine, record: LineageRecord) -> None:
+    """Raises BusyError that says why, if a snapshot's data may not be given back now."""
+    why = why_kept(engine, record)
+    if why is not None:
+        raise BusyError(f"snapshot {record.name!r} cannot be given back: {why}", engine.name)
+
+
+def hold(engine: Engine, number: int, reason: str) -> None:
+    """Holds a snapshot, or releases it with an empty reason; durable on return. It works on a full file system."""
+    with engine.lock:
+        engine.require_writable()
+        record = engine.live_snapshot(number)
+        if record.hold_reason == reason:
+            return
+        if reason and record.hold_reason:
+            raise BusyError(f"snapshot {record.name!r} is held already: {record.hold_reason}", engine.name)
+        engine.make_room(for_delete=True)
+        with engine.undivided():
+            engine.commit([HoldEvent(number, reason)], room_made=True)
+            engine.lineage.hold(number, reason)
