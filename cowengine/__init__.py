@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cowengine.engine.report import Report
     from cowengine.engine.usage import SnapshotSpace, VolumeSpace
     from cowengine.errors import (
+        AnchorError,
         BackupError,
         BusyError,
         CancelledError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cowengine.vss import Job, Provider, Requestor, Writer, WriterMetadata
 
 __all__ = [
+    "AnchorError",
     "Backup",
     "BackupError",
     "BusyError",

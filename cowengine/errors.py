@@ -7,6 +7,7 @@ CowEngineError                      .code: a stable number, the same in every in
  +- OutOfRangeError      (OSError, ValueError)  EINVAL: an argument, offset or length that cannot be
  +- ExistsError          (OSError)  EEXIST
  +- NotFoundError        (OSError)  ENOENT
+ |   +- AnchorError                  the snapshot is an anchor: its data was given up
  +- BusyError            (OSError)  EBUSY: owned, held, being read, or a queue is full
  +- NoSpaceError         (OSError)  ENOSPC
  +- ReadOnlyError        (OSError)  EROFS
@@ -108,6 +109,12 @@ class NotFoundError(_SystemError):
 
     code: ClassVar[int] = 7
     default_errno: ClassVar[int] = errno.ENOENT
+
+
+class AnchorError(NotFoundError):
+    """The snapshot is an anchor: its data was given up. It still serves as a base for changed extents."""
+
+    code: ClassVar[int] = 22
 
 
 class BusyError(_SystemError):

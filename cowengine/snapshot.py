@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
-from cowengine.format import ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
+from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
 from cowengine.names import check_reason, shown
 from cowengine.ranges import check_buffer, check_range, whole_number
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.engine.engine import Engine
+    from cowengine.engine.lineage import Lineage
     from cowengine.extents import ExtentArray
 
-CHANGE_ID_MAX = 80  # letters: a UUID, 15 digits, 16 digits, two slashes
+CHANGE_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([1-9][0-9]{0,14})/[0-9a-f]{16}")
 
 
 def change_id(engine: Engine, record: LineageRecord) -> str:
@@ -36,7 +38,8 @@ def change_id(engine: Engine, record: LineageRecord) -> str:
 class Snapshot:
     """A read-only view of a volume at one epoch. Made by `Volume.snapshot`, `snapshots` and `get_snapshot`.
 
-    Attributes stay readable after the snapshot was deleted; its bytes do not (NotFoundError).
+    Attributes stay readable after the snapshot was deleted; its bytes do not (NotFoundError). The bytes of an anchor
+    were given up (AnchorError); it still is a base for changed extents.
     """
 
     def __init__(self, engine: Engine, record: LineageRecord) -> None:
@@ -106,6 +109,9 @@ class Snapshot:
     @property
     def is_anchor(self) -> bool:
         """Whether its data was given up."""
+        record = None if self._engine.closed else self._engine.lineage.get(self._id)
+        if record is not None:
+            self._anchor = bool(record.flags & LINEAGE_ANCHOR)
         return self._anchor
 
     @property
@@ -128,16 +134,27 @@ class Snapshot:
             raise NotFoundError(f"snapshot {self._name!r} was deleted", self._engine.name)
         return record
 
+    def _require_data(self) -> None:
+        """Raises NotFoundError if the snapshot was deleted, AnchorError if it is an anchor."""
+        self._record()
+        self._engine.readable_snapshot(self._id)
+
     # -- bytes --------------------------------------------------------------------------------------------------------
     def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from byte `offset`. Raises OutOfRangeError past the end, NotFoundError once deleted."""
+        """`length` bytes from byte `offset`. Raises OutOfRangeError past the end, NotFoundError once deleted or, as
+        AnchorError, once the data was given up.
+        """
         plain = type(offset) is int and type(length) is int
         if not plain or length < 0 or offset < 0 or offset + length > self._size:
             offset, length = check_range(offset, length, self._size, "read", "snapshot")
         engine = self._engine
-        if self._id not in engine.lineage.loaded_roots:
-            self._record()
-        return engine.path.pread(length, offset, engine.lineage.root(self._id))
+        try:
+            if self._id not in engine.lineage.loaded_roots:
+                self._require_data()
+            return engine.path.pread(length, offset, engine.lineage.root(self._id))
+        except NotFoundError:
+            self._require_data()
+            raise
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises as `pread`."""
@@ -147,23 +164,29 @@ class Snapshot:
             if type(offset) is not int or offset < 0 or offset + length > self._size:
                 offset, length = check_range(offset, length, self._size, "read", "snapshot")
             if self._id not in engine.lineage.loaded_roots:
-                self._record()
+                self._require_data()
             return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))
+        except NotFoundError:
+            self._require_data()
+            raise
         except (TypeError, BufferError, ValueError):
             check_buffer(buffer, writable=True)
             raise
 
     def open(self) -> io.RawIOBase:
-        """A seekable, read-only file object over the whole snapshot."""
-        self._record()
+        """A seekable, read-only file object over the whole snapshot. Raises as `pread`."""
+        self._require_data()
         return _SnapshotFile(self)
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(
         self, start: int = 0, length: int | None = None, max_results: int | None = None
     ) -> ExtentArray:  # fmt: skip
-        """What is mapped in a range: rows (offset, length) in bytes. Everything else reads as zeros."""
-        self._record()
+        """What is mapped in a range: rows (offset, length) in bytes. Everything else reads as zeros.
+
+        Raises as `pread`.
+        """
+        self._require_data()
         walk = _walk(self._engine, self._id, None)
         return collect([walk], self._size, self.block_size, start, length, max_results)
 
@@ -173,8 +196,9 @@ class Snapshot:
         """What differs between two snapshots of a volume, in either order: rows (offset, length) in bytes, whole
         blocks.
 
-        `base` is a Snapshot, an id, a name or a change id. Restart at the end of the last row. Raises
-        FullBackupRequired if no exact answer exists for this base, NotFoundError for an unknown id or name.
+        `base` is a Snapshot, an id, a name or a change id. Restart at the end of the last row. Either of the two may be
+        an anchor, if the other stands on it. Raises FullBackupRequired if no exact answer exists for this base,
+        NotFoundError for an unknown id or name, OutOfRangeError for what cannot be a base.
         """
         self._record()
         with self._engine.lock:
@@ -219,11 +243,22 @@ class Snapshot:
     def delete(self) -> None:
         """Deletes the snapshot: gone, also after a crash, when it returns; then its space is given back.
 
-        Reads in progress end well; later ones raise NotFoundError. Works on a full file system. Raises BusyError if the
-        snapshot is held.
+        Reads in progress end well; later ones raise NotFoundError. Works on a full file system. An anchor, too, can be
+        deleted. Raises BusyError if the snapshot is held.
         """
         self._record()
         self._engine.delete(self._id)
+        self._engine.reclaim()
+
+    def to_anchor(self) -> None:
+        """Gives up the snapshot's data and keeps all else, so that it still is a base for changed extents.
+
+        An anchor, also after a crash, when it returns; then its space is given back. There is no way back. Reads in
+        progress end well; later ones raise AnchorError. Of an anchor it does nothing. Works on a full file system.
+        Raises BusyError if the snapshot is held.
+        """
+        self._record()
+        self._engine.to_anchor(self._id)
         self._engine.reclaim()
 
 
@@ -237,13 +272,12 @@ def check_id(number: object) -> int:
 
 
 def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
-    """The snapshot that a caller means.
+    """The snapshot that a caller means by a Snapshot, an id, a name or a change id.
 
-    Raises FullBackupRequired for a change id that names no snapshot of this volume.
+    Raises FullBackupRequired for a Snapshot or change id that is none of this volume, or no more; NotFoundError for an
+    unknown id or name; OutOfRangeError for what is none of them.
     """
     if isinstance(base, Snapshot):
-        if base._engine is not engine and not base.change_id.startswith(f"{engine.uuid_text}/"):
-            raise FullBackupRequired(f"snapshot {base.name!r} belongs to another volume")
         base = base.change_id
     if isinstance(base, bool) or not isinstance(base, int | str):
         raise OutOfRangeError(f"a base is a Snapshot, an id, a name or a change id, not {type(base).__name__}")
@@ -258,39 +292,55 @@ def find_base(engine: Engine, base: Snapshot | int | str) -> LineageRecord:
 
 
 def _by_change_id(engine: Engine, text: str) -> LineageRecord:
-    parts = text.split("/")
-    well_formed = len(text) <= CHANGE_ID_MAX and len(parts) == 3 and parts[1].isdecimal()
-    if not well_formed or parts[0] != engine.uuid_text:
-        raise FullBackupRequired(f"change id {shown(text)} is not of this volume; take a full backup")
-    record = engine.lineage.find_epoch(int(parts[1]))
+    parts = CHANGE_ID.fullmatch(text)
+    if parts is None or int(parts[2]) > EPOCH_MAX:
+        raise OutOfRangeError(f"{shown(text)} is no change id: <volume uuid>/<epoch>/<tag of 16 hexadecimal digits>")
+    if parts[1] != engine.uuid_text:
+        raise FullBackupRequired(f"change id {shown(text)} is of another volume; take a full backup")
+    record = engine.lineage.find_epoch(int(parts[2]))
     if record is not None and change_id(engine, record) == text:
         return record
-    raise FullBackupRequired(f"the snapshot of change id {shown(text)} does not exist any more; take a full backup")
+    raise FullBackupRequired(f"the volume has no snapshot of change id {shown(text)}; take a full backup")
 
 
 def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk]:
     """The walks that together find every block in which two states differ.
 
     A block differs iff it was born after the nearest common ancestor in one of them. If one is the other's ancestor,
-    one walk does; after a rollback the history is a tree, and both sides are walked.
+    one walk does; after a rollback the history is a tree, and both sides are walked. An anchor has nothing to walk, so
+    it serves as an ancestor only: else FullBackupRequired.
     """
-    lineage = engine.lineage
+    sides, common = _sides(engine.lineage, target, base)
+    for number in sides:
+        record = engine.lineage.get(number)
+        if record is not None and record.flags & LINEAGE_ANCHOR:
+            raise FullBackupRequired(
+                f"snapshot {record.name!r} is an anchor, and what it is compared with does not stand on it; "
+                "take a full backup"
+            )
+    return [_walk(engine, number, common) for number in sides]
+
+
+def _sides(lineage: Lineage, target: int, base: LineageRecord) -> tuple[list[int], int]:
+    """Whose changes after which epoch are the difference of two states."""
     if lineage.stands_on(target, base):
-        return [_walk(engine, target, base.epoch)]
+        return [target], base.epoch
     mine = {record.id for record in lineage.ancestors(target)}
     for record in lineage.ancestors(base.id):
-        if record.id == target:
-            return [_walk(engine, base.id, record.epoch)]
         if record.id in mine:
-            return [_walk(engine, target, record.epoch), _walk(engine, base.id, record.epoch)]
-    return [_walk(engine, target, 0), _walk(engine, base.id, 0)]
+            return [base.id] if record.id == target else [target, base.id], record.epoch
+    return [target, base.id], 0
 
 
 def _walk(engine: Engine, number: int, born_after: int | None) -> Walk:
     root = None if number == 0 else engine.lineage.root(number)
 
     def walk(first: int, end: int, rows_max: int) -> bytearray:
-        return engine.path.extents(root, first, end, rows_max, born_after)
+        try:
+            return engine.path.extents(root, first, end, rows_max, born_after)
+        except NotFoundError:
+            engine.readable_snapshot(number)  # it became an anchor meanwhile?
+            raise
 
     return walk
 

@@ -16,7 +16,7 @@ from cowengine.errors import OutOfRangeError
 if TYPE_CHECKING:
     from cowengine import Snapshot, Volume
 
-NOUN = Noun("snapshot", "take, read, roll back to and delete snapshots")
+NOUN = Noun("snapshot", "take, read, roll back to and give up snapshots")
 
 SNAPSHOT = argument("snapshot", metavar="SNAPSHOT", help="VOLUME@NAME, or VOLUME@#ID")
 SNAPSHOTS_PER_CALL = 10_000
@@ -33,6 +33,7 @@ def describe_snapshot(snapshot: Snapshot) -> Document:
         "size": int(snapshot.size),
         "change_id": snapshot.change_id,
         "hold_reason": snapshot.hold_reason,
+        "anchor": snapshot.is_anchor,
         "metadata": snapshot.metadata,
     }
 
@@ -63,7 +64,8 @@ def create(options: Options, out: Output) -> None:
 )
 def list_(options: Options, out: Output) -> None:
     def line(row: Document) -> str:
-        return f"{row['id']:>8}  {shown_time(row['created'])}  {shown_size(row['size']):>10}  {shown(row['name'])}"
+        size = "anchor" if row["anchor"] else shown_size(row["size"])
+        return f"{row['id']:>8}  {shown_time(row['created'])}  {size:>10}  {shown(row['name'])}"
 
     with open_volume(options.volume, read_only=True) as volume:
         out.emit({"volume": options.volume}, rows=Rows("snapshots", _all_snapshots(volume), line))
@@ -132,6 +134,23 @@ def release(options: Options, out: Output) -> None:
         snapshot.release()
         document = describe_snapshot(snapshot)
     out.emit(document, f"released {shown(options.snapshot)}")
+
+
+@NOUN.verb(
+    "anchor",
+    "give a snapshot's space back and keep it as an anchor: a base for changes, without data",
+    SNAPSHOT,
+    DRY_RUN,
+    examples=("cowengine snapshot anchor disk.cow@monday", "cowengine volume changes disk.cow --since monday"),
+)
+def anchor(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=options.dry_run) as (volume, snapshot):
+        if not options.dry_run:
+            snapshot.to_anchor()
+            volume.reclaim()
+        document = describe_snapshot(snapshot)
+    did = "would make an anchor of" if options.dry_run else "an anchor now:"
+    out.emit(document, f"{did} {shown(options.snapshot)}")
 
 
 @NOUN.verb(

@@ -204,8 +204,8 @@ def map_(options: Options, out: Output) -> None:
 def changes(options: Options, out: Output) -> int:
     with open_volume(options.volume, read_only=True) as volume:
         view = find_snapshot(volume, options.until) if options.until else volume
-        # A change id is uuid/epoch/tag; what it must match is the engine's to decide.
-        base = options.since if options.since.count("/") == 2 else find_snapshot(volume, options.since)
+        # A change id is uuid/epoch/tag, and no name has a slash; what it must match is the engine's to decide.
+        base = options.since if "/" in options.since else find_snapshot(volume, options.since)
 
         def extents(**limits: Any) -> Any:
             return view.changed_extents(base, **limits)

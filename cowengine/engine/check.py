@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
-from cowengine.engine.check_replay import Replay
+from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
@@ -34,6 +34,7 @@ from cowengine.format import (
     ENTRY_MAPPED,
     LINEAGE_ANCHOR,
     LINEAGE_DELETED,
+    LINEAGE_EMPTY,
     LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
@@ -80,7 +81,9 @@ def check_open(io: IOTable, fd: int, name: str) -> Report:
     Raises FormatError if it is no volume, StorageError if it cannot be read.
     """
     problems = Problems()
-    counts = dict.fromkeys(("blocks", "nodes", "snapshots", "deleted", "records", "dropped", "slots_used", "leaked"), 0)
+    counts = dict.fromkeys(
+        ("blocks", "nodes", "snapshots", "anchors", "deleted", "records", "dropped", "slots_used", "leaked"), 0
+    )
     try:
         chosen, other = _choose(io, fd, name, problems)
         if chosen is not None:
@@ -280,6 +283,10 @@ class _Check:
                 problem = f"has epoch {record.epoch}, as has {epochs[record.epoch]}"
             if problem:
                 self.problems.add(f"{where}: {'snapshot' if i else 'head'} {i} {problem}")
+        for i in _forked_anchors(records):
+            self.problems.add(
+                f"{where}: snapshot {i} is an empty anchor, and more than one line of data goes through it"
+            )
         if reclaiming > 1:
             self.problems.add(f"{where}: {reclaiming} snapshots are being reclaimed at once")
 
@@ -290,10 +297,8 @@ class _Check:
             return f"has kind {record.kind}"
         if i >= next_id:
             return f"is not below next_id {next_id}"
-        if record.flags & LINEAGE_ANCHOR:
-            return "is an anchor, which format 1 without features does not have"
-        if record.cursor != NO_CURSOR and not record.flags & LINEAGE_DELETED:
-            return "has a reclaim cursor and is not deleted"
+        if record.cursor != NO_CURSOR and (not is_given_up(record) or record.flags & LINEAGE_EMPTY):
+            return "has a reclaim cursor, and its data was not given up or is given back"
         if record.flags & LINEAGE_HELD and (record.kind == LINEAGE_HEAD or record.flags & LINEAGE_DELETED):
             return "is held, and is a head or deleted"
         if record.root.birth > record.epoch:
@@ -459,10 +464,23 @@ class _Check:
             blocks=total(final.runs) // self.block_slots,
             nodes=len(base.nodes),
             snapshots=len(snapshots) - deleted,
+            anchors=sum(record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) == LINEAGE_ANCHOR for record in snapshots),
             deleted=deleted,
             records=len(records),
             slots_used=total(slots),
         )
+
+
+def _forked_anchors(records: dict[int, LineageRecord]) -> set[int]:
+    """Empty anchors through which more than one line of data goes (I26)."""
+    passed: set[int] = set()
+    forked: set[int] = set()
+    for record in records.values():
+        above = None if record.flags & LINEAGE_EMPTY else records.get(record.parent)
+        while above is not None and above.flags & LINEAGE_EMPTY and above.id not in forked:
+            (forked if above.id in passed else passed).add(above.id)
+            above = records.get(above.parent)
+    return forked
 
 
 def _holds(runs: list[Run], slot: int) -> bool:

@@ -18,11 +18,14 @@ from cowengine.engine.intervals import Intervals
 from cowengine.format import (
     ENTRY_MAPPED,
     ID_MAX,
+    LINEAGE_ANCHOR,
     LINEAGE_DELETED,
+    LINEAGE_EMPTY,
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     SLOTS_MAX,
+    AnchorEvent,
     DeleteEvent,
     Event,
     HoldEvent,
@@ -33,6 +36,7 @@ from cowengine.format import (
     Record,
     RollbackEvent,
     SnapshotEvent,
+    hole,
     iter_deltas,
 )
 
@@ -74,6 +78,11 @@ class Member:
 def new_line(root: Pointer) -> Line:
     """A line that begins with what the tree below `root` holds."""
     return Line(root, Intervals([(0, SLOTS_MAX)], _TREE))
+
+
+def is_given_up(record: LineageRecord) -> bool:
+    """Whether a snapshot is deleted or an anchor."""
+    return bool(record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR))
 
 
 class Replay:
@@ -118,7 +127,7 @@ class Replay:
             self._snapshot(event)
         elif isinstance(event, RollbackEvent):
             self._rollback(event)
-        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent | HoldEvent):
+        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
                 self.problem(f"{type(event).__name__} of snapshot {event.id}, which does not exist")
@@ -130,6 +139,10 @@ class Replay:
                 member.record.flags |= LINEAGE_DELETED
             elif isinstance(event, HoldEvent):
                 self._hold(member.record, event.reason)
+            elif isinstance(event, AnchorEvent):
+                if member.record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED | LINEAGE_HELD):
+                    self.problem(f"snapshot {event.id} becomes an anchor, and is one, is deleted or held")
+                member.record.flags |= LINEAGE_ANCHOR
             elif isinstance(event, ReclaimEvent):
                 self._reclaim(member, event.cursor)
             else:
@@ -157,6 +170,8 @@ class Replay:
         if event.head or target is None or target.record.kind != LINEAGE_SNAPSHOT:
             self.problem(f"rollback of head {event.head} to {event.to}, which is no snapshot")
             return
+        if target.record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED):
+            self.problem(f"rollback to {event.to}, whose data was given up")
         if event.epoch <= head.record.frozen or event.size != target.record.size:
             self.problem(f"rollback to {event.to} with epoch {event.epoch} and size {event.size}")
         head.line = Line(target.line.root, target.line.state(target.time))
@@ -175,14 +190,19 @@ class Replay:
     def _reclaim(self, member: Member, cursor: int) -> None:
         record = member.record
         begun = record.cursor != NO_CURSOR
-        if not record.flags & LINEAGE_DELETED or (begun and cursor < record.cursor):
+        if not is_given_up(record) or (begun and cursor < record.cursor):
             self.problem(f"reclaim of snapshot {record.id} moves to {cursor}, and it is not deleted or was further")
         record.cursor = cursor
 
     def _reclaimed(self, member: Member) -> None:
         record = member.record
-        if not record.flags & LINEAGE_DELETED:
+        if not is_given_up(record):
             self.problem(f"snapshot {record.id} is reclaimed and was not deleted")
+        if record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) == LINEAGE_ANCHOR:
+            record.flags |= LINEAGE_EMPTY
+            record.root, record.cursor = hole(record.root.level), NO_CURSOR
+            member.line, member.time = new_line(record.root), 0
+            return
         del self.members[record.id]
         self.dropped[record.id] = record.parent
 

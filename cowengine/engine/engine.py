@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,6 +32,7 @@ from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
 from cowengine.engine.usage import Amount
 from cowengine.errors import (
+    AnchorError,
     CorruptionError,
     ExistsError,
     NoSpaceError,
@@ -40,11 +41,13 @@ from cowengine.errors import (
     ReadOnlyError,
 )
 from cowengine.format import (
+    LINEAGE_ANCHOR,
     LINEAGE_AUTOMATIC,
     LINEAGE_DELETED,
     LINEAGE_SNAPSHOT,
     RECORD_HEADER_BYTES,
     SLOT_BYTES,
+    AnchorEvent,
     DeleteEvent,
     Event,
     LineageRecord,
@@ -329,21 +332,45 @@ class Engine:
             raise NotFoundError(f"there is no snapshot with id {number}", self.name)
         return record
 
+    def readable_snapshot(self, number: int) -> LineageRecord:
+        """The record of a snapshot that has its data, or NotFoundError (AnchorError if it was given up)."""
+        record = self.live_snapshot(number)
+        if record.flags & LINEAGE_ANCHOR:
+            raise AnchorError(f"snapshot {record.name!r} is an anchor: its data was given up", self.name)
+        return record
+
+    def releasable_snapshot(self, number: int) -> LineageRecord:
+        """The record of a snapshot whose data may be given up; else raises what stands against it."""
+        return self.live_snapshot(number)
+
     def delete(self, number: int) -> None:
         """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`."""
         with self.lock:
             self.require_writable()
             require_deletable(self, self.live_snapshot(number))
-            self.make_room(for_delete=True)
-            self.lineage.load_all()
-            root = self.lineage.root(number)
-            with self.undivided():
-                self.commit([DeleteEvent(number)], room_made=True)
-                self.lineage.delete(number)
-                root.retire()
+            self._release(number, DeleteEvent(number), self.lineage.delete)
+
+    def to_anchor(self, number: int) -> None:
+        """Gives up a snapshot's data, not its epoch; durable when it returns. Its space comes back by `reclaim`."""
+        with self.lock:
+            self.require_writable()
+            record = self.live_snapshot(number)
+            if not record.flags & LINEAGE_ANCHOR:
+                require_deletable(self, record)
+                self._release(number, AnchorEvent(number), self.lineage.anchor)
+
+    def _release(self, number: int, event: Event, mark: Callable[[int], None]) -> None:
+        """Makes a snapshot's data unreadable, as `event` says and `mark` notes in the lineage."""
+        self.make_room(for_delete=True)
+        self.lineage.load_all()
+        self.lineage.root(number)  # if it is damaged, this says so before anything is done
+        with self.undivided():
+            self.commit([event], room_made=True)
+            mark(number)
+            self.lineage.set_holder()
 
     def reclaim(self) -> None:
-        """Gives back what deleted snapshots alone hold, step by step, to the end."""
+        """Gives back what deleted snapshots and anchors alone hold, step by step, to the end."""
         while reclaim.reclaim_step(self):
             pass
 
@@ -351,7 +378,7 @@ class Engine:
         """Makes the live volume what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
         with self.lock:
             self.require_writable()
-            self.live_snapshot(number)
+            self.readable_snapshot(number)
             self.require_name_free(automatic_name)
             self.make_room()
             try:

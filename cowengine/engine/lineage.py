@@ -17,9 +17,11 @@ from cowengine.core.pagedtable import PagedTable
 from cowengine.core.readpath import Root
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
+    LINEAGE_ANCHOR,
     LINEAGE_AUTOMATIC,
     LINEAGE_BYTES,
     LINEAGE_DELETED,
+    LINEAGE_EMPTY,
     LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
@@ -32,11 +34,17 @@ from cowengine.format import (
     SnapshotEvent,
     decode_lineage,
     encode_lineage,
+    hole,
     level_for,
     lineage_essentials,
 )
 
 HEAD_ID = 0
+
+
+def is_pending(flags: int) -> bool:
+    """Whether the space of a snapshot with these flags is to be given back, or its place in the lineage."""
+    return bool(flags & LINEAGE_DELETED or flags & (LINEAGE_ANCHOR | LINEAGE_EMPTY) == LINEAGE_ANCHOR)
 
 
 class Lineage:
@@ -51,11 +59,11 @@ class Lineage:
         self._names: dict[str, int] = {}  # of those that are not deleted, oldest first
         self._by_epoch: dict[int, int] = {}
         self.linear = True  # no rollback: every snapshot stands on the one before it
-        self._deleted: dict[int, None] = {}  # until their space is given back
+        self._pending: dict[int, None] = {}  # deleted ones and anchors, until their space is given back
         self._children: dict[int, set[int]] = {}
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
-        self.loaded_roots: dict[int, Root] = {}  # of snapshots; deleted ones until their space is given back
+        self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
         self.complete = False
         self.fresh: dict[int, None] = {}  # snapshots whose roots no checkpoint has written yet
         self.metadata: dict[int, bytes] = {}  # of fresh snapshots
@@ -117,9 +125,9 @@ class Lineage:
 
     def _index(self, number: int, kind: int, flags: int, parent: int, epoch: int, name: str) -> None:
         self._children.setdefault(parent, set()).add(number)
-        if kind == LINEAGE_SNAPSHOT and flags & LINEAGE_DELETED:
-            self._deleted[number] = None
-        elif kind == LINEAGE_SNAPSHOT:
+        if kind == LINEAGE_SNAPSHOT and is_pending(flags):
+            self._pending[number] = None
+        if kind == LINEAGE_SNAPSHOT and not flags & LINEAGE_DELETED:
             self._names[name] = number
             self._by_epoch[epoch] = number
 
@@ -157,15 +165,29 @@ class Lineage:
         self.load_all()
         return len(self._names)
 
-    def deleted(self) -> list[LineageRecord]:
-        """Deleted snapshots whose space is not given back yet, oldest deletion first."""
+    def pending(self) -> list[LineageRecord]:
+        """Deleted snapshots and anchors whose space is not given back yet, in the order of the requests."""
         self.load_all()
-        return [self._known(number) for number in self._deleted]
+        return [self._known(number) for number in self._pending]
 
     def children(self, number: int) -> set[int]:
         """Ids of the heads and snapshots that stand on a snapshot."""
         self.load_all()
         return self._children.get(number, set())
+
+    def sharers(self, number: int) -> list[int]:
+        """The nearest heads and snapshots that stand on a snapshot and hold data: empty anchors are seen through."""
+        found: list[int] = []
+        queue = list(self.children(number))
+        while queue:
+            child = queue.pop()
+            record = self.get(child)
+            assert record is not None
+            if record.flags & LINEAGE_EMPTY:
+                queue += self.children(child)
+            else:
+                found.append(child)
+        return found
 
     def ancestors(self, number: int) -> Iterator[LineageRecord]:
         """A snapshot or head, then what it stands on, and so on; epochs fall."""
@@ -199,7 +221,7 @@ class Lineage:
                     f"the map's root of snapshot {number} does not fit the volume", snapshot=record.name
                 )
             root = self._roots.setdefault(number, Root(self._path, record.root.encode()))
-            if record.flags & LINEAGE_DELETED:
+            if record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR):
                 root.retire()
         self.loaded_roots[number] = root
         return root
@@ -259,7 +281,20 @@ class Lineage:
         if self.complete:
             del self._names[record.name]
             del self._by_epoch[record.epoch]
-            self._deleted[number] = None
+        self._give_up(number)
+
+    def anchor(self, number: int) -> None:
+        """Marks a snapshot as an anchor; it holds its data until that is given back."""
+        self._known(number).flags |= LINEAGE_ANCHOR
+        self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        """Nobody reads this snapshot from now on, and its space is to be given back."""
+        if self.complete:
+            self._pending[number] = None
+        root = self.loaded_roots.get(number) or self._roots.get(number)
+        if root is not None:
+            root.retire()
         self._changed.add(number)
 
     def hold(self, number: int, reason: str) -> None:
@@ -274,9 +309,23 @@ class Lineage:
         self._known(number).cursor = cursor
         self._changed.add(number)
 
-    def drop(self, number: int) -> None:
-        """Removes a snapshot that holds nothing any more; its children take its parent."""
+    def reclaimed(self, number: int) -> None:
+        """The reclaim of a snapshot is complete: an anchor stays and is empty, anything else goes."""
         record = self._known(number)
+        if record.flags & LINEAGE_DELETED:
+            self._drop(record)
+        else:
+            record.flags |= LINEAGE_EMPTY
+            record.root, record.cursor = hole(level_for(TREE_MAP, -(-record.size // self._path.block_bytes))), NO_CURSOR
+        self._roots.pop(number, None)  # who walks it still has it; nobody else may
+        self.loaded_roots.pop(number, None)
+        self.fresh.pop(number, None)
+        self._pending.pop(number, None)
+        self._changed.add(number)
+
+    def _drop(self, record: LineageRecord) -> None:
+        """Removes a snapshot that holds nothing any more; its children take its parent."""
+        number = record.id
         for child in list(self.children(number)):
             below = self.get(child)
             assert below is not None
@@ -288,11 +337,7 @@ class Lineage:
         if record.metadata_slot:
             self.dropped_slots.append((record.metadata_slot, 1))
         del self._records[number]
-        self.loaded_roots.pop(number, None)
         self.metadata.pop(number, None)
-        self.fresh.pop(number, None)
-        self._deleted.pop(number, None)
-        self._changed.add(number)
 
     def _known(self, number: int) -> LineageRecord:
         record = self.get(number)
@@ -301,21 +346,28 @@ class Lineage:
         return record
 
     # -- the free rule ------------------------------------------------------------------------------------------------
+    def holder(self, number: int) -> LineageRecord | None:
+        """The nearest ancestor of a head or snapshot that holds data (I26)."""
+        above = islice(self.ancestors(number), 1, None)
+        return next((record for record in above if not record.flags & LINEAGE_EMPTY), None)
+
     def epoch_before(self, number: int) -> int:
-        """The epoch of what a head or snapshot stands on; 0 if that is nothing."""
-        record = self.get(number)
-        parent = None if record is None or record.parent == NONE_ID else self.get(record.parent)
-        return 0 if parent is None else parent.epoch
+        """The epoch of the nearest ancestor that holds data; 0 if there is none."""
+        record = self.holder(number)
+        return 0 if record is None else record.epoch
 
     def set_holder(self) -> None:
-        """Tells the data path what holds the live head's blocks."""
-        parent = self.head.parent
-        if parent == NONE_ID:
+        """Tells the data path what holds the live head's blocks.
+
+        What comes before the holder counts only once that is being reclaimed, so a snapshot need not look for it.
+        """
+        record = self.holder(HEAD_ID)
+        if record is None:
             self._path.set_holder(0, 0, 0)
             return
-        record = self._known(parent)
         cursor = 0 if record.cursor == NO_CURSOR else record.cursor
-        self._path.set_holder(record.epoch, self.epoch_before(parent), cursor)
+        before = self.epoch_before(record.id) if is_pending(record.flags) else 0
+        self._path.set_holder(record.epoch, before, cursor)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def add_head(self, size: int) -> None:

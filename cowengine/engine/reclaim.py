@@ -1,6 +1,7 @@
-"""Giving back what a deleted snapshot alone holds, in bounded steps that survive a crash.
+"""Giving back what a deleted snapshot or an anchor alone holds, in bounded steps that survive a crash.
 
-One snapshot is reclaimed at a time, against its only child (or none). A branch point is hidden until one child is left.
+One snapshot is reclaimed at a time, against the only one that stands on it and holds data (or none; I26). A branch
+point waits until one is left.
 Each step is one commit: what it frees and how far it came are in one record (I13), and the live head's free rule moves
 with the cursor under the data path's mutex.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import NoSpaceError
-from cowengine.format import NO_CURSOR, ReclaimedEvent, ReclaimEvent
+from cowengine.format import LINEAGE_EMPTY, NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
@@ -34,7 +35,7 @@ def reclaim_step(engine: Engine) -> bool:
             engine.make_room(for_delete=True)
         record = lineage.get(number)
         assert record is not None
-        child = next(iter(lineage.children(number)), None)
+        child = None if record.flags & LINEAGE_EMPTY else next(iter(lineage.sharers(number)), None)
         kept = None if child is None or child == HEAD_ID else lineage.root(child)
         before = 0 if record.cursor == NO_CURSOR else record.cursor
         above = lineage.epoch_before(number)
@@ -46,7 +47,7 @@ def reclaim_step(engine: Engine) -> bool:
             event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
             engine.commit([event], batch=batch, room_made=True)
             if at_end:
-                lineage.drop(number)
+                lineage.reclaimed(number)
                 engine.reclaiming = None
             else:
                 lineage.move_cursor(number, cursor)
@@ -66,15 +67,15 @@ def _write_first(engine: Engine) -> None:
 
 
 def _next(engine: Engine) -> int | None:
-    """The snapshot under reclaim, or the next deleted one that has at most one child."""
+    """The snapshot under reclaim, or the next one that at most one other shares data with."""
     if engine.reclaiming is None:
-        deleted = engine.lineage.deleted()
-        begun = (record.id for record in deleted if record.cursor != NO_CURSOR)
-        ready = (record.id for record in deleted if len(engine.lineage.children(record.id)) < 2)
+        waiting = engine.lineage.pending()
+        begun = (record.id for record in waiting if record.cursor != NO_CURSOR)
+        ready = (record.id for record in waiting if len(engine.lineage.sharers(record.id)) < 2)
         engine.reclaiming = next(begun, None) or next(ready, None)
     return engine.reclaiming
 
 
 def pending(engine: Engine) -> int:
-    """How many deleted snapshots still hold space."""
-    return len(engine.lineage.deleted())
+    """How many deleted snapshots and anchors still hold space."""
+    return len(engine.lineage.pending())

@@ -30,9 +30,11 @@ from cowengine.format import (
     EPOCH_MAX,
     EPOCH_SKIP,
     FEATURES_INCOMPATIBLE,
+    LINEAGE_ANCHOR,
     NO_UUID,
     SLOT_BYTES,
     TREE_MAP,
+    AnchorEvent,
     DeleteEvent,
     Event,
     HoldEvent,
@@ -226,9 +228,12 @@ def apply_event(engine: Engine, event: Event) -> None:
     elif isinstance(event, ReclaimEvent):
         lineage.move_cursor(event.id, event.cursor)
     elif isinstance(event, ReclaimedEvent):
-        lineage.drop(event.id)
+        lineage.reclaimed(event.id)
+    elif isinstance(event, AnchorEvent):
+        lineage.anchor(event.id)
     elif isinstance(event, RollbackEvent):
-        if lineage.get(event.to) is None or event.head != 0 or event.epoch <= path.epoch:
+        target = lineage.get(event.to)
+        if target is None or target.flags & LINEAGE_ANCHOR or event.head != 0 or event.epoch <= path.epoch:
             raise CorruptionError(f"the log rolls back to snapshot {event.to}, which does not exist")
         engine.turn_back(event)
     elif isinstance(event, StoreEvent):

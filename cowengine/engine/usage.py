@@ -1,8 +1,8 @@
 """How much space a snapshot takes: what only it reaches, and what deleting it would give back.
 
-Goes by the lineage as it will be when reclaim has caught up: a deleted snapshot that it only has to pass over counts no
-more, a deleted branch point holds its data until one child is left. Each part of an answer is one walk (core's
-`ExclusiveWalk`), kept until a neighbour changes.
+Goes by the lineage as it will be when reclaim has caught up: a deleted snapshot or an anchor that it only has to pass
+over counts no more, one that is a branch point holds its data until one child is left. Each part of an answer is one
+walk (core's `ExclusiveWalk`), kept until a neighbour changes.
 
 Threads     Any. The commit lock is held for moments, never during a walk; if the lineage around a snapshot changed
             meanwhile, its walks begin anew. Beside the live volume, what is written meanwhile counts or does not.
@@ -20,7 +20,7 @@ from cowengine.core.exclusive import ExclusiveWalk
 from cowengine.engine import memory
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import CorruptionError, NotFoundError
-from cowengine.format import LINEAGE_DELETED, NONE_ID, SLOT_BYTES
+from cowengine.format import LINEAGE_ANCHOR, LINEAGE_DELETED, NONE_ID, SLOT_BYTES
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
@@ -38,7 +38,8 @@ class SnapshotSpace:
     `exclusive_bytes`: blocks that no neighbour in the lineage reaches; `exclusive_metadata_bytes`: the same of map
     nodes that a checkpoint has written, and its metadata. `freed_by_delete_bytes`: blocks that deleting it gives back.
     The first and the last differ at branch points: none comes back while two or more states stand on the snapshot, and
-    with the last state but one that stands on a deleted branch point that one's own goes, too.
+    with the last state but one that stands on a deleted branch point that one's own goes, too. An anchor gives back
+    nothing, and takes nothing but its metadata unless it is a branch point.
     """
 
     exclusive_bytes: int
@@ -50,8 +51,9 @@ class SnapshotSpace:
 class VolumeSpace:
     """The space of one volume, in bytes of blocks; used = live + snapshots + deleted + shared.
 
-    `live_bytes` only the live volume reaches, `snapshots_bytes` only one snapshot each, `deleted_bytes` only deleted
-    branch points; `shared_bytes` more than one of them. `metadata_bytes`: map nodes that a checkpoint has written.
+    `live_bytes` only the live volume reaches, `snapshots_bytes` only one snapshot each, `deleted_bytes` only branch
+    points that are deleted or anchors; `shared_bytes` more than one of them. `metadata_bytes`: map nodes that a
+    checkpoint has written.
     """
 
     used_bytes: int
@@ -78,31 +80,30 @@ class Amount(NamedTuple):
 
 
 class Neighbours:
-    """The lineage without the deleted snapshots that reclaim has only to pass over. The commit lock is held."""
+    """The lineage without what holds no data, or none once reclaim has passed over it. The commit lock is held."""
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._passed: dict[int, list[int]] = {}  # each with the one child, or none, that takes its place
         # Children have larger ids than what they stand on, the live head excepted, which is never deleted.
-        for record in sorted(lineage.deleted(), key=lambda record: record.id, reverse=True):
+        for record in sorted(lineage.pending(), key=lambda record: record.id, reverse=True):
             above = self.above(record.id)
             if len(above) < 2:
                 self._passed[record.id] = above
 
     def above(self, number: int) -> list[int]:
-        """What stands on a snapshot."""
+        """What stands on a snapshot and holds data."""
         found = []
-        for child in self._lineage.children(number):
+        for child in self._lineage.sharers(number):
             found += self._passed.get(child, [child])
         return sorted(found)
 
     def below(self, number: int) -> int:
-        """What a snapshot or head stands on, or NONE_ID."""
+        """What a snapshot or head stands on and holds data, or NONE_ID."""
         while True:
-            record = self._lineage.get(number)
-            assert record is not None
-            number = record.parent
-            if number == NONE_ID or number not in self._passed:
+            record = self._lineage.holder(number)
+            number = NONE_ID if record is None else record.id
+            if number not in self._passed:
                 return number
 
     def part(self, number: int, *, beside: bool = True) -> Part:
@@ -119,26 +120,28 @@ class Neighbours:
         parts = [self.part(number)]
         below = self.below(number)
         record = self._lineage.get(below)
-        if not above and record is not None and record.flags & LINEAGE_DELETED:
+        if not above and record is not None and record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR):
             rest = [other for other in self.above(below) if other != number]
             if len(rest) == 1:
                 parts.append(self.part(below)._replace(above=tuple(rest)))
         return parts
 
     def hidden(self) -> list[int]:
-        """Deleted branch points."""
-        return [record.id for record in self._lineage.deleted() if record.id not in self._passed]
+        """Branch points that are deleted or anchors."""
+        return [record.id for record in self._lineage.pending() if record.id not in self._passed]
 
 
 def snapshot_space(engine: Engine, number: int) -> SnapshotSpace:
     """The space of a snapshot. Raises NotFoundError if it is deleted, also meanwhile."""
 
     def plan() -> tuple[Part, ...]:
-        engine.live_snapshot(number)
+        record = engine.live_snapshot(number)
         neighbours = Neighbours(engine.lineage)
+        if record.flags & LINEAGE_ANCHOR:
+            return (neighbours.part(number),) if number in neighbours.hidden() else ()
         return (neighbours.part(number), *neighbours.freed_by_delete(number))
 
-    own, *freed = _amounts(engine, plan)
+    own, *freed = _amounts(engine, plan) or [Amount(0, 0)]
     block = engine.path.block_bytes
     blob = SLOT_BYTES if engine.live_snapshot(number).metadata_slot else 0
     return SnapshotSpace(
@@ -151,7 +154,7 @@ def volume_space(engine: Engine) -> VolumeSpace:
     with engine.lock:
         engine.path.check_state()
         hidden = Neighbours(engine.lineage).hidden()
-        snapshots = [record.id for record in engine.lineage.snapshots()]
+        snapshots = [record.id for record in engine.lineage.snapshots() if not record.flags & LINEAGE_ANCHOR]
     used, nodes = 0, 0
     exclusive = {"live": 0, "snapshots": 0, "deleted": 0}
     groups = {"live": [HEAD_ID], "snapshots": snapshots, "deleted": hidden}

@@ -9,6 +9,7 @@ Threads   no state; everything may be called from any thread.
 from __future__ import annotations
 
 from cowengine.format.events import (
+    AnchorEvent,
     DeleteEvent,
     Event,
     HoldEvent,
@@ -30,6 +31,7 @@ from cowengine.format.layout import (
     ENTRY_MAPPED,
     EPOCH_MAX,
     EPOCH_SKIP,
+    EVENT_ANCHOR,
     EVENT_BEFORE,
     EVENT_DELETE,
     EVENT_HEADER_BYTES,
@@ -50,6 +52,7 @@ from cowengine.format.layout import (
     LINEAGE_AUTOMATIC,
     LINEAGE_BYTES,
     LINEAGE_DELETED,
+    LINEAGE_EMPTY,
     LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
@@ -139,6 +142,7 @@ __all__ = [
     "ENTRY_MAPPED",
     "EPOCH_MAX",
     "EPOCH_SKIP",
+    "EVENT_ANCHOR",
     "EVENT_BEFORE",
     "EVENT_DELETE",
     "EVENT_HEADER_BYTES",
@@ -161,6 +165,7 @@ __all__ = [
     "LINEAGE_AUTOMATIC",
     "LINEAGE_BYTES",
     "LINEAGE_DELETED",
+    "LINEAGE_EMPTY",
     "LINEAGE_HEAD",
     "LINEAGE_HELD",
     "LINEAGE_SNAPSHOT",
@@ -195,6 +200,7 @@ __all__ = [
     "TREE_FREE_MAP",
     "TREE_LINEAGE",
     "TREE_MAP",
+    "AnchorEvent",
     "Buffer",
     "DeleteEvent",
     "Delta",

@@ -9,6 +9,7 @@ from typing import Any
 from cowengine.errors import CorruptionError, UnsupportedVersionError
 from cowengine.format.layout import (
     EPOCH_MAX,
+    EVENT_ANCHOR,
     EVENT_BEFORE,
     EVENT_DELETE,
     EVENT_HEADER,
@@ -68,7 +69,7 @@ class ReclaimEvent:
 
 @dataclass(slots=True)
 class ReclaimedEvent:
-    """Reclaim of snapshot `id` is complete: its record is dropped and its children take its parent."""
+    """Reclaim of snapshot `id` is complete: an anchor is empty now, anything else is dropped from the lineage."""
 
     id: int
     before: bool = False
@@ -94,6 +95,14 @@ class StoreEvent:
 
 
 @dataclass(slots=True)
+class AnchorEvent:
+    """Snapshot `id` is an anchor from now on; its space comes back with reclaim."""
+
+    id: int
+    before: bool = False
+
+
+@dataclass(slots=True)
 class HoldEvent:
     """Snapshot `id` may not be given back, for this reason; without one, it may again."""
 
@@ -102,7 +111,9 @@ class HoldEvent:
     before: bool = False
 
 
-Event = SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent | HoldEvent
+Event = (
+    SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent | AnchorEvent | HoldEvent
+)
 
 
 def encode_event(event: Event) -> bytes:
@@ -125,6 +136,9 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, HoldEvent):
         kind = EVENT_HOLD
         payload = _FIXED[kind].pack(event.id, event.reason.encode())
+    elif isinstance(event, AnchorEvent):
+        kind = EVENT_ANCHOR
+        payload = _FIXED[kind].pack(event.id)
     else:
         kind = EVENT_STORE
         payload = _FIXED[kind].pack(event.store_sequence)
@@ -224,6 +238,11 @@ def _decode_store(payload: bytes, before: bool) -> Event:
     return StoreEvent(store_sequence, before)
 
 
+def _decode_anchor(payload: bytes, before: bool) -> Event:
+    (id_,) = _unpack(EVENT_ANCHOR, payload)
+    return AnchorEvent(_id(id_), before)
+
+
 def _decode_hold(payload: bytes, before: bool) -> Event:
     id_, reason = _unpack(EVENT_HOLD, payload)
     return HoldEvent(_id(id_), decode_reason(reason), before)
@@ -237,4 +256,5 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_ROLLBACK: _decode_rollback,
     EVENT_STORE: _decode_store,
     EVENT_HOLD: _decode_hold,
+    EVENT_ANCHOR: _decode_anchor,
 }

@@ -71,6 +71,7 @@ LINEAGE_DELETED: Final = 1
 LINEAGE_ANCHOR: Final = 2
 LINEAGE_AUTOMATIC: Final = 4
 LINEAGE_HELD: Final = 8
+LINEAGE_EMPTY: Final = 16
 
 EVENT_SNAPSHOT: Final = 1
 EVENT_DELETE: Final = 2
@@ -78,6 +79,7 @@ EVENT_RECLAIM: Final = 3
 EVENT_RECLAIMED: Final = 4
 EVENT_ROLLBACK: Final = 5
 EVENT_STORE: Final = 6
+EVENT_ANCHOR: Final = 9
 EVENT_HOLD: Final = 10
 EVENT_BEFORE: Final = 1
 
@@ -251,6 +253,7 @@ EVENT_PAYLOADS: Final = {
     EVENT_RECLAIMED: (Field("id", 0, 8),),
     EVENT_ROLLBACK: (Field("head", 0, 8), Field("to", 8, 8), Field("epoch", 16, 8), Field("size", 24, 8)),
     EVENT_STORE: (Field("store_sequence", 0, 8),),
+    EVENT_ANCHOR: (Field("id", 0, 8),),
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56

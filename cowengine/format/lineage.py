@@ -13,6 +13,7 @@ from cowengine.format.layout import (
     LINEAGE_AUTOMATIC,
     LINEAGE_BYTES,
     LINEAGE_DELETED,
+    LINEAGE_EMPTY,
     LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_RECORD,
@@ -23,6 +24,7 @@ from cowengine.format.layout import (
     NO_CURSOR,
     NO_UUID,
     NONE_ID,
+    POINTER_HOLE,
     SIZE_MAX,
     SIZE_MIN,
     SLOT_MASK,
@@ -35,7 +37,7 @@ from cowengine.format.trees import HOLE, Pointer
 _RECORD = struct_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _GAPS = gaps_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _UNUSED = bytes(LINEAGE_BYTES)
-_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC | LINEAGE_HELD
+_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC | LINEAGE_HELD | LINEAGE_EMPTY
 
 
 @dataclass(slots=True)
@@ -137,6 +139,8 @@ def _problem(r: LineageRecord) -> str | None:
         return f"unknown kind {r.kind}"
     if r.flags & ~_FLAGS:
         return f"unknown flags {r.flags:#x}"
+    if r.flags & LINEAGE_EMPTY and (not r.flags & LINEAGE_ANCHOR or r.root.kind != POINTER_HOLE or r.root.birth):
+        return "empty, and no anchor without a map"
     if r.id > ID_MAX or (r.parent > ID_MAX and r.parent != NONE_ID):
         return "an id out of bounds"
     if not 1 <= r.epoch <= EPOCH_MAX:

@@ -64,6 +64,13 @@ def not_found(path: Path) -> None:
     Volume.open(path / "v")
 
 
+def anchor(path: Path) -> None:
+    with volume_at(path) as volume:
+        snapshot = volume.snapshot("given up")
+        snapshot.to_anchor()
+        snapshot.pread(1, 0)
+
+
 def busy(path: Path) -> None:
     with volume_at(path):
         Volume.open(path / "v")
@@ -208,6 +215,7 @@ SITUATIONS: dict[str, Callable[[Path], None]] = {
     "OutOfRangeError": out_of_range,
     "ExistsError": exists,
     "NotFoundError": not_found,
+    "AnchorError": anchor,
     "BusyError": busy,
     "NoSpaceError": no_space,
     "ReadOnlyError": read_only,

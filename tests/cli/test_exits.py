@@ -34,6 +34,7 @@ EXPECTED = {
     "ClosedError": 1,
     "CancelledError": 130,
     "StorageError": 1,
+    "AnchorError": 1,
 }
 
 

@@ -47,7 +47,7 @@ def test_the_verbs_are_those_of_this_release():
     offered = {noun.name: " ".join(noun.verbs) for noun in NOUNS}
     assert offered == {
         "volume": "create info list delete check map changes du",
-        "snapshot": "create list show delete hold release rollback cat",
+        "snapshot": "create list show delete hold release anchor rollback cat",
         "store": "create info check du",
         "set": "create list show delete",
         "backup": "create list show verify restore copy delete",

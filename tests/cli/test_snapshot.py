@@ -105,3 +105,28 @@ def test_delete_removes_only_after_the_dry_run(run, path):
     assert run("snapshot", "delete", f"{path}@monday", "--json").document["deleted"] is True
     assert run("snapshot", "list", path, "--json").document["snapshots"] == []
     run("snapshot", "delete", f"{path}@monday", expect=1)
+
+
+def test_an_anchor_is_listed_as_one_and_still_answers_what_changed(run, path):
+    made = run("snapshot", "create", f"{path}@monday", "--json").document
+    overwrite(path, b"b" * 4096, 4096)
+    run("snapshot", "anchor", f"{path}@monday", "--dry-run")
+    assert not run("snapshot", "show", f"{path}@monday", "--json").document["anchor"]
+    shown = run("snapshot", "anchor", f"{path}@monday", "--json").document
+    assert shown == {**made, "anchor": True}
+    assert run("snapshot", "list", path, "--json").document["snapshots"] == [shown]
+    assert "anchor" in run("snapshot", "list", path).out
+    for base in ("monday", "#1", made["change_id"]):
+        rows = run("volume", "changes", path, "--since", base, "--json").document["extents"]
+        assert rows == [{"offset": 4096, "length": 4096}]
+    for verb in ("cat", "rollback"):
+        assert "anchor" in run("snapshot", verb, f"{path}@monday", expect=1).err
+    run("snapshot", "delete", f"{path}@monday")
+    assert run("snapshot", "list", path, "--json").document["snapshots"] == []
+
+
+def test_a_base_that_is_none_exits_with_2_or_3(run, path):
+    uuid, epoch, tag = run("snapshot", "create", f"{path}@monday", "--json").document["change_id"].split("/")
+    for base in ("a/b", "a/b/c", f"{uuid}/{epoch}/1/2"):
+        assert "change id" in run("volume", "changes", path, "--since", base, expect=2).err
+    run("volume", "changes", path, "--since", f"{uuid}/99/{tag}", expect=3)

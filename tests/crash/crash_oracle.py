@@ -10,11 +10,14 @@ with it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count, permutations
 from typing import Any
 
 from model_volume import ModelSnapshot, ModelVolume
+
+from cowengine.errors import AnchorError, FullBackupRequired
 
 SECTOR = 512
 HOLD_REASON = "crash test"
@@ -30,10 +33,12 @@ class Violation(AssertionError):
 class Commit:
     """`floor` and `ceiling` count versions per sector: versions[s][floor[s]:ceiling[s]] may be found.
 
-    `births` are those of the live volume at the commit, `latest_births` those after the last write that may be found.
+    `line` are the ancestors of the live volume, `births` those of its blocks at the commit, `latest_births` those after
+    the last write that may be found.
     """
 
     snapshots: tuple[ModelSnapshot, ...]
+    line: tuple[int, ...]
     births: tuple[int, ...]
     latest_births: tuple[int, ...]
     floor: list[int]
@@ -85,7 +90,7 @@ class Oracle:
         model = oracle.model
         model.content[:] = found.live
         model.epoch = expected.epoch + 1
-        model.snapshots = list(found.commit.snapshots)
+        model.snapshots, model.line = list(found.commit.snapshots), found.commit.line
         model.births = list(found.commit.births)
         for block in touched_blocks(found.commit, expected.block_size):
             model.births[block] = -next(UNCERTAIN)  # written or not since the commit: nobody can say
@@ -160,6 +165,9 @@ class Oracle:
     def _release(self, name: str) -> None:
         self.model.hold(name, None)
 
+    def _anchor(self, name: str) -> None:
+        self.model.anchor(name)
+
     def _rollback(self, name: str) -> None:
         self.model.rollback(name, UNKNOWN_NAME)
 
@@ -176,7 +184,7 @@ class Oracle:
         ceiling = [len(versions) for versions in self.versions]
         floor = [count - 1 for count in ceiling]
         births = tuple(self.model.births)
-        return Commit(tuple(self.model.snapshots), births, births, floor, ceiling)
+        return Commit(tuple(self.model.snapshots), self.model.line, births, births, floor, ceiling)
 
 
 def touched_blocks(commit: Commit, block_size: int) -> set[int]:
@@ -192,7 +200,7 @@ def touched_blocks(commit: Commit, block_size: int) -> set[int]:
 def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     """What the open volume shows; Violation if it agrees with none of the expected commits."""
     live = volume.pread(expected.size, 0)
-    shown = [(snapshot, snapshot.pread(expected.size, 0)) for snapshot in volume.snapshots()]
+    shown = [(snapshot, content_of(snapshot, expected.size)) for snapshot in volume.snapshots()]
     faults = []
     for commit in expected.commits:
         fault = snapshots_fault(shown, commit, expected) or live_fault(live, commit, expected)
@@ -208,14 +216,26 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     raise Violation("neither the last acknowledged commit nor the one in flight: " + "; ".join(faults))
 
 
-def snapshots_fault(shown: list[tuple[Any, bytes]], commit: Commit, expected: Expectation) -> str | None:
+def content_of(snapshot: Any, size: int) -> bytes | None:
+    """The bytes of a snapshot; None if it is an anchor."""
+    if not snapshot.is_anchor:
+        return bytes(snapshot.pread(size, 0))
+    with suppress(AnchorError):
+        snapshot.pread(size, 0)
+        raise Violation(f"anchor {snapshot.name} can be read")
+    return None
+
+
+def snapshots_fault(shown: list[tuple[Any, bytes | None]], commit: Commit, expected: Expectation) -> str | None:
     names = [snapshot.name for snapshot, _ in shown]
     if len(names) != len(commit.snapshots):
         return f"snapshots {names}, expected {[snapshot.name for snapshot in commit.snapshots]}"
     for (snapshot, content), model in zip(shown, commit.snapshots, strict=True):
         if model.name not in (snapshot.name, UNKNOWN_NAME):
             return f"snapshots {names}, expected {[snapshot.name for snapshot in commit.snapshots]}"
-        if content != model.content:
+        if (content is None) != model.anchor:
+            return f"snapshot {snapshot.name} is {'an' if content is None else 'no'} anchor"
+        if content is not None and content != model.content:
             return f"snapshot {snapshot.name} changed at offset {first_difference(content, model.content)}"
         if snapshot.hold_reason != model.hold_reason:
             return f"snapshot {snapshot.name} is held for {snapshot.hold_reason}, expected {model.hold_reason}"
@@ -224,7 +244,7 @@ def snapshots_fault(shown: list[tuple[Any, bytes]], commit: Commit, expected: Ex
     return None
 
 
-def require_new_identities(shown: list[tuple[Any, bytes]], expected: Expectation) -> None:
+def require_new_identities(shown: list[tuple[Any, bytes | None]], expected: Expectation) -> None:
     """A change id names one version for ever, also when the snapshot that had it is gone."""
     names = {change_id: name for name, change_id in expected.identities.items()}
     for snapshot, _ in shown:
@@ -259,11 +279,19 @@ def extents_fault(volume: Any, shown: list[Any], live: bytes, commit: Commit, ex
     size = expected.block_size
     pairs = []
     for (one, old), (other, new) in permutations(zip(shown, commit.snapshots, strict=True), 2):
-        pairs.append((other.changed_extents(one), old, new, set(), f"{one.name}..{other.name}"))
-    now, free = ModelSnapshot("live", live, commit.births, ()), touched_blocks(commit, size)
+        pairs.append((other, one, old, new, set(), f"{one.name}..{other.name}"))
+    now, free = ModelSnapshot("live", live, commit.births, (), line=commit.line), touched_blocks(commit, size)
     for snapshot, model in zip(shown, commit.snapshots, strict=True):
-        pairs.append((volume.changed_extents(snapshot), model, now, free, f"{snapshot.name}..live"))
-    for rows, base, target, maybe, what in pairs:
+        pairs.append((volume, snapshot, model, now, free, f"{snapshot.name}..live"))
+    for version, since, base, target, maybe, what in pairs:
+        try:
+            rows = version.changed_extents(since)
+        except FullBackupRequired:
+            if ModelVolume.comparable(base, target):
+                return f"changed extents {what} refused"
+            continue
+        if not ModelVolume.comparable(base, target):
+            return f"changed extents {what} answered, although nobody can know"
         fault = changed_fault(blocks_of(rows, size), base, target, maybe, size)
         if fault is not None:
             return f"changed extents {what} {fault}"

@@ -59,12 +59,12 @@ WIDE = Geometry(280 * 4096)  # two leaves of the map, so that a reclaim takes se
 PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write", 1, 1), ("write", 6, 1))
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
-    ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("reclaim",), ("checkpoint",), ("reopen",),
-    ("hold", 0), ("release", 0),
+    ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
+    ("reopen",), ("hold", 0), ("release", 0),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
-    "reclaim": 5, "checkpoint": 4, "reopen": 3,
+    "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3,
     "hold": 4, "release": 2,
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def random_step(rng: random.Random, name: str) -> Step:
         return (name, rng.randrange(1 << 12), rng.choice((1, 1, 1, 2, 3, 8)))
     if name in ("partial", "zero"):
         return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
-    if name in ("delete", "rollback", "hold", "release"):
+    if name in ("delete", "rollback", "hold", "release", "anchor"):
         return (name, rng.randrange(8))
     return (name,)
 
@@ -194,7 +194,11 @@ class Runner:
         Not while a snapshot or rollback is taken, as the write may then come before or after it.
         """
         rng = self.intruder
-        if rng is None or self.current not in ("flush", "delete", "reclaim", "checkpoint") or rng.random() < 0.7:
+        if (
+            rng is None
+            or self.current not in ("flush", "delete", "anchor", "reclaim", "checkpoint")
+            or rng.random() < 0.7
+        ):
             return
         self.disk.before_barrier = None
         operation = self.operation(random_step(rng, rng.choice(("write", "partial"))))
@@ -227,12 +231,12 @@ class Runner:
             if name in ("write", "partial"):
                 return ("write", self._fill(length, offset), offset)
             return (name, offset, length)
-        if name in ("delete", "rollback", "hold", "release"):
-            snapshots = self.oracle.model.snapshots
-            if not snapshots or (name == "rollback" and len(snapshots) > 5):
+        if name in ("delete", "rollback", "hold", "release", "anchor"):
+            snapshots = [each for each in self.oracle.model.snapshots if name == "delete" or not each.anchor]
+            if not snapshots or (name == "rollback" and len(self.oracle.model.snapshots) > 5):
                 return None
             chosen = snapshots[numbers[0] % len(snapshots)]
-            if name in ("hold", "release") or (name == "delete" and chosen.hold_reason):
+            if name in ("hold", "release") or (name in ("delete", "anchor") and chosen.hold_reason):
                 name = "release" if chosen.hold_reason else "hold"  # the other one would do nothing
             return (name, chosen.name)
         if name == "snapshot":
@@ -282,6 +286,9 @@ class Runner:
 
     def _release(self, name: str) -> None:
         self.volume.get_snapshot(name).release()
+
+    def _anchor(self, name: str) -> None:
+        self.volume.get_snapshot(name).to_anchor()
 
     def _rollback(self, name: str) -> Any:
         return self.volume.rollback(self.volume.get_snapshot(name))

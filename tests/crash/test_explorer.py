@@ -27,4 +27,4 @@ def test_a_task_reaches_the_same_states_each_time() -> None:
 
 
 def test_short_histories_are_complete() -> None:
-    assert len(SHORT) == 1 + 13 + 13 * 13
+    assert len(SHORT) == 1 + 16 + 16 * 16

@@ -71,19 +71,20 @@ def lineage_records(draw):
     epoch = draw(epochs)
     metadata_bytes = draw(st.integers(0, f.METADATA_BYTES_MAX))
     reason = draw(reasons | st.just(""))
+    flags = draw(st.integers(0, 7) | st.sampled_from([18, 19, 22, 23]))
     return f.LineageRecord(
         kind=kind,
         id=draw(ids),
         name=draw(names),
         epoch=epoch,
         size=draw(sizes),
-        flags=draw(st.integers(0, 7)) | (f.LINEAGE_HELD if reason else 0),
+        flags=flags | (f.LINEAGE_HELD if reason else 0),
         hold_reason=reason,
         parent=draw(ids | st.just(f.NONE_ID)),
         frozen=draw(st.integers(0, epoch - 1)) if kind == f.LINEAGE_HEAD else 0,
         created_ns=draw(u64),
         tag=draw(u64),
-        root=draw(pointers),
+        root=f.hole(draw(st.integers(0, 6))) if flags & f.LINEAGE_EMPTY else draw(pointers),
         cursor=draw(u64),
         set_id=draw(uuids),
         retain_until_ns=draw(u64),
@@ -106,6 +107,7 @@ events = st.one_of(
     st.builds(f.RollbackEvent, ids, ids, epochs, sizes, before),
     st.builds(f.StoreEvent, u64, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
+    st.builds(f.AnchorEvent, ids, before),
 )  # fmt: skip
 
 

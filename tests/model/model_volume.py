@@ -17,7 +17,10 @@ Rows = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelSnapshot:
-    """A frozen version. `births[b]` is 0 for a block never touched."""
+    """A frozen version. `births[b]` is 0 for a block never touched; `line` are the epochs of its ancestors.
+
+    Of an anchor the content is kept here to compare with; the volume has given it up.
+    """
 
     name: str
     content: bytes
@@ -25,6 +28,9 @@ class ModelSnapshot:
     mapped: tuple[bool, ...]
     automatic: bool = False
     hold_reason: str | None = None
+    epoch: int = 0
+    line: tuple[int, ...] = ()
+    anchor: bool = False
 
     def renamed(self, name: str) -> ModelSnapshot:
         return replace(self, name=name)
@@ -39,13 +45,14 @@ class ModelVolume:
         self.births = [0] * self.block_count
         self.mapped = [False] * self.block_count
         self.epoch = 1
+        self.line: tuple[int, ...] = ()  # epochs of the snapshots that the live volume stands on
         self.snapshots: list[ModelSnapshot] = []
 
     def copy(self) -> ModelVolume:
         other = ModelVolume(self.size, self.block_size)
         other.content[:] = self.content
         other.births, other.mapped = list(self.births), list(self.mapped)
-        other.epoch, other.snapshots = self.epoch, list(self.snapshots)
+        other.epoch, other.line, other.snapshots = self.epoch, self.line, list(self.snapshots)
         return other
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -91,11 +98,14 @@ class ModelVolume:
 
     # -- snapshots --------------------------------------------------------------------------------------------------
     def live(self, name: str = "live", automatic: bool = False) -> ModelSnapshot:
-        return ModelSnapshot(name, bytes(self.content), tuple(self.births), tuple(self.mapped), automatic)
+        births, mapped = tuple(self.births), tuple(self.mapped)
+        content = bytes(self.content)
+        return ModelSnapshot(name, content, births, mapped, automatic, epoch=self.epoch, line=self.line)
 
     def snapshot(self, name: str, automatic: bool = False) -> ModelSnapshot:
         taken = self.live(name, automatic)
         self.snapshots.append(taken)
+        self.line += (self.epoch,)
         self.epoch += 1
         return taken
 
@@ -109,12 +119,18 @@ class ModelVolume:
         """Holds a snapshot for a reason; releases it for none."""
         self.snapshots = [replace(each, hold_reason=reason) if each.name == name else each for each in self.snapshots]
 
+    def anchor(self, name: str) -> None:
+        """Gives up the data of a snapshot."""
+        number = self.snapshots.index(self.find(name))
+        self.snapshots[number] = replace(self.snapshots[number], anchor=True)
+
     def rollback(self, name: str, automatic_name: str) -> ModelSnapshot:
         """Keeps what is replaced as an automatic snapshot; the live volume then is what `name` holds."""
         target = self.find(name)
         kept = self.snapshot(automatic_name, automatic=True)
         self.content[:] = target.content
         self.births, self.mapped = list(target.births), list(target.mapped)
+        self.line = (*target.line, target.epoch)
         self.epoch += 1
         return kept
 
@@ -138,6 +154,13 @@ class ModelVolume:
 
     def changed_blocks(self, base: ModelSnapshot, target: ModelSnapshot) -> Iterator[int]:
         return (block for block in range(self.block_count) if base.births[block] != target.births[block])
+
+    @staticmethod
+    def comparable(base: ModelSnapshot, target: ModelSnapshot) -> bool:
+        """Whether it can be known what changed: an anchor is compared only with what stands on it."""
+        if base.anchor:
+            return not target.anchor and base.epoch in target.line
+        return not target.anchor or target.epoch in base.line
 
     def changed_extents(
         self, base: ModelSnapshot, target: ModelSnapshot, start: int = 0, length: int | None = None

@@ -18,7 +18,14 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
-from cowengine.errors import BusyError, ExistsError, NotFoundError, OutOfRangeError
+from cowengine.errors import (
+    AnchorError,
+    BusyError,
+    ExistsError,
+    FullBackupRequired,
+    NotFoundError,
+    OutOfRangeError,
+)
 
 SNAPSHOTS_MAX = 6
 fractions = st.floats(0, 1, exclude_max=True, allow_nan=False)
@@ -146,12 +153,29 @@ class VolumeMachine(RuleBasedStateMachine):
         self.volume.get_snapshot(name).release()
         self.model.hold(name, None)
 
+    @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX))
+    def anchor(self, number: int) -> None:
+        chosen = self.model.snapshots[number % len(self.model.snapshots)]
+        name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
+        if chosen.hold_reason and not chosen.anchor:
+            with pytest.raises(BusyError, match=chosen.hold_reason):
+                snapshot.to_anchor()
+            return
+        snapshot.to_anchor()
+        self.model.anchor(name)
+        assert snapshot.is_anchor
+
     @precondition(lambda self: 0 < len(self.model.snapshots) < SNAPSHOTS_MAX)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
     def rollback(self, number: int) -> None:
-        name = self.model.snapshots[number % len(self.model.snapshots)].name
-        kept = self.volume.rollback(self.volume.get_snapshot(name))
-        self.model.rollback(name, kept.name)
+        target = self.model.snapshots[number % len(self.model.snapshots)]
+        if target.anchor:
+            with pytest.raises(AnchorError):
+                self.volume.rollback(target.name)
+            return
+        kept = self.volume.rollback(self.volume.get_snapshot(target.name))
+        self.model.rollback(target.name, kept.name)
 
     @rule()
     def reclaim(self) -> None:
@@ -161,14 +185,23 @@ class VolumeMachine(RuleBasedStateMachine):
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
         """The snapshots of both sides, and the live volume as the last one."""
         shown = self.volume.snapshots()
-        wanted = [(snapshot.name, snapshot.hold_reason) for snapshot in self.model.snapshots]
-        assert [(snapshot.name, snapshot.hold_reason) for snapshot in shown] == wanted
+        wanted = [(snapshot.name, snapshot.hold_reason, snapshot.anchor) for snapshot in self.model.snapshots]
+        assert [(snapshot.name, snapshot.hold_reason, snapshot.is_anchor) for snapshot in shown] == wanted
         return [*zip(shown, self.model.snapshots, strict=True), (self.volume, self.model.live())]
+
+    def readable(self) -> list[tuple[Any, ModelSnapshot]]:
+        """The versions that hold data; that the others do not is seen."""
+        for shown, version in self.versions():
+            if version.anchor:
+                for call in (lambda s=shown: s.pread(1, 0), shown.allocated_extents, shown.open):
+                    with pytest.raises(AnchorError):
+                        call()
+        return [(shown, version) for shown, version in self.versions() if not version.anchor]
 
     @rule(where=fractions, length=lengths)
     def read(self, where: float, length: int) -> None:
         offset, length = self.place(where, length)
-        for shown, version in self.versions():
+        for shown, version in self.readable():
             assert shown.pread(length, offset) == version.content[offset : offset + length]
             buffer = bytearray(length)
             assert shown.pread_into(buffer, offset) == length
@@ -179,12 +212,17 @@ class VolumeMachine(RuleBasedStateMachine):
         """All pairs, whole and in a range, at once and restarted behind each `most` rows."""
         start, length = self.place(where, length)
         versions = self.versions()
-        for target, new in versions:
+        for target, new in self.readable():
             wanted = self.model.allocated_extents(new)
             assert rows(target.allocated_extents()) == wanted
             assert restarted(target.allocated_extents, most, self.model.size) == wanted
             assert rows(target.allocated_extents(start, length)) == self.model.allocated_extents(new, start, length)
+        for target, new in versions:
             for base, old in versions[:-1]:
+                if not self.model.comparable(old, new):
+                    with pytest.raises(FullBackupRequired):
+                        target.changed_extents(base)
+                    continue
                 wanted = self.model.changed_extents(old, new)
                 assert rows(target.changed_extents(base)) == wanted
                 assert rows(target.changed_extents(base.change_id)) == wanted
@@ -206,7 +244,7 @@ class VolumeMachine(RuleBasedStateMachine):
     @invariant()
     def contents_agree(self) -> None:
         if self.volume is not None:
-            for shown, version in self.versions():
+            for shown, version in self.readable():
                 assert shown.pread(self.model.size, 0) == version.content
 
 

@@ -35,6 +35,7 @@ CODES = {
     "ClosedError": (19, errno.EBADF),
     "CancelledError": (20, None),
     "StorageError": (21, errno.EIO),
+    "AnchorError": (22, errno.ENOENT),
 }
 
 

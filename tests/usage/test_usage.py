@@ -16,6 +16,7 @@ import pytest
 from cowengine import Snapshot, Volume
 from cowengine.engine import usage
 from cowengine.errors import ClosedError, CorruptionError, NotFoundError
+from cowengine.format import LINEAGE_EMPTY
 
 BLOCK = 4096
 MakeVolume = Callable[..., Volume]
@@ -89,11 +90,28 @@ class History:
         before = blocks_used(self.volume)
         target.delete()
         assert before - blocks_used(self.volume) == promised
-        for number in [number for number in self.states if self.volume.engine.lineage.get(number) is None]:
-            del self.states[number]
+        self.forget()
+
+    def anchor(self) -> None:
+        """Gives back what a delete would; then there is no more to give back."""
+        if (target := self.pick()) is None:
+            return
+        promised = target.space().freed_by_delete_bytes
+        before = blocks_used(self.volume)
+        target.to_anchor()
+        assert before - blocks_used(self.volume) == promised
+        assert target.space().freed_by_delete_bytes == 0
+        self.forget()
+
+    def forget(self) -> None:
+        """States that nobody holds any more."""
+        for number in list(self.states):
+            record = self.volume.engine.lineage.get(number)
+            if record is None or record.flags & LINEAGE_EMPTY:
+                del self.states[number]
 
     def pick(self) -> Snapshot | None:
-        found = self.volume.snapshots()
+        found = [snapshot for snapshot in self.volume.snapshots() if not snapshot.is_anchor]
         return self.chance.choice(found) if found else None
 
     def compare(self) -> None:
@@ -107,9 +125,9 @@ class History:
         def alone(state: dict[int, int]) -> int:
             return sum(holders[number] == 1 for number in state.values()) * block
 
-        found = self.volume.snapshots()
-        for snapshot in found:
-            assert snapshot.space().exclusive_bytes == alone(self.states[snapshot.id])
+        for snapshot in self.volume.snapshots():
+            assert snapshot.space().exclusive_bytes == alone(self.states.get(snapshot.id, {}))
+        found = [snapshot for snapshot in self.volume.snapshots() if not snapshot.is_anchor]
         space = self.volume.du()
         hidden = set(self.states) - {snapshot.id for snapshot in found}
         assert space.used_bytes == len(holders) * block == blocks_used(self.volume)
@@ -123,14 +141,14 @@ class History:
 def test_what_a_snapshot_says_is_what_its_delete_gives_back(make_volume: MakeVolume, seed: int) -> None:
     chance = random.Random(seed)
     history = History(make_volume(block_size=BLOCK if seed % 2 else 4 * BLOCK), chance)
-    steps = [history.write] * 6 + [history.snapshot] * 3 + [history.delete] * 2
+    steps = [history.write] * 6 + [history.snapshot] * 3 + [history.delete, history.anchor]
     steps += [history.discard, history.rollback, history.checkpoint]
     for _ in range(60):
         chance.choice(steps)()
         if chance.random() < 0.15:
             history.compare()
     history.compare()
-    while history.states and history.volume.snapshots():
+    while history.pick() is not None:
         history.delete()
     history.compare()
 
