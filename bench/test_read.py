@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 
 import pytest
 
@@ -43,7 +44,7 @@ def compare_random(compare, workload, view, size, raw, scale):
     compare(read, read_raw, rounds=scale(100, 1), operations=count)
 
 
-def compare_sequential(compare, view, size, raw, scale, *, goal=None):
+def compare_sequential(compare, view, size, raw, scale, *, goal=None, note=""):
     """The whole size front to back, 1 MiB at a time, into a buffer that is there."""
     buffer = bytearray(MiB)
     pread_into, fd, os_preadv = view.pread_into, raw.fd, os.preadv
@@ -56,7 +57,7 @@ def compare_sequential(compare, view, size, raw, scale, *, goal=None):
         for offset in range(0, size, MiB):
             os_preadv(fd, [buffer], offset)
 
-    compare(read, read_raw, rounds=scale(40, 1), operations=size // MiB, goal=goal)
+    compare(read, read_raw, rounds=scale(40, 1), operations=size // MiB, goal=goal, note=note)
 
 
 def test_random_4k_reads(compare, workload, volume, make_raw, scale):
@@ -91,3 +92,19 @@ def test_sequential_1m_reads_of_scattered_blocks(compare, workload, volume, make
         volume.pwrite(workload.block, offset)
     volume.flush()
     compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale)
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["aged", "compacted"])
+def test_sequential_1m_reads_after_snapshots_and_deletes(compare, workload, volume, make_raw, scale, compacted):
+    """1,000 rounds of a snapshot, 64 scattered writes and a delete; then as it is, or after compaction."""
+    for number in range(scale(1000, 10)):
+        snapshot = volume.snapshot(str(number))
+        for offset in workload.offsets(volume.size, 64):
+            volume.pwrite(workload.block, offset)
+        snapshot.delete()
+    note = ""
+    if compacted:
+        began = time.perf_counter()
+        moved = volume.compact().moved_bytes
+        note = f"{moved // MiB} MiB moved in {time.perf_counter() - began:.2f} s"
+    compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale, note=note)

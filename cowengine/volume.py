@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
+from cowengine.engine.compaction import Compaction, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.reclaim import pending
@@ -321,6 +324,22 @@ class Volume:
     def du(self) -> VolumeSpace:
         """What the live volume and the snapshots take, each alone and shared, in bytes; exact. See `Snapshot.space`."""
         return volume_space(self.engine)
+
+    def compact(
+        self, start: int = 0, *, rate: int | None = None, stop: threading.Event | None = None,
+        progress: Callable[[Compaction], None] | None = None,
+    ) -> Compaction:  # fmt: skip
+        """Moves blocks that snapshots once displaced back to their home slots, where those are free again.
+
+        From byte `start` on, at most `rate` bytes a second, until the end or until `stop` is set; run it in a thread of
+        its own to have it in the background, beside reads, writes and snapshots. `progress` is called about once a
+        second. What a snapshot holds stays where it is. Durable when it returns; cut short, even by a crash, nothing is
+        lost, and `start=result.position` goes on. Releases the GIL. Raises OutOfRangeError and NoSpaceError.
+        """
+        start, _ = self._writable_range(start, 0, "compaction")
+        if rate is not None and whole_number(rate, "rate") < 1:
+            raise OutOfRangeError(f"a rate of {rate} bytes a second")
+        return compact(self.engine, start, rate, stop, progress)
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes, in bytes where a name ends in _bytes."""

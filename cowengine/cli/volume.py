@@ -157,6 +157,23 @@ def check(options: Options, out: Output) -> int:
     return emit_report(report, out, options.volume)
 
 
+@NOUN.verb(
+    "compact",
+    "move blocks that snapshots displaced back to their places, for sequential reads",
+    VOLUME,
+    argument("--rate", type=size, metavar="SIZE", help="at most so many bytes a second"),
+    START,
+    examples=("cowengine volume compact disk.cow", "cowengine volume compact /srv/store:mail --rate 20M"),
+)
+def compact(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=False) as volume, out.progress("compacting") as meter:
+        result = volume.compact(
+            options.start, rate=options.rate, progress=lambda done: meter.update(done.position, volume.size)
+        )
+    document = {"path": options.volume, "moved_bytes": result.moved_bytes, "position": result.position}
+    out.emit(document, f"{shown_size(result.moved_bytes)} moved in {shown(options.volume)}")
+
+
 def emit_report(report: Report, out: Output, what: str) -> int:
     """Print a report; the exit code says whether anything was found."""
     problems = [str(problem) for problem in report.problems]

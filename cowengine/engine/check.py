@@ -159,7 +159,8 @@ class _Check:
         records = self._chain()
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
-        replay = Replay(lineage, self.sb.next_id, self.block_slots, self.problems)
+        home_shifts = {slot - first_block * self.block_slots for slot, _, first_block in self.homes}
+        replay = Replay(lineage, self.sb.next_id, self.block_slots, home_shifts, self.problems)
         if 0 not in lineage or lineage[0].kind != LINEAGE_HEAD:
             self.problems.add("the lineage table has no live head")
             return

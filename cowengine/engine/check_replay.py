@@ -88,8 +88,12 @@ def is_given_up(record: LineageRecord) -> bool:
 class Replay:
     """Heads and snapshots, from the checkpoint on through the records applied."""
 
-    def __init__(self, lineage: dict[int, LineageRecord], next_id: int, block_slots: int, problems: Problems) -> None:
+    def __init__(
+        self, lineage: dict[int, LineageRecord], next_id: int, block_slots: int, home_shifts: set[int],
+        problems: Problems,
+    ) -> None:  # fmt: skip
         self.problems = problems
+        self.home_shifts = home_shifts
         self.block_slots = block_slots
         self.next_id = next_id
         self.members = {i: Member(replace(r), new_line(r.root), 0) for i, r in lineage.items()}
@@ -109,9 +113,9 @@ class Replay:
             if event.before:
                 self._event(event)
         for block, count, kind, slot, birth, _ in iter_deltas(record.deltas):
-            if birth <= head.record.frozen:
-                self.problem(f"delta of block {block} has birth {birth}, but epoch {head.record.frozen} is frozen")
             shift = slot - block * self.block_slots if kind == ENTRY_MAPPED else _HOLE_SHIFT
+            if birth <= head.record.frozen and shift not in self.home_shifts:  # a move home keeps the birth
+                self.problem(f"delta of block {block} has birth {birth}, but epoch {head.record.frozen} is frozen")
             head.line.deltas.append((block, block + count, shift, birth))
         head.time = len(head.line.deltas)
         for event in record.events:

@@ -143,3 +143,11 @@ def test_du_shows_what_each_takes_alone_and_what_they_share(run, written):
     text = run("volume", "du", written).out
     assert "16.0 KiB" in text
     assert "monday" in text
+
+
+def test_compact_moves_what_a_deleted_snapshot_displaced(run, written):
+    assert run("volume", "compact", written, "--json").document["moved_bytes"] == 0
+    run("snapshot", "delete", f"{written}@monday")
+    assert run("volume", "compact", written, "--rate", "100M", "--json").document["moved_bytes"] == 4096
+    assert "0 B moved" in run("volume", "compact", written).out
+    run("volume", "compact", written, "--rate", "0", expect=2)

@@ -151,7 +151,7 @@ class Oracle:
     def _flush(self) -> None:
         pass
 
-    _reopen = _reclaim = _checkpoint = _flush  # durable, and nothing that can be seen
+    _reopen = _reclaim = _checkpoint = _compact = _flush  # durable, and nothing that can be seen
 
     def _snapshot(self, name: str) -> None:
         self.model.snapshot(name)

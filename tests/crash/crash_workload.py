@@ -60,11 +60,11 @@ PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
-    ("reopen",), ("hold", 0), ("release", 0),
+    ("reopen",), ("compact",), ("hold", 0), ("release", 0),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
-    "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3,
+    "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3,
     "hold": 4, "release": 2,
 }  # fmt: skip
 
@@ -298,6 +298,9 @@ class Runner:
 
     def _checkpoint(self) -> None:
         self.volume.engine.checkpoint()
+
+    def _compact(self) -> None:
+        self.volume.compact()
 
     def _reopen(self) -> None:
         self.volume.close()

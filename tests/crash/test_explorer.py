@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 
+from crash_workload import ALPHABET
 from explorer import SHORT, Plan, run_task, summary, sweep
 
 STATES = 20000
@@ -27,4 +28,4 @@ def test_a_task_reaches_the_same_states_each_time() -> None:
 
 
 def test_short_histories_are_complete() -> None:
-    assert len(SHORT) == 1 + 16 + 16 * 16
+    assert len(SHORT) == 1 + len(ALPHABET) + len(ALPHABET) ** 2

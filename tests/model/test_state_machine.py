@@ -181,6 +181,10 @@ class VolumeMachine(RuleBasedStateMachine):
     def reclaim(self) -> None:
         self.volume.reclaim()
 
+    @rule()
+    def compact(self) -> None:
+        self.volume.compact()
+
     # -- looking ----------------------------------------------------------------------------------------------------
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
         """The snapshots of both sides, and the live volume as the last one."""

@@ -1,0 +1,3 @@
+from cowengine.core.datapath import DataPath
+
+def move_home(path: DataPath, first: int) -> tuple[int, int, bool]: ...
