@@ -9,8 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
-EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch])
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.in')
+EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch] cowengine/*/*.h cowengine/capi/*)
 STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
 
 # What is tested is never the checkout (-P keeps it off the path) but a copy that was built and installed from it.
@@ -30,7 +30,7 @@ venv: $(VENV)/.created
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cowengine needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade "pip>=23.1" "setuptools>=77" "cython>=3.1"
+	$(BIN)/python -m pip install -q --upgrade "pip>=23.1" "setuptools>=77" "cython>=3.1" "cffi>=1.16"
 	touch $@
 
 build: $(VENV)/.installed
@@ -71,4 +71,4 @@ sdist wheel: %: $(VENV)/.created
 	$(BIN)/python -m build --$* --outdir dist .
 
 clean:
-	rm -rf build dist *.egg-info cowengine/core/*.so $(VENV)/.created $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info cowengine/*/*.so cowengine/capi/*.pc $(VENV)/.created $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache

@@ -2,14 +2,20 @@
 
 Each cowengine/core/<name>.pyx is one extension. The C helpers beside them (*_impl.c) are linked into all, because one
 kernel may call another's helper; the linker drops what is not called.
+libcowengine.so, the library for C programs, is one more, if this Python has a shared library to link it with.
 COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own.
 """
 
 import os
+import runpy
+import sys
+import sysconfig
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("COWENGINE_DEBUG", "0") not in ("", "0")
 BUILD = "build/debug" if DEBUG else "build/release"
@@ -42,12 +48,69 @@ def extension(pyx: str) -> Extension:
     )
 
 
+LIBRARY = "cowengine.capi.libcowengine"
+
+
+def c_library() -> list[Extension]:
+    """libcowengine.so, which starts a Python of its own: see docs/c-interface.md."""
+    name = sysconfig.get_config_var("LDLIBRARY") or ""
+    folder = sysconfig.get_config_var("LIBDIR") or ""
+    if ".so" not in name or not os.path.exists(os.path.join(folder, name)):
+        print(
+            f"warning: {sys.executable} comes without a shared library (no {name or 'libpython'} in {folder}):"
+            " libcowengine.so, the interface for C programs, is NOT built. All else works. On Debian, install"
+            " python3-dev; with pyenv, build Python with --enable-shared.",
+            file=sys.stderr,
+        )
+        return []
+    source = f"{BUILD}/capi/libcowengine.c"
+    runpy.run_path("cowengine/capi/declarations.py")["write_source"](Path(source))
+    return [
+        Extension(
+            LIBRARY,
+            sources=[source, "cowengine/capi/handle.c"],
+            include_dirs=["cowengine/include", "cowengine/capi", "cowengine/core"],
+            depends=["setup.py", *glob("cowengine/capi/*.[hi]*"), *glob("cowengine/*/*.h")],
+            define_macros=[("_CFFI_NO_LIMITED_API", None)],
+            libraries=[name.removeprefix("lib").partition(".so")[0]],
+            library_dirs=[folder],
+            runtime_library_dirs=[folder],
+            extra_compile_args=["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING],
+            extra_link_args=["-Wl,-z,relro,-z,now,-z,nodelete,-soname,libcowengine.so"],
+        )
+    ]
+
+
+class BuildExtensions(build_ext):
+    """Names the library as linkers look for it, and lays its pkg-config file beside it."""
+
+    def get_ext_filename(self, name: str) -> str:
+        ours = name.split(".")[-1] == "libcowengine"
+        return name.replace(".", "/") + ".so" if ours else super().get_ext_filename(name)
+
+    def build_extension(self, extension: Extension) -> None:
+        super().build_extension(extension)
+        if extension.name == LIBRARY:
+            self.describe_library(Path(self.get_ext_fullpath(LIBRARY)).parent)
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        if LIBRARY in self.ext_map:
+            self.describe_library(Path("cowengine/capi"))
+
+    def describe_library(self, folder: Path) -> None:
+        template = Path("cowengine/capi/cowengine.pc.in").read_text()
+        (folder / "cowengine.pc").write_text(template.replace("@VERSION@", self.distribution.get_version()))
+
+
 setup(
     ext_modules=cythonize(
         [extension(pyx) for pyx in sorted(glob("cowengine/core/*.pyx"))],
         build_dir=f"{BUILD}/cython",
         compiler_directives=DIRECTIVES,
         quiet=True,
-    ),
+    )
+    + c_library(),
+    cmdclass={"build_ext": BuildExtensions},
     options={"build": {"build_base": BUILD}},
 )

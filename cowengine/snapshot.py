@@ -87,6 +87,11 @@ class Snapshot:
         return datetime.datetime.fromtimestamp(self._created_ns / 1e9, datetime.UTC)
 
     @property
+    def created_ns(self) -> int:
+        """The same as Unix time in nanoseconds."""
+        return self._created_ns
+
+    @property
     def size(self) -> int:
         """Size of the volume at that point, in bytes."""
         return self._size

@@ -76,7 +76,8 @@ def test_the_sdist_holds_the_tree_and_nothing_that_a_build_makes(sdist: Path) ->
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "docs/format.md"}
-    assert wanted | {"cowengine/core/checksum_impl.c", "tests/conftest.py", ".ci/run"} <= names
+    wanted |= {"cowengine/core/checksum_impl.c", "cowengine/capi/handle.c", "cowengine/include/cowengine.h"}
+    assert wanted | {"tests/conftest.py", ".ci/run"} <= names
     made = [name for name in names if name.endswith((".so", ".pyc")) or name.startswith((".git/", ".venv", "build"))]
     assert not made
 
@@ -93,6 +94,8 @@ def test_the_wheel_holds_the_package_its_stubs_and_nothing_else(wheel: Path) -> 
         assert [name for name in names if name.startswith(f"cowengine/core/{kernel}.") and name.endswith(".so")]
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "cowengine").rglob("*.py")}
     assert python | {"cowengine/py.typed"} <= names
+    assert {f"cowengine/capi/{name}" for name in ("libcowengine.so", "cowengine.pc")} <= names
+    assert "cowengine/include/cowengine.h" in names
     assert not [name for name in names if name.endswith((".c", ".pyc"))]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Version"] == cowengine.__version__
@@ -109,6 +112,16 @@ def test_the_installed_command_answers(environment: Path, tmp_path: Path) -> Non
     assert cowengine.__version__ in run(environment / "cowengine", "--version", cwd=tmp_path)
     assert "volume" in run(environment / "cowengine", "--help", cwd=tmp_path)
     assert cowengine.__version__ in run(environment / "python", "-m", "cowengine", "--version", cwd=tmp_path)
+
+
+@pytest.mark.needs("gcc", "pkg-config")
+def test_a_c_program_needs_nothing_but_the_environment(environment: Path, tmp_path: Path) -> None:
+    folder = Path(run(environment / "python", "-m", "cowengine.capi", cwd=tmp_path).strip())
+    assert folder.is_relative_to(environment.parent)
+    flags = run("pkg-config", "--cflags", "--libs", folder / "cowengine.pc", cwd=tmp_path).split()
+    source = ROOT / "tests" / "c_interface" / "program.c"
+    run("gcc", "-pthread", "-o", tmp_path / "program", source, *flags, cwd=tmp_path)
+    assert run(tmp_path / "program", "session", tmp_path / "volume.cow", cwd=tmp_path) == "ok\n"
 
 
 def test_nothing_that_the_installed_package_needs_is_missing(environment: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ LAYERS = [
     {"backup"},
     {"vss"},
     {"sqlite"},
+    {"capi"},
     {"cli"},
     {"__main__"},
 ]
