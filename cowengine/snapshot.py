@@ -8,16 +8,18 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import os
 import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
-from cowengine.names import check_reason, shown
+from cowengine.names import check_path, check_reason, shown
 from cowengine.ranges import check_buffer, check_range, whole_number
 
 if TYPE_CHECKING:
@@ -182,6 +184,14 @@ class Snapshot:
         """A seekable, read-only file object over the whole snapshot. Raises as `pread`."""
         self._require_data()
         return _SnapshotFile(self)
+
+    def flatten(self, raw_path: str | os.PathLike[str]) -> None:
+        """Writes the snapshot into a new raw image; see `Volume.flatten`. Raises ExistsError, NotFoundError,
+        NoSpaceError.
+        """
+        self._require_data()
+        engine = self._engine
+        flatten_copy(engine, engine.lineage.root(self._id), self._size, check_path(raw_path))
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
+from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
 from cowengine.engine.compaction import Compaction, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
+from cowengine.engine.flatten import flatten_copy, flatten_in_place
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
@@ -99,6 +101,36 @@ class Volume:
             io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
         )  # fmt: skip
         return cls(engine, background=background, cache_size=cache_size)
+
+    @classmethod
+    def adopt(
+        cls, raw_path: str | os.PathLike[str], path: str | os.PathLike[str] | None = None, *, block_size: int = 4096,
+        log_size: int | None = None, raw: bool = False, io: IOTable | None = None, background: bool = True,
+    ) -> Self:  # fmt: skip
+        """Makes a raw image a volume without copying it, and opens it; durable when it returns.
+
+        With `path` the file gets that name, in the same file system. A crash leaves the raw image or the volume, whole;
+        adopting again goes on. Some megabytes are added to the file. Raises OutOfRangeError (empty, no multiple of 512
+        bytes, `block_size`, another file system), BusyError (open or owned elsewhere), FormatError (a volume already,
+        or it looks like another format and `raw` was not passed), ExistsError (`path`), NotFoundError, NoSpaceError.
+        """
+        source, table = check_path(raw_path), io or KERNEL
+        block_size = whole_number(block_size, "block_size")
+        log_size = None if log_size is None else whole_number(log_size, "log_size")
+        if path is None:
+            engine = adopt_engine(table, source, block_size=block_size, log_size=log_size, raw=raw)
+            return cls(engine, background=background)
+        name = check_path(path)
+        adopt_as(table, source, name, block_size=block_size, log_size=log_size, raw=raw)
+        return cls(open_engine(table, name), background=background)
+
+    @staticmethod
+    def undo_adoption(path: str | os.PathLike[str], *, io: IOTable | None = None) -> None:
+        """Ends an adoption, or a flattening in place, that was interrupted: the file is a raw image. Durable on return.
+
+        Raises NotFoundError if none was, FormatError if the file is a volume or was changed since, BusyError.
+        """
+        undo_adoption(io or KERNEL, check_path(path))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
@@ -315,6 +347,30 @@ class Volume:
         with self.engine.lock:
             walks = changed_walks(self.engine, HEAD, find_base(self.engine, base))
         return collect(walks, self.size, self.block_size, start, length, max_results)
+
+    # -- a raw image again --------------------------------------------------------------------------------------------
+    def flatten(self, raw_path: str | os.PathLike[str] | None = None) -> None:
+        """Gives a plain raw image back; durable when it returns.
+
+        Without `raw_path`, or with the volume's own, the volume file itself becomes the image and the volume is closed.
+        That takes no copy; it is for adopted volumes without snapshots, else BusyError says what is in the way. With
+        another path a new file is written from a snapshot that is taken and deleted: the volume stays, writes go on,
+        holes stay holes, and the space is shared where the file system can. Raises ExistsError, NotFoundError,
+        NoSpaceError.
+        """
+        engine = self.engine
+        self._path.check_state()
+        name = self.path if raw_path is None else check_path(raw_path)
+        if os.path.abspath(name) == os.path.abspath(self.path):
+            flatten_in_place(engine)
+        elif engine.read_only:
+            flatten_copy(engine, None, self.size, name)
+        else:
+            snapshot = self.snapshot(f"flatten-{uuid.uuid4()}")
+            try:
+                snapshot.flatten(name)
+            finally:
+                snapshot.delete()
 
     # -- care ---------------------------------------------------------------------------------------------------------
     def reclaim(self) -> None:

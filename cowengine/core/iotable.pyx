@@ -14,8 +14,10 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint64_t
 
+import errno as _errno
 import fcntl as _fcntl
 import os as _os
+import signal as _signal
 import stat as _stat
 import struct as _struct
 
@@ -194,6 +196,42 @@ cdef class IOTable:
         kind = _fcntl.F_WRLCK if exclusive else _fcntl.F_RDLCK
         _fcntl.fcntl(fd, _F_OFD_SETLK, _struct.pack("hhqqi4x", kind, 0, 0, 0, 0))
 
+    def is_sole(self, int fd):
+        """Whether no other descriptor of any process has the file open; True where the system cannot tell.
+
+        `fd` must be open for writing. A write lease is granted only to the one opener, and is given back at once; who
+        opens the file in between sends a signal that nobody minds.
+        """
+        try:
+            _fcntl.fcntl(fd, _fcntl.F_SETSIG, _signal.SIGURG)
+            _fcntl.fcntl(fd, _fcntl.F_SETLEASE, _fcntl.F_WRLCK)
+        except OSError as error:
+            return error.errno != _errno.EAGAIN
+        _fcntl.fcntl(fd, _fcntl.F_SETLEASE, _fcntl.F_UNLCK)
+        return True
+
+    def next_data(self, int fd, uint64_t offset):
+        """(begin, end) of the first data at or behind `offset`, as the file system tells it; None if there is none."""
+        try:
+            begin = _os.lseek(fd, offset, _os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == _errno.ENXIO:
+                return None
+            raise
+        return begin, _os.lseek(fd, begin, _os.SEEK_HOLE)
+
+    def copy_range(self, int source, uint64_t source_offset, int target, uint64_t target_offset, uint64_t length):
+        """Lets the file system copy between two files, sharing the space if it can; returns the bytes copied.
+
+        Fewer at its pleasure; 0 if it cannot.
+        """
+        try:
+            return _os.copy_file_range(source, target, length, source_offset, target_offset)
+        except OSError as error:
+            if error.errno in (_errno.EXDEV, _errno.ENOSYS, _errno.EOPNOTSUPP, _errno.EINVAL):
+                return 0
+            raise
+
     # -- directories --------------------------------------------------------------------------------------------------
     def sync_directory(self, str path):
         """Makes the entries of a directory durable."""
@@ -229,6 +267,10 @@ cdef class IOTable:
             return _stat.S_ISREG(_os.lstat(path).st_mode)
         except FileNotFoundError:
             return False
+
+    def same_file_system(self, str path, str other):
+        """Whether a rename from one to the other can be; both exist."""
+        return _os.stat(path).st_dev == _os.stat(other).st_dev
 
 
 #: The production instance.

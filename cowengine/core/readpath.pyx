@@ -194,6 +194,22 @@ cdef class ReadPath:
             covered[0] += bytes
         return 0
 
+    def place(self, uint64_t block, Root root=None):
+        """(slot or 0, count): where a block lies, and how many from it on lie there in a row or are holes as well."""
+        cdef entry_t entry
+        cdef uint64_t count
+        cdef int status
+        with nogil:
+            self.mutex.acquire_nogil()
+            status = self.state
+            if status == 0 and root is not None and root.gone:
+                status = STATUS_GONE
+            if status == 0:
+                status = self.map.find(&self.map.root if root is None else &root.link, block, &entry, &count)
+            self.mutex.release()
+        check_status(status, self.map)
+        return slot_of(entry.target), count
+
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
         """Reads a range; the mutex is held only to find where it lies (I5)."""
         cdef extent_read_t extents[EXTENTS_MAX]

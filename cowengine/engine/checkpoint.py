@@ -34,7 +34,7 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     root = engine.commit(keep_root=True, room_made=True)
     assert root is not None
     with engine.undivided(NoSpaceError):
-        _write_map(engine, root)
+        write_map(engine, root)
         _write_metadata(engine)
         _write_lineage(engine, Pointer.decode(root.pointer))
         _write_free_map(engine)
@@ -55,7 +55,8 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     )  # fmt: skip
 
 
-def _write_map(engine: Engine, root: Root) -> None:
+def write_map(engine: Engine, root: Root) -> None:
+    """Writes the dirty nodes of the map below a root; it counts when a superblock leads there."""
     path, lineage = engine.path, engine.lineage
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
@@ -63,15 +64,17 @@ def create_engine(
     except FileExistsError:
         raise ExistsError("something is in the way; choose another name or remove it", path) from None
     except OSError as error:
-        raise _explained(error, path, size) from error
+        raise explained(error, path, size) from error
     try:
-        engine = _fill(io, fd, path, _first_superblock(size, block_size, log_size, store_uuid), size)
+        own(io, fd, path)
+        regions = (_home(size, block_size, log_size),)
+        engine = fill(io, fd, path, first_superblock(block_size, log_size, regions, store_uuid), size)
         io.sync_directory(os.path.dirname(path) or ".")
     except BaseException as error:
         io.close(fd)
         io.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
-            raise _explained(error, path, size) from error
+            raise explained(error, path, size) from error
         raise
     return engine
 
@@ -88,12 +91,17 @@ def check_geometry(size: int, block_size: int, log_size: int) -> None:
         )
 
 
-def _first_superblock(size: int, block_size: int, log_size: int, store_uuid: bytes | None) -> Superblock:
-    log_slots = log_size // SLOT_BYTES
-    block_count = -(-size // block_size)
-    home = LOG_FIRST + log_slots
+def _home(size: int, block_size: int, log_size: int) -> Region:
+    home = LOG_FIRST + log_size // SLOT_BYTES
     if size >= ALIGN_FROM:
         home = -(-home // ALIGN_SLOTS) * ALIGN_SLOTS
+    return Region(0, home, -(-size // block_size))
+
+
+def first_superblock(
+    block_size: int, log_size: int, regions: tuple[Region, ...], store_uuid: bytes | None = None
+) -> Superblock:
+    """That of a volume to be: not written yet, and of generation 0."""
     return Superblock(
         block_shift=block_size.bit_length() - 1,
         log_shift=12 if log_size >= 1 << 20 else 9,
@@ -101,34 +109,49 @@ def _first_superblock(size: int, block_size: int, log_size: int, store_uuid: byt
         store_uuid=store_uuid or bytes(16),
         needs_store=store_uuid is not None,
         log_first=LOG_FIRST,
-        log_slots=log_slots,
-        regions=(Region(0, home, block_count),),
+        log_slots=log_size // SLOT_BYTES,
+        regions=regions,
         generation=0,
         salt=int.from_bytes(os.urandom(8), "little"),
         created_ns=time.time_ns(),
     )
 
 
-def _fill(io: IOTable, fd: int, path: str, superblock: Superblock, size: int) -> Engine:
+def own(io: IOTable, fd: int, path: str) -> None:
+    """Takes the lock of an owner. Raises BusyError."""
     try:
         io.lock(fd, True)
     except BlockingIOError:
         raise BusyError("another process owns the file", path) from None
-    block_size = 1 << superblock.block_shift
-    (region,) = superblock.regions
-    home_end = region.slot + region.block_count * (block_size // SLOT_BYTES)
+
+
+def write_zeros(io: IOTable, fd: int, start: int, end: int) -> None:
+    """Writes bytes [start, end) with zeros, so that writing them later needs no space."""
+    while start < end:
+        io.pwrite(fd, ZEROS[: min(end - start, len(ZEROS))], start)
+        start += len(ZEROS)
+
+
+def fill(
+    io: IOTable, fd: int, path: str, superblock: Superblock, size: int, populate: Callable[[Engine], None] | None = None
+) -> Engine:
+    """Makes a file that nobody else can have a volume; durable when it returns.
+
+    It is one from the first superblock on. `populate` is called before that, and gives the map what the file has.
+    """
+    sb = superblock
+    block_slots = (1 << sb.block_shift) // SLOT_BYTES
+    home_end = max(region.slot + region.block_count * block_slots for region in sb.regions)
     io.truncate(fd, home_end * SLOT_BYTES)
-    start, left = LOG_FIRST * SLOT_BYTES, superblock.log_slots * SLOT_BYTES
-    while left > 0:
-        io.pwrite(fd, ZEROS[: min(left, len(ZEROS))], start)
-        start, left = start + len(ZEROS), left - len(ZEROS)
-    engine = Engine(io, fd, path, superblock, read_only=False, file_slots=home_end)
+    write_zeros(io, fd, LOG_FIRST * SLOT_BYTES, (LOG_FIRST + sb.log_slots) * SLOT_BYTES)
+    engine = Engine(io, fd, path, sb, read_only=False, file_slots=home_end)
     engine.set_size(size)
-    engine.path.load_roots(
-        hole(level_for(TREE_MAP, region.block_count)).encode(), hole(level_for(TREE_FREE_MAP, 1)).encode()
-    )
+    block_count = -(-size >> sb.block_shift)
+    engine.path.load_roots(hole(level_for(TREE_MAP, block_count)).encode(), hole(level_for(TREE_FREE_MAP, 1)).encode())
     engine.path.set_epochs(1, 0)
     engine.lineage.add_head(size)
+    if populate is not None:
+        populate(engine)
     checkpoint(engine)
     # The second superblock slot gets the same, so that both are valid from the beginning.
     engine.write_superblock(engine.superblock)
@@ -136,7 +159,8 @@ def _fill(io: IOTable, fd: int, path: str, superblock: Superblock, size: int) ->
     return engine
 
 
-def _explained(error: OSError, path: str, size: int) -> CowEngineError:
+def explained(error: OSError, path: str, size: int) -> CowEngineError:
+    """What an error of the system means to who wants a volume."""
     if error.errno in (errno.EFBIG, errno.EOVERFLOW, errno.EINVAL):
         return OutOfRangeError(f"a volume of {size} bytes is too large for this file system ({error.strerror})", path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -17,6 +17,7 @@ from dataclasses import replace
 from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
+from cowengine.engine.intent import intent_path, void_intent
 from cowengine.errors import (
     BusyError,
     CorruptionError,
@@ -81,7 +82,9 @@ def _open(
         except OSError as error:
             raise PoisonedError(f"the file cannot be synced ({error.strerror}); nothing was changed", path) from error
         io.forget(fd)
-    superblock, slot, other = choose_superblock(io, fd, path)
+    superblock, slot, other = _choose(io, fd, path)
+    if not read_only:
+        void_intent(io, path, superblock.volume_uuid)
     if superblock.needs_store and not read_only and store_uuid is None and not without_store:
         raise BusyError(
             "the volume belongs to a store that was not closed cleanly; open it through the store, or pass "
@@ -106,6 +109,20 @@ def _open(
         error.filename = error.filename or path
         raise
     return engine
+
+
+def _choose(io: IOTable, fd: int, path: str) -> tuple[Superblock, int, bool]:
+    try:
+        return choose_superblock(io, fd, path)
+    except UnsupportedVersionError:
+        raise
+    except (FormatError, CorruptionError) as error:
+        if not io.is_file(intent_path(path)):
+            raise
+        raise FormatError(
+            f"{path}: the step between raw image and volume was interrupted; {intent_path(path)} has what is needed "
+            "to go on: adopt the file again, or undo the adoption (cowengine volume adopt --undo) for the raw image"
+        ) from error
 
 
 # -- superblocks -------------------------------------------------------------------------------------------------------

@@ -257,3 +257,14 @@ EVENT_PAYLOADS: Final = {
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56
+
+INTENT_MAGIC: Final = b"COWADOPT"
+INTENT_BYTES: Final = 48
+INTENT: Final = (
+    Field("magic", 0, 8),
+    Field("format_version", 8, 4),
+    Field("head_bytes", 12, 4),
+    Field("size", 16, 8),
+    Field("volume_uuid", 24, 16),
+    Field("checksum", 40, 8),
+)

@@ -33,7 +33,8 @@ from cowengine.errors import (
     PoisonedError,
     ReadOnlyError,
 )
-from cowengine.names import check_name, encode_metadata
+from cowengine.names import check_name, check_path, encode_metadata
+from cowengine.ranges import whole_number
 from cowengine.snapshot import Snapshot
 from cowengine.store import layout
 from cowengine.store.catalogue import MEMORY, Catalogue, CatalogueMember, CatalogueSet, record_statements
@@ -244,6 +245,19 @@ class Store:
         """
         self._check_writable()
         volume = self._volumes.create(name, size, block_size=block_size, log_size=log_size)
+        self._note_volume(volume.engine.uuid, name)
+        return volume
+
+    def adopt_volume(
+        self, name: str, raw_path: str | os.PathLike[str], *, block_size: int = 4096, raw: bool = False
+    ) -> Volume:
+        """Make a raw image a volume of the store and open it: the file is moved here, never copied; durable on return.
+
+        Raises ExistsError, and as `Volume.adopt`; OutOfRangeError if it lies in another file system.
+        """
+        self._check_writable()
+        block_size = whole_number(block_size, "block_size")
+        volume = self._volumes.adopt(name, check_path(raw_path), block_size=block_size, raw=raw)
         self._note_volume(volume.engine.uuid, name)
         return volume
 

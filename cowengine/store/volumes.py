@@ -16,6 +16,7 @@ import uuid
 from dataclasses import dataclass
 
 from cowengine.core.iotable import IOTable
+from cowengine.engine.adopt import adopt_as
 from cowengine.engine.recovery import choose_superblock
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
@@ -252,6 +253,13 @@ class VolumeTable:
                     place.io.unlink(unfinished)
                 raise
             place.io.sync_directory(self._folder)
+            return self.get(name, hand_out=True)
+
+    def adopt(self, name: str, raw_path: str, *, block_size: int, raw: bool) -> Volume:
+        """Make a raw image a volume of the store and hand it out. Raises as `Volume.adopt`."""
+        place = self._place
+        with self._lock, typed(self._folder):
+            adopt_as(place.io, raw_path, self._refuse_existing(name), block_size=block_size, raw=raw)
             return self.get(name, hand_out=True)
 
     def _close_unused(self, name: str) -> None:

@@ -392,6 +392,28 @@ class MemoryDisk(IOTable):
                 raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", mine.path)
         mine.locked = exclusive
 
+    def is_sole(self, fd: int) -> bool:
+        return sum(other.inode == self._file(fd).inode for other in self.files.values()) == 1
+
+    def next_data(self, fd: int, offset: int) -> tuple[int, int] | None:
+        """Pages of zeros stand for holes."""
+        content = self._content(fd)
+        pages = range(offset // PAGE * PAGE, len(content), PAGE)
+        begin = next((at for at in pages if any(content[at : at + PAGE])), None)
+        if begin is None:
+            return None
+        holes = (at for at in range(begin, len(content), PAGE) if not any(content[at : at + PAGE]))
+        return max(begin, offset), next(holes, len(content))
+
+    def copy_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+        data = self.pread(source, length, source_offset)
+        self.pwrite(target, data, target_offset)
+        return len(data)
+
+    def same_file_system(self, path: str, other: str) -> bool:
+        self._inode(path), self._inode(other)
+        return True
+
     # -- the disk ---------------------------------------------------------------------------------------------------
     def note(self, value: Any) -> None:
         if self.recorded:

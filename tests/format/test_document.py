@@ -30,6 +30,7 @@ def rows_under(heading: str) -> list[tuple[str, int, int]]:
         ("## 5. Lineage record", layout.LINEAGE_RECORD),
         ("## 6. The commit log", layout.RECORD_HEADER),
         ("**Delta**", layout.DELTA),
+        ("## 9. Between a raw image and a volume", layout.INTENT),
     ],
 )
 def test_a_byte_table_of_the_document_is_the_field_table_of_the_code(heading, table):
@@ -46,6 +47,7 @@ def test_a_byte_table_of_the_document_is_the_field_table_of_the_code(heading, ta
         (layout.RECORD_HEADER, layout.RECORD_HEADER_BYTES),
         (layout.DELTA, layout.DELTA_BYTES),
         (layout.EVENT_HEADER, layout.EVENT_HEADER_BYTES),
+        (layout.INTENT, layout.INTENT_BYTES),
     ],
 )
 def test_the_struct_of_a_table_has_its_size_and_no_field_overlaps_another(table, size):

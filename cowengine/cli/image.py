@@ -1,0 +1,90 @@
+"""The verbs of a volume that have to do with images of other formats: adopt, flatten."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store
+from cowengine.cli.output import Document, Output, shown
+from cowengine.cli.sizes import shown_size, size
+from cowengine.cli.verb import Options, argument
+from cowengine.cli.volume import NOUN, describe_volume
+from cowengine.errors import OutOfRangeError
+
+if TYPE_CHECKING:
+    from cowengine import Snapshot, Volume
+
+__all__ = ["NOUN"]
+
+BLOCK_SIZE = argument("--block-size", type=size, default=4096, metavar="SIZE", help="4K to 1M (default 4K)")
+VOLUME_OR_SNAPSHOT = argument("volume", metavar="VOLUME|SNAPSHOT", help="a volume, or VOLUME@NAME")
+
+
+@NOUN.verb(
+    "adopt",
+    "make a raw image a volume where it lies, without copying it",
+    argument("image", metavar="IMAGE", help="a raw image: a file that nobody else has open"),
+    argument("volume", metavar="VOLUME", nargs="?", help="its new name, or STORE:NAME (default: it keeps its name)"),
+    BLOCK_SIZE,
+    argument("--yes-it-is-raw", action="store_true", help="also if it looks like an image of another format"),
+    argument("--undo", action="store_true", help="only end one that was interrupted: IMAGE is the raw image again"),
+    examples=(
+        "cowengine volume adopt disk.img",
+        "cowengine volume adopt disk.img /srv/store:disk",
+        "cowengine volume adopt disk.img --undo",
+    ),
+)
+def adopt(options: Options, out: Output) -> None:
+    from cowengine import Store, Volume
+
+    if options.undo:
+        Volume.undo_adoption(options.image)
+        out.emit({"image": options.image}, f"{shown(options.image)}: the raw image again")
+        return
+    settings = {"block_size": options.block_size, "raw": options.yes_it_is_raw}
+    in_store = split_store(options.volume or "")
+    if in_store is None:
+        with Volume.adopt(options.image, options.volume, **settings) as volume:
+            document = describe_volume(volume)
+    else:
+        with Store.open(in_store[0]) as store:
+            document = describe_volume(store.adopt_volume(in_store[1], options.image, **settings))
+    out.emit(document, f"{shown(options.volume or options.image)}: {shown_size(document['size'])}")
+
+
+@NOUN.verb(
+    "flatten",
+    "give a plain raw image back: a new file, or with --in-place the volume file itself",
+    VOLUME_OR_SNAPSHOT,
+    argument("image", metavar="IMAGE", nargs="?", help="the new raw image"),
+    argument("--in-place", action="store_true", help="an adopted volume without snapshots is the raw image again"),
+    examples=(
+        "cowengine volume flatten disk.cow disk.img",
+        "cowengine volume flatten disk.cow@monday monday.img",
+        "cowengine volume flatten disk.cow --in-place",
+    ),
+)
+def flatten(options: Options, out: Output) -> None:
+    if bool(options.image) == options.in_place:
+        raise OutOfRangeError("name the new raw image, or add --in-place: one of the two")
+    if options.in_place:
+        with open_volume(options.volume, read_only=False) as volume:
+            document: Document = {"image": str(volume.path), "size": int(volume.size)}
+            volume.flatten()
+    else:
+        document = with_view(options.volume, lambda view: view.flatten(options.image))
+        document["image"] = options.image
+    out.emit(document, f"{shown(document['image'])}: a raw image of {shown_size(document['size'])}")
+
+
+def with_view(address: str, work: Callable[[Volume | Snapshot], object]) -> Document:
+    """Does something with a volume, opened read-only, or a snapshot of it; says which, and its size."""
+    name, snapshot = address, ""
+    if "@" in address and not os.path.lexists(address):
+        name, snapshot = split_snapshot(address)
+    with open_volume(name, read_only=True) as volume:
+        view = find_snapshot(volume, snapshot) if snapshot else volume
+        work(view)
+        return {"volume": name, "snapshot": snapshot or None, "size": int(view.size)}

@@ -1,0 +1,77 @@
+"""The intent file of an adoption (docs/format.md section 9): encode, decode, and whose it is. No I/O."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from cowengine.core.checksum import xxh64
+from cowengine.errors import CorruptionError, FormatError
+from cowengine.format.layout import (
+    FORMAT_VERSION,
+    INTENT,
+    INTENT_BYTES,
+    INTENT_MAGIC,
+    MAGIC,
+    SLOT_BYTES,
+    struct_of,
+)
+
+_INTENT = struct_of(INTENT, INTENT_BYTES)
+_CHECKSUM = struct.Struct("<Q")
+_CHECKSUM_OFFSET = INTENT_BYTES - _CHECKSUM.size
+_UUID_OFFSET = 40  # of the superblock
+SECTOR = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What makes a half-adopted file the raw image it was."""
+
+    size: int
+    volume_uuid: bytes
+    head: bytes
+
+    def explains(self, found: bytes) -> bool:
+        """Whether a half-adopted file of this intent may begin with `found`: each sector is the raw image's or ours."""
+        for at in range(0, len(self.head), SECTOR):
+            sector = found[at : at + SECTOR]
+            if sector != self.head[at : at + SECTOR] and any(sector) and not self._is_ours(at, sector):
+                return False
+        return True
+
+    def _is_ours(self, at: int, sector: bytes) -> bool:
+        """Whether a sector may be of one of the volume's superblocks: its first one, or its last."""
+        within = at % SLOT_BYTES
+        if at >= 2 * SLOT_BYTES:
+            return False
+        if within == 0:
+            return sector[: len(MAGIC)] == MAGIC and sector[_UUID_OFFSET : _UUID_OFFSET + 16] == self.volume_uuid
+        return within + SECTOR == SLOT_BYTES and not any(sector[: SECTOR - _CHECKSUM.size])
+
+
+def encode_intent(intent: Intent) -> bytes:
+    """The whole intent file."""
+    data = bytearray(INTENT_BYTES) + intent.head
+    _INTENT.pack_into(
+        data, 0, INTENT_MAGIC, FORMAT_VERSION, len(intent.head), intent.size, intent.volume_uuid, 0
+    )  # fmt: skip
+    _CHECKSUM.pack_into(data, _CHECKSUM_OFFSET, xxh64(data, 0))
+    return bytes(data)
+
+
+def decode_intent(data: bytes) -> Intent:
+    """The intent in these bytes. Raises FormatError if they are none, CorruptionError if incomplete or damaged."""
+    start = data[: len(INTENT_MAGIC)]
+    if start != INTENT_MAGIC:
+        if any(start):
+            raise FormatError("no intent file of an adoption")
+        raise CorruptionError("the intent file is incomplete")
+    if len(data) < INTENT_BYTES:
+        raise CorruptionError("the intent file is incomplete")
+    _, version, head_bytes, size, volume_uuid, checksum = _INTENT.unpack_from(data)
+    plain = bytearray(data)
+    _CHECKSUM.pack_into(plain, _CHECKSUM_OFFSET, 0)
+    if xxh64(plain, 0) != checksum or len(data) != INTENT_BYTES + head_bytes or version != FORMAT_VERSION:
+        raise CorruptionError("the intent file is incomplete or damaged")
+    return Intent(size, volume_uuid, data[INTENT_BYTES:])

@@ -1,0 +1,146 @@
+"""A plain raw image again: in place where the file holds nothing else, else as a copy that keeps holes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from raw_images import write_image
+
+from cowengine import BusyError, ExistsError, NoSpaceError, NotFoundError, ReadOnlyError, Store, Volume
+from cowengine.core.iotable import IOTable
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("size", [512, 300 * 1024 + 512, 20 * MIB + 512])
+@pytest.mark.parametrize("block_size", [4096, MIB])
+def test_in_place_gives_the_adopted_image_back(tmp_path: Path, size: int, block_size: int) -> None:
+    path = tmp_path / "disk.img"
+    data = bytearray(write_image(path, size))
+    inode = path.stat().st_ino
+    volume = Volume.adopt(path, block_size=block_size)
+    volume.pwrite(b"new", size - 300)
+    data[size - 300 : size - 297] = b"new"
+    volume.discard(0, size // 2)
+    whole = size // 2 // block_size * block_size
+    data[:whole] = bytes(whole)
+    volume.flatten()
+    assert volume.closed
+    assert path.read_bytes() == data
+    assert path.stat().st_ino == inode
+    assert os.listdir(tmp_path) == ["disk.img"]
+    with Volume.adopt(path) as volume:
+        assert volume.pread(size, 0) == data
+
+
+def test_in_place_after_a_rollback_once_the_snapshots_are_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    data = write_image(path, 20 * MIB)
+    with Volume.adopt(path) as volume:
+        snapshot = volume.snapshot("before")
+        volume.pwrite(b"x" * MIB, 0)
+        replaced = volume.rollback(snapshot)
+        with pytest.raises(BusyError, match="2 snapshots"):
+            volume.flatten()
+        assert volume.pread(len(data), 0) == data, "a refused one leaves the volume open"
+        replaced.delete()
+        snapshot.delete()
+        volume.reclaim()
+        volume.flatten(path)
+    assert path.read_bytes() == data
+
+
+def test_in_place_is_refused_where_blocks_lie_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    write_image(path, 20 * MIB, pieces=200)
+    with Volume.adopt(path) as volume:
+        snapshot = volume.snapshot("before")
+        for start in range(5 * MIB, 20 * MIB, MIB):
+            volume.pwrite(b"x" * MIB, start)
+        snapshot.delete()
+        volume.reclaim()
+        before = volume.pread(volume.size, 0)
+        with pytest.raises(BusyError, match="elsewhere in the file"):
+            volume.flatten()
+        assert volume.pread(volume.size, 0) == before
+        volume.flatten(tmp_path / "copy.img")
+        assert (tmp_path / "copy.img").read_bytes() == before
+        assert volume.check().ok
+    with Volume.create(tmp_path / "made.cow", MIB) as volume, pytest.raises(BusyError, match="was created"):
+        volume.flatten()
+    with Volume.open(path, read_only=True) as volume, pytest.raises(ReadOnlyError):
+        volume.flatten()
+
+
+def test_a_copy_keeps_holes_and_the_volume(tmp_path: Path) -> None:
+    path, copy = tmp_path / "disk.cow", tmp_path / "disk.img"
+    with Volume.create(path, 1 << 40) as volume:
+        for start in (0, 33 * MIB, (1 << 40) - 5000):
+            volume.pwrite(b"d" * 5000, start)
+        snapshot = volume.snapshot("one")
+        volume.pwrite(b"later", 0)
+        snapshot.flatten(tmp_path / "one.img")
+        volume.flatten(copy)
+        assert [found.name for found in volume.snapshots()] == ["one"]
+        with pytest.raises(ExistsError):
+            volume.flatten(copy)
+        with pytest.raises(NotFoundError):
+            volume.flatten(tmp_path / "nowhere" / "disk.img")
+    with Volume.open(path, read_only=True) as volume:
+        volume.flatten(tmp_path / "again.img")
+    for name, start in (("one.img", b"ddddd"), ("disk.img", b"later"), ("again.img", b"later")):
+        with open(tmp_path / name, "rb") as file:
+            assert os.fstat(file.fileno()).st_size == 1 << 40
+            assert os.fstat(file.fileno()).st_blocks * 512 < MIB
+            assert file.read(5001) == start + b"d" * 4995 + b"\0"
+            file.seek((1 << 40) - 5001)
+            assert file.read() == b"\0" + b"d" * 5000
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, shares: bool) -> None:
+    class Full(IOTable):
+        full = False
+
+        def copy_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+            if shares and Full.full:
+                raise OSError(28, os.strerror(28))
+            return super().copy_range(source, source_offset, target, target_offset, length) if shares else 0
+
+        def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+            if Full.full and not shares:
+                raise OSError(28, os.strerror(28))
+            super().pwrite(fd, data, offset)
+
+    path, copy = tmp_path / "disk.cow", tmp_path / "disk.img"
+    with Volume.create(path, 8 * MIB, io=Full(), background=False) as volume:
+        volume.pwrite(b"d" * 3 * MIB, MIB)
+        snapshot = volume.snapshot("one")
+        Full.full = True
+        with pytest.raises(NoSpaceError):
+            snapshot.flatten(copy)
+        Full.full = False
+        assert os.listdir(tmp_path) == ["disk.cow"]
+        (tmp_path / "disk.img.part").write_bytes(b"what a crash left" * MIB)
+        snapshot.flatten(copy)
+        assert copy.read_bytes() == snapshot.pread(8 * MIB, 0)
+        assert sorted(os.listdir(tmp_path)) == ["disk.cow", "disk.img"]
+
+
+def test_a_volume_of_a_store_is_copied_or_detached_first(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    data = write_image(path, MIB)
+    with Store.create(tmp_path / "store") as store:
+        volume = store.adopt_volume("mail", path)
+        with pytest.raises(BusyError, match="store"):
+            volume.flatten()
+        volume.flatten(tmp_path / "copy.img")
+        assert (tmp_path / "copy.img").read_bytes() == data
+        volume.close()
+        alone = store.detach("mail")
+    with Volume.open(alone) as volume:
+        volume.flatten()
+    assert Path(alone).read_bytes() == data

@@ -1,0 +1,67 @@
+"""kill -9 at random moments of adopting and flattening: the file is the raw image or the volume, whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raw_images import write_image
+
+from cowengine import FormatError, Volume
+
+KILLS = 60
+SIZE = 6 << 20
+
+
+def killed(work: Callable[[], object], delay: float) -> None:
+    """Runs something in a child that is killed after so many seconds; it may be done by then."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def settled(path: Path, data: bytes) -> str:
+    """What the kill left, made a raw image again; its bytes are compared either way."""
+    try:
+        volume = Volume.open(path, background=False)
+    except FormatError:
+        found = "raw image"
+        if path.with_name(path.name + ".adopting").exists():
+            found = "interrupted"
+            Volume.undo_adoption(path)
+    else:
+        found = "volume"
+        assert volume.pread(SIZE, 0) == data
+        assert volume.check().ok
+        volume.flatten()
+    assert path.read_bytes() == data
+    return found
+
+
+def test_kills_leave_the_raw_image_or_the_volume(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    data = write_image(path, SIZE)
+    rng = random.Random(1)
+
+    def adopt_and_flatten() -> None:
+        Volume.adopt(path, background=False).flatten()
+
+    started = time.monotonic()
+    adopt_and_flatten()
+    lasts = time.monotonic() - started
+    found = [""] * KILLS
+    for number in range(KILLS):
+        killed(adopt_and_flatten, rng.random() * lasts * 1.2)
+        found[number] = settled(path, data)
+    assert {"interrupted", "volume"} <= set(found), "no kill fell into the work"
+    assert os.listdir(tmp_path) == ["disk.img"]
