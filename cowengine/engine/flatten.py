@@ -13,7 +13,7 @@ from cowengine.core.iotable import IOTable
 from cowengine.core.readpath import Root
 from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
-from cowengine.engine.intent import put_back, write_intent
+from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
 from cowengine.format import SLOT_BYTES
@@ -70,6 +70,8 @@ def _require_alone(engine: Engine) -> None:
         raise BusyError(f"the volume has {held} snapshots; delete them, or flatten it into another file", engine.name)
     if engine.superblock.needs_store:
         raise BusyError("the volume belongs to a store; detach it first", engine.name)
+    if engine.io.is_file(intent_path(engine.name)):
+        raise ExistsError("something is in the way; rename it", intent_path(engine.name))
     if not engine.io.is_sole(engine.fd):
         raise BusyError("the file is open elsewhere, too; close it there first", engine.name)
 

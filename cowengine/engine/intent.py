@@ -72,12 +72,16 @@ def remove_intent(io: IOTable, path: str) -> None:
 
 
 def void_intent(io: IOTable, path: str, volume_uuid: bytes) -> None:
-    """The file is a volume, whole, and owned by the caller: an intent of its own beside it says nothing any more."""
-    if not io.is_file(intent_path(path)):
-        return
+    """The file is a volume, whole, and owned by the caller: an intent of its own beside it says nothing any more.
+
+    Nor does an incomplete one, which never did.
+    """
     try:
         intent = read_intent(io, path)
-    except (CorruptionError, ExistsError):
+    except ExistsError:
+        return
+    except CorruptionError:
+        remove_intent(io, path)
         return
     if intent is not None and intent.volume_uuid == volume_uuid:
         remove_intent(io, path)
