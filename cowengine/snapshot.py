@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,9 @@ class Snapshot:
         deleted. Raises BusyError if the snapshot is held.
         """
         self._record()
+        began = time.perf_counter()
         self._engine.delete(self._id)
+        self._engine.latencies["delete"].add(time.perf_counter() - began)
         self._engine.reclaim()
 
     def to_anchor(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -279,7 +280,9 @@ class Volume:
 
         Raises PoisonedError if the system could not do it; then close the volume and open it again.
         """
+        began = time.perf_counter()
         self.engine.flush()
+        self.engine.latencies["flush"].add(time.perf_counter() - began)
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def snapshot(self, name: str, *, metadata: dict[str, Any] | None = None) -> Snapshot:
@@ -290,7 +293,10 @@ class Volume:
         """
         check_name(name)
         encoded = encode_metadata(metadata, self.engine.metadata_max)
-        return Snapshot(self.engine, self.engine.snapshot(name, encoded))
+        began = time.perf_counter()
+        taken = Snapshot(self.engine, self.engine.snapshot(name, encoded))
+        self.engine.latencies["snapshot"].add(time.perf_counter() - began)
+        return taken
 
     def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:
         """The snapshots, oldest first; at most `max_results` of them from position `start` on."""
@@ -398,7 +404,11 @@ class Volume:
         return compact(self.engine, start, rate, stop, progress)
 
     def stats(self) -> dict[str, Any]:
-        """Counters and sizes, in bytes where a name ends in _bytes."""
+        """Counters and sizes, in bytes where a name ends in _bytes.
+
+        `latency` has for barriers, flushes, snapshots and deletes of this handle how many there were and how long they
+        took: upper bounds of median and 99th percentile, the longest, and the calls by powers of two of a microsecond.
+        """
         engine, path = self.engine, self._path
         with engine.lock:
             return {
@@ -417,6 +427,7 @@ class Volume:
                 "written_bytes": path.bytes_written,
                 "blocks_redirected": path.blocks_placed,
                 "poisoned": engine.failure is not None,
+                "latency": {name: histogram.describe() for name, histogram in engine.latencies.items()},
                 **engine.counters,
             }
 

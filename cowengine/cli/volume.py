@@ -79,7 +79,11 @@ def info(options: Options, out: Output) -> None:
             ("block size", shown_size(document["block_size"])),
             ("epoch", document["epoch"]),
             ("snapshots", document["snapshot_count"]),
-            *((name, value) for name, value in sorted(document["stats"].items()) if name not in document),
+            *(
+                (name, value)
+                for name, value in sorted(document["stats"].items())
+                if name not in document and not isinstance(value, dict)
+            ),
         ]
     )
     out.emit(document, text)

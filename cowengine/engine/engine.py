@@ -28,6 +28,7 @@ from cowengine.core.readpath import Root
 from cowengine.engine import checkpoint, memory, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.holds import require_deletable
+from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.log import CommitLog
 from cowengine.engine.usage import Amount
@@ -126,6 +127,7 @@ class Engine:
         self._takes = 0
         self._takes_done = 0
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0}
+        self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
         self.cache_nodes = 0
         memory.bound(self, memory.CACHE_BYTES)
@@ -195,11 +197,13 @@ class Engine:
 
     def barrier(self) -> None:
         """One fdatasync; a failure poisons (I10). Only one runs at a time: the commit lock is held (I8)."""
+        began = time.perf_counter()
         try:
             self.io.fdatasync(self.fd)
         except OSError as error:
             raise self.poison(error) from error
         self.counters["barriers"] += 1
+        self.latencies["barrier"].add(time.perf_counter() - began)
 
     # -- commit -------------------------------------------------------------------------------------------------------
     def make_room(self, *, for_delete: bool = False) -> None:
