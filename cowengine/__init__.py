@@ -12,6 +12,7 @@ from cowengine.version import __version__
 
 if TYPE_CHECKING:
     from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
+    from cowengine.convert import export_image, import_image
     from cowengine.engine.report import Report
     from cowengine.engine.usage import SnapshotSpace, VolumeSpace
     from cowengine.errors import (
@@ -82,6 +83,8 @@ __all__ = [
     "__version__",
     "connect",
     "copy_backup",
+    "export_image",
+    "import_image",
     "list_backups",
     "restore",
     "verify_backup",
@@ -105,6 +108,8 @@ _MODULES = {
     "__version__": "version",
     "connect": "store",
     "copy_backup": "backup",
+    "export_image": "convert",
+    "import_image": "convert",
     "list_backups": "backup",
     "restore": "backup",
     "verify_backup": "backup",

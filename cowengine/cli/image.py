@@ -1,4 +1,4 @@
-"""The verbs of a volume that have to do with images of other formats: adopt, flatten."""
+"""The verbs of a volume that have to do with images of other formats: adopt, flatten, import, export."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["NOUN"]
 
 BLOCK_SIZE = argument("--block-size", type=size, default=4096, metavar="SIZE", help="4K to 1M (default 4K)")
+FORMAT = argument("--format", required=True, metavar="FORMAT", help="qcow2, vhdx or vmdk; never guessed")
 VOLUME_OR_SNAPSHOT = argument("volume", metavar="VOLUME|SNAPSHOT", help="a volume, or VOLUME@NAME")
 
 
@@ -88,3 +89,47 @@ def with_view(address: str, work: Callable[[Volume | Snapshot], object]) -> Docu
         view = find_snapshot(volume, snapshot) if snapshot else volume
         work(view)
         return {"volume": name, "snapshot": snapshot or None, "size": int(view.size)}
+
+
+@NOUN.verb(
+    "import",
+    "make a new volume of an image in another format (needs qemu-img)",
+    argument("image", metavar="FILE", help="the image; it stays as it is"),
+    argument("volume", metavar="VOLUME", help="the new volume's path, or STORE:NAME"),
+    FORMAT,
+    BLOCK_SIZE,
+    examples=(
+        "cowengine volume import disk.qcow2 disk.cow --format qcow2",
+        "cowengine volume import disk.vmdk /srv/store:disk --format vmdk",
+    ),
+)
+def import_(options: Options, out: Output) -> None:
+    from contextlib import ExitStack
+
+    from cowengine import Store, import_image
+
+    with ExitStack() as stack:
+        store_path, name = split_store(options.volume) or (None, options.volume)
+        store = None if store_path is None else stack.enter_context(Store.open(store_path))
+        volume = import_image(options.image, name, format=options.format, block_size=options.block_size, store=store)
+        document = describe_volume(stack.enter_context(volume))
+    out.emit(document, f"{shown(options.volume)}: {shown_size(document['size'])}")
+
+
+@NOUN.verb(
+    "export",
+    "write a volume or snapshot into a new image in another format (needs qemu-img)",
+    VOLUME_OR_SNAPSHOT,
+    argument("image", metavar="FILE", help="the new image"),
+    FORMAT,
+    examples=(
+        "cowengine volume export disk.cow disk.qcow2 --format qcow2",
+        "cowengine volume export /srv/store:disk@monday monday.vhdx --format vhdx",
+    ),
+)
+def export(options: Options, out: Output) -> None:
+    from cowengine import export_image
+
+    document = with_view(options.volume, lambda view: export_image(view, options.image, format=options.format))
+    document["image"] = options.image
+    out.emit(document, f"{shown(options.image)}: {shown_size(document['size'])} as {options.format}")

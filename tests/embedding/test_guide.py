@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from raw_images import write_image
 
 import cowengine
 from cowengine import errors
@@ -13,12 +15,32 @@ from cowengine import errors
 GUIDE = Path(__file__).parents[2] / "docs" / "embedding.md"
 
 
+def run_example(number: int) -> None:
+    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)[number]
+    exec(compile(code, str(GUIDE), "exec"), {"__name__": "guide", "cowengine": cowengine})
+
+
 def test_the_example_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, str(GUIDE), "exec"), {"__name__": "guide"})
+    run_example(0)
     with cowengine.Volume.open(tmp_path / "data.cow", read_only=True) as volume:
         assert volume.snapshots() == []
+
+
+def test_the_example_of_raw_images_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_image(tmp_path / "disk.img", 20 << 20)
+    run_example(1)
+    assert [(tmp_path / name).read_bytes() for name in ("disk.img", "copy.img", "before.img")] == [data] * 3
+
+
+@pytest.mark.needs("qemu-img")
+def test_the_example_of_other_formats_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "disk.img", 1 << 20)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.img", "disk.qcow2"], check=True)
+    run_example(2)
+    subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "vhdx", "disk.img", "disk.vhdx"], check=True)
 
 
 def test_every_error_class_stands_in_the_guide() -> None:

@@ -22,6 +22,7 @@ LAYERS = [
     {"engine"},
     {"volume", "snapshot", "extents", "names", "ranges"},
     {"store"},
+    {"convert"},
     {"backup"},
     {"vss"},
     {"sqlite"},
