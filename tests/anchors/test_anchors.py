@@ -14,6 +14,7 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume
 
 from cowengine import Volume
+from cowengine.engine import reclaim
 from cowengine.errors import AnchorError, CorruptionError, ExistsError, FullBackupRequired, NotFoundError, ReadOnlyError
 
 BLOCK = 4096
@@ -176,6 +177,30 @@ def test_anchoring_twice_changes_nothing_and_an_anchor_can_be_deleted(pair: Pair
     pair.volume.snapshot("s")
 
 
+def test_an_anchor_that_only_the_log_knows_of_is_one(tmp_path: Path) -> None:
+    """As after a crash: the file is copied while it is open."""
+    with Volume.create(tmp_path / "v", 1 << 20, background=False) as volume:
+        volume.pwrite(b"a" * BLOCK, 0)
+        first, second = volume.snapshot("first"), volume.snapshot("second")
+        volume.pwrite(b"b" * BLOCK, 0)
+        volume.flush()
+        volume.engine.to_anchor(first.id)  # not reclaimed yet
+        shutil.copy(tmp_path / "v", tmp_path / "begun")
+        second.to_anchor()
+        shutil.copy(tmp_path / "v", tmp_path / "done")
+    for name, anchors in (("begun", [True, False]), ("done", [True, True])):
+        for read_only in (True, False):
+            with Volume.open(tmp_path / name, read_only=read_only, background=False) as volume:
+                assert [snapshot.is_anchor for snapshot in volume.snapshots()] == anchors
+                with pytest.raises(AnchorError):
+                    volume.get_snapshot("first").pread(1, 0)
+                assert volume.changed_extents("first").tolist() == [[0, BLOCK]]
+                assert volume.check().problems == []
+                if not read_only:
+                    volume.reclaim()
+                    assert volume.check().counts["blocks"] == 2 - all(anchors)
+
+
 def test_a_read_only_volume_makes_no_anchors(tmp_path: Path) -> None:
     with Volume.create(tmp_path / "v", 1 << 20) as volume:
         volume.snapshot("s")
@@ -330,20 +355,71 @@ def test_what_lies_under_an_anchor_is_reclaimed_against_what_stands_on_it(pair: 
 
 
 def test_an_anchor_under_reclaim_can_be_deleted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cowengine.engine import reclaim
-
     monkeypatch.setattr(reclaim, "LEAVES_A_STEP", 1)
     pair.write(0, BLOCKS)
+    pair.snapshot("below")
+    pair.write(0, 200)
     pair.snapshot("s")
-    pair.write(0, BLOCKS)
+    pair.write(100, 50)
     pair.volume.engine.to_anchor(pair.volume.get_snapshot("s").id)
     pair.model.anchor("s")
     reclaim.reclaim_step(pair.volume.engine)
     assert pair.volume.check().problems == []
-    pair.write(0, BLOCKS)  # on both sides of the cursor
+    pair.write(0, BLOCKS)  # on both sides of the cursor; some of it is what the snapshot below holds
+    pair.agree()
     pair.reopen()
     pair.delete("s")
+    assert pair.blocks_in_use() == (2 * BLOCKS, 2 * BLOCKS)
+    pair.agree()
+
+
+def test_a_write_while_an_empty_anchor_goes_frees_nothing_that_is_held(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live volume stands on the anchor, but the free rule goes by the snapshot below it."""
+    pair.write(0, 20)
+    pair.snapshot("below")
+    pair.snapshot("empty")
+    pair.anchor("empty")
+    barrier = pair.volume.engine.barrier
+
+    def write_meanwhile() -> None:
+        barrier()
+        pair.write(pair.serial % 20)
+
+    monkeypatch.setattr(pair.volume.engine, "barrier", write_meanwhile)
+    pair.delete("empty")
+    monkeypatch.undo()
+    pair.agree()
+    used, wanted = pair.blocks_in_use()
+    assert used == wanted > 20
+
+
+def test_who_still_has_the_map_of_an_anchor_does_no_harm_when_it_is_deleted(pair: Pair) -> None:
+    """A walk that runs keeps the old root; the delete of the empty anchor must not free its nodes again."""
+    pair.write(0, BLOCKS)
+    pair.snapshot("s")
+    pair.write(0, BLOCKS)
+    root = pair.volume.engine.lineage.root(pair.volume.get_snapshot("s").id)
+    pair.anchor("s")
+    pair.write(0, 40)
+    pair.delete("s")
+    pair.write(0, BLOCKS)
     assert pair.blocks_in_use() == (BLOCKS, BLOCKS)
+    pair.agree()
+    del root
+
+
+def test_an_empty_anchor_beside_the_live_volume_keeps_nobody_from_going(pair: Pair) -> None:
+    pair.write(0, 10)
+    pair.snapshot("fork")
+    pair.write(0, 5)
+    pair.rollback("fork")
+    pair.write(5, 3)
+    pair.anchor(pair.model.snapshots[-1].name)
+    pair.delete("fork")
+    assert pair.volume.stats()["reclaims_pending"] == 0
+    assert pair.blocks_in_use() == (10, 10)
     pair.agree()
 
 
