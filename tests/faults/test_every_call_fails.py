@@ -25,6 +25,7 @@ class History:
         self.snapshots: dict[str, bytes] = {}
         self.maybe: dict[str, bytes] = {}  # taken or deleted by a call that failed
         self.doubtful_live = False
+        self.anchored = False  # s2 is an anchor, acknowledged
 
     def wrote(self) -> None:
         self.since.append(bytes(self.live))
@@ -56,6 +57,10 @@ def workload(volume: Volume, history: History) -> None:
     history.maybe["s1"] = history.snapshots.pop("s1")
     volume.get_snapshot("s1").delete()
     history.maybe.pop("s1")
+    history.maybe["s2"] = history.snapshots.pop("s2")
+    volume.get_snapshot("s2").to_anchor()
+    history.maybe.pop("s2")
+    history.anchored = True
     history.doubtful_live = True
     before = bytes(history.live)
     history.maybe["before-rollback-4"] = before
@@ -72,7 +77,9 @@ def verify(path: Path, history: History) -> None:
     with Volume.open(path, background=False) as volume:
         report = volume.check()
         assert report.ok, report.problems
-        found = {snapshot.name: snapshot.pread(SIZE, 0) for snapshot in volume.snapshots()}
+        anchors = [snapshot.name for snapshot in volume.snapshots() if snapshot.is_anchor]
+        assert anchors == ["s2"] or (anchors == [] and not history.anchored)
+        found = {snapshot.name: snapshot.pread(SIZE, 0) for snapshot in volume.snapshots() if not snapshot.is_anchor}
         for name, contents in history.snapshots.items():
             assert found.pop(name) == contents, f"snapshot {name} is lost or wrong"
         for name, contents in found.items():

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cowengine import Volume
+from cowengine import Snapshot, Volume
+from cowengine.errors import FullBackupRequired
 
 FOLDER = Path(__file__).parent / "v1"
 KIB = 1024
@@ -91,6 +92,22 @@ def deleted(path: str) -> None:
         volume.get_snapshot("s2").delete()  # two branches stand on it: it can't be reclaimed yet
 
 
+def anchors(path: str) -> None:
+    """Anchors: empty ones in a row, one under which a snapshot was deleted, one that two branches stand on."""
+    with create(path, 160 * KIB) as volume:
+        fill(volume, 40, list(range(20)))
+        for number in range(6):
+            volume.snapshot(f"s{number}", metadata={"number": number})
+            fill(volume, 41 + number, [number, number + 7, 12])
+        for number in (1, 2, 5):
+            volume.get_snapshot(f"s{number}").to_anchor()
+        volume.get_snapshot("s0").delete()
+        volume.discard(0, 8 * KIB)
+        volume.rollback(volume.get_snapshot("s3"))
+        fill(volume, 49, [0, 30])
+        volume.get_snapshot("s3").to_anchor()  # two branches stand on it: it waits
+
+
 def unclean(path: str) -> None:
     """Copied while it was open: snapshots, writes, a delete and a rollback are in the log only."""
     volume = create(path + ".open", 160 * KIB, log_size=128 * KIB)
@@ -131,11 +148,21 @@ def big_blocks(path: str) -> None:
         volume.write_zeroes(64 * KIB, 100)
 
 
-SCENARIOS: list[Callable[[str], None]] = [plain, empty, snapshots, rolled_back, deleted, unclean, wrapped, big_blocks]
+SCENARIOS: list[Callable[[str], None]] = [
+    plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks,
+]  # fmt: skip
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def changed_since(volume: Volume, snapshot: Snapshot) -> list[list[int]] | str:
+    """What changed in the live volume, or that nobody can know."""
+    try:
+        return volume.changed_extents(snapshot).tolist()
+    except FullBackupRequired:
+        return "full backup required"
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -155,8 +182,8 @@ def describe(path: str) -> dict[str, Any]:
                     "size": snapshot.size,
                     "change_id": snapshot.change_id,
                     "metadata": snapshot.metadata,
-                    "contents": digest(snapshot.pread(snapshot.size, 0)),
-                    "changed_since": volume.changed_extents(snapshot).tolist(),
+                    "contents": "anchor" if snapshot.is_anchor else digest(snapshot.pread(snapshot.size, 0)),
+                    "changed_since": changed_since(volume, snapshot),
                 }
                 for snapshot in volume.snapshots()
             ],
