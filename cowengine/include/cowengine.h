@@ -50,6 +50,7 @@ enum cowengine_status {
     COWENGINE_RETENTION = 13,            /* protected until a date that has not come */
     COWENGINE_CLOSED = 19,               /* not open, closed, or in the child of a fork */
     COWENGINE_STORAGE = 21,              /* the file system failed a call; cowengine_errno says how */
+    COWENGINE_ANCHOR = 22,               /* the snapshot is an anchor: its data was given up */
     COWENGINE_NO_MEMORY = -1,            /* memory ran out */
     COWENGINE_INTERNAL = -2,             /* a fault of cowengine: please report the text of the error */
     COWENGINE_UNAVAILABLE = -3           /* the library could not be started; see cowengine_error(NULL, ...) */
