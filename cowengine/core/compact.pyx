@@ -4,7 +4,7 @@ A move is a placement like any other: a flight keeps writes off the blocks, the 
 map says so, and the next record carries it. The birth stays what it was, so no list of changes sees a move; and only
 blocks that the free rule calls unshared are moved, for a block that a snapshot holds as well cannot leave its slot.
 
-Invariants   I2, I3, I6, I18, I26 of docs/invariants.md.
+Invariants   I2, I3, I6, I18, I28 of docs/invariants.md.
 Threads      Any number; no lock is held during I/O, and none waited for with the GIL held.
 """
 
@@ -150,7 +150,7 @@ cdef int can_move(DataPath path, uint64_t block, entry_t *entry, uint64_t home, 
                   bint *yes) noexcept nogil:
     """Whether the blocks of an entry can be moved, and for how many from `block` on that is so or not so.
 
-    I26: what the free rule calls unshared, away from its home, with the home free.
+    I28: what the free rule calls unshared, away from its home, with the home free.
     """
     cdef bint busy
     cdef int status
