@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,7 @@ def test_a_volume_of_a_newer_version_is_refused_and_not_changed(
 # -- owners -----------------------------------------------------------------------------------------------------------
 def in_child(work: Callable[[], object], *, uid: int | None = None) -> str:
     """The class of what `work` raised in a forked child, or "nothing"; as another user if `uid` is given."""
+    import_module("numpy")  # the child may not be allowed to read where it lies
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
