@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cowengine.core.readpath import Root
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import NoSpaceError
@@ -35,15 +36,16 @@ def reclaim_step(engine: Engine) -> bool:
             engine.make_room(for_delete=True)
         record = lineage.get(number)
         assert record is not None
-        child = None if record.flags & LINEAGE_EMPTY else next(iter(lineage.sharers(number)), None)
+        empty = record.flags & LINEAGE_EMPTY
+        # An empty anchor's root is that of the record: a reader may still have left the old one in the cache.
+        dead = Root(engine.path, record.root.encode()) if empty else lineage.root(number)
+        child = None if empty else next(iter(lineage.sharers(number)), None)
         kept = None if child is None or child == HEAD_ID else lineage.root(child)
         before = 0 if record.cursor == NO_CURSOR else record.cursor
         above = lineage.epoch_before(number)
         with engine.undivided():
             engine.begin_take()
-            cursor, at_end, batch = engine.path.reclaim(
-                lineage.root(number), kept, child == HEAD_ID, above, before, LEAVES_A_STEP
-            )
+            cursor, at_end, batch = engine.path.reclaim(dead, kept, child == HEAD_ID, above, before, LEAVES_A_STEP)
             event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
             engine.commit([event], batch=batch, room_made=True)
             if at_end:
