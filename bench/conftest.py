@@ -96,6 +96,13 @@ class Comparison:
         self.benchmark.pedantic(cow_round, setup=raw_round, rounds=rounds, warmup_rounds=warmup)
         self._keep(warmup, goal, note)
 
+    def of_program(self, run: Callable[[], list[tuple[float, float]]], *, goal: float | None = None) -> None:
+        """The same for rounds that a program ran and measured: seconds per operation, (cow, raw)."""
+        for cow_seconds, raw_seconds in self.benchmark.pedantic(run, rounds=1):
+            self.cow_times.append(cow_seconds)
+            self.raw_times.append(raw_seconds)
+        self._keep(0, goal, "")
+
     def _keep(self, warmup: int, goal: float | None, note: str) -> None:
         cow, raw = self.cow_times[warmup:], self.raw_times[warmup:]
         ratios = sorted(a / b for a, b in zip(cow, raw, strict=True))

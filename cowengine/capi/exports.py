@@ -8,6 +8,7 @@ Threads   Any. A handle's entry lives until the handle is freed, because its rea
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -166,10 +167,13 @@ def py_release(handle: Any) -> int:
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def py_close_all() -> int:
-    """The process ends: closes every volume."""
+    """The process ends, or the Python of a program that had one: closes every volume."""
     for key in list(_opened):
         close_quietly(ffi.cast("cowengine_handle *", key))
     return 0
+
+
+atexit.register(py_close_all)
 
 
 def close_quietly(handle: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -77,6 +79,28 @@ def test_a_program_is_told_why_the_engine_could_not_start(
     done = subprocess.run([program, "leaks", tmp_path / "volume"], capture_output=True, text=True, env=settings)
     assert done.returncode == 1
     assert re.search(f"status -3 instead of 0: .*{reason}.*COWENGINE_PYTHON", done.stderr), done.stderr
+
+
+def test_a_host_may_load_the_library_as_a_plugin(tmp_path: Path) -> None:
+    """Nothing of the library is global then; Python's own symbols are, because extension modules look for them."""
+    host = compiled(Path(__file__).with_name("plugin.c"), tmp_path / "host")
+    done = subprocess.run([host, get_library(), tmp_path / "volume"], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def test_a_host_may_run_a_python_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "volume"
+    host = f"""
+from ctypes import CDLL, byref, c_uint64, c_void_p
+library, handle = CDLL({get_library()!r}), c_void_p()
+assert library.cowengine_new(1, byref(handle)) == 0
+assert library.cowengine_create(handle, {os.fsencode(path)!r}, c_uint64(1 << 20), 0) == 0
+assert library.cowengine_pwrite(handle, b"not flushed", c_uint64(11), c_uint64(0)) == 0
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", host], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    with cowengine.Volume.open(str(path), read_only=True) as volume:
+        assert volume.pread(11, 0) == b"not flushed"
 
 
 def test_the_statuses_are_the_codes_of_the_exceptions() -> None:
