@@ -75,7 +75,7 @@ def c_library() -> list[Extension]:
             libraries=[name.removeprefix("lib").partition(".so")[0]],
             library_dirs=[folder],
             runtime_library_dirs=[folder],
-            extra_compile_args=["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING],
+            extra_compile_args=["-std=gnu11", *FLAGS, "-Wno-unused-parameter", *SECTIONS, *HARDENING],
             extra_link_args=["-Wl,-z,relro,-z,now,-z,nodelete,-soname,libcowengine.so"],
         )
     ]

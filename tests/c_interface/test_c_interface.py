@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import venv
@@ -14,9 +15,13 @@ from c_program import compiled, environment
 
 import cowengine
 from cowengine import errors
-from cowengine.capi import declarations, get_include, get_library
+from cowengine.capi import get_include, get_library
 
 BLOCK = 4096
+ROOT = Path(__file__).parents[2]
+# It reads sources that are not installed.
+DECLARATIONS = runpy.run_path(str(ROOT / "cowengine" / "capi" / "declarations.py"))
+HEADER = Path(get_include()) / "cowengine.h"
 
 pytestmark = pytest.mark.needs("gcc", "pkg-config")
 
@@ -104,7 +109,7 @@ assert library.cowengine_pwrite(handle, b"not flushed", c_uint64(11), c_uint64(0
 
 
 def test_the_statuses_are_the_codes_of_the_exceptions() -> None:
-    statuses = re.search(r"enum cowengine_status \{.*?\}", declarations.declarations(declarations.HEADER), re.DOTALL)
+    statuses = re.search(r"enum cowengine_status \{.*?\}", DECLARATIONS["declarations"](HEADER), re.DOTALL)
     assert statuses is not None
     codes = {name: int(number) for name, number in re.findall(r"COWENGINE_(\w+) = (-?\d+)", statuses.group())}
     named = {"OK": 0, "NO_MEMORY": -1, "INTERNAL": -2, "UNAVAILABLE": -3, "ERROR": errors.CowEngineError.code}
@@ -117,20 +122,21 @@ def test_the_statuses_are_the_codes_of_the_exceptions() -> None:
 
 
 def test_every_function_of_the_header_is_there_and_documented() -> None:
-    header = declarations.HEADER.read_text()
-    exports = (declarations.CAPI / "exports.py").read_text()
-    names = declarations.prototypes(declarations.declarations(declarations.HEADER))
-    assert len(names) >= 20 and "cowengine_pread" not in declarations.in_python()
+    header = HEADER.read_text()
+    exports = (ROOT / "cowengine" / "capi" / "exports.py").read_text()
+    names = DECLARATIONS["prototypes"](DECLARATIONS["declarations"](HEADER))
+    in_python = DECLARATIONS["in_python"]()
+    assert len(names) >= 20 and "cowengine_pread" not in in_python
     symbols = subprocess.run(["nm", "-D", "--defined-only", get_library()], check=True, capture_output=True, text=True)
     for name in names:
         assert re.search(rf"\*/\n[\w ]+\**{name}\(", header), f"{name} stands without a comment"
         assert re.search(rf" T {name}$", symbols.stdout, re.MULTILINE)
-    for name in declarations.in_python():
+    for name in in_python:
         assert re.search(rf"@exported\ndef {name.removeprefix('cowengine_')}\(\s*handle: Any", exports), name
 
 
 def test_the_program_of_the_guide_runs(tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "c-interface.md").read_text()
+    guide = (ROOT / "docs" / "c-interface.md").read_text()
     (tmp_path / "guide.c").write_text(re.findall(r"```c\n(.*?)```", guide, re.DOTALL)[0])
     guided = compiled(tmp_path / "guide.c", tmp_path / "guide")
     told = subprocess.run([guided, tmp_path / "volume"], capture_output=True, text=True, env=environment())
