@@ -149,6 +149,11 @@ class AdoptExplorer:
             self.compare(volume)
             disk.note(VOLUME)
             self.score.volumes += 1
+            if self.rng.random() < 0.2:  # what the crash left beside it is in nobody's way
+                disk.note(None)
+                flatten(disk)
+                disk.note(RAW)
+                self.require_image(disk)
             return VOLUME
         self.score.images += 1
         if self.rng.random() < 0.5:
@@ -157,12 +162,15 @@ class AdoptExplorer:
         else:
             if disk.is_file(INTENT):
                 Volume.undo_adoption(PATH, io=disk)
-            if disk.cache.files[disk.cache.entries[PATH]] != self.data:
-                raise Violation("the raw image is not what it was")
+            self.require_image(disk)
             disk.note(RAW)
+        return RAW
+
+    def require_image(self, disk: MemoryDisk) -> None:
+        if disk.cache.files[disk.cache.entries[PATH]] != self.data:
+            raise Violation("the raw image is not what it was")
         if disk.is_file(INTENT):
             raise Violation("the intent file is still there")
-        return RAW
 
     def compare(self, volume: Volume) -> None:
         try:

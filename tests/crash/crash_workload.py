@@ -50,9 +50,16 @@ class Geometry:
     size: int
     block_size: int = 4096
     log_size: int = 16384
+    adopted: bool = False  # begins as a raw image: two home regions, the first one last in the file
 
 
-GEOMETRIES = (Geometry(49152), Geometry(12 * 4096 - 1536), Geometry(24 * 4096), Geometry(5 * 16384 + 512, 16384))
+GEOMETRIES = (
+    Geometry(49152),
+    Geometry(12 * 4096 - 1536),
+    Geometry(24 * 4096),
+    Geometry(5 * 16384 + 512, 16384),
+    Geometry(16 * 4096 - 512, adopted=True),
+)
 WIDE = Geometry(280 * 4096)  # two leaves of the map, so that a reclaim takes several steps; its images cost more
 
 # Every workload begins with this: data at home and redirected, a hole, a snapshot, and something not flushed.
@@ -120,10 +127,16 @@ class Runner:
         self.current = ""
 
     def create(self) -> None:
-        self.volume = Volume.create(
-            PATH, self.geometry.size, block_size=self.geometry.block_size, log_size=self.geometry.log_size,
-            io=self.disk, background=False,
-        )  # fmt: skip
+        geometry = self.geometry
+        settings: dict[str, Any] = {"block_size": geometry.block_size, "log_size": geometry.log_size}
+        settings |= {"io": self.disk, "background": False}
+        if geometry.adopted:
+            image = self.disk.open(PATH, os.O_RDWR | os.O_CREAT)
+            self.disk.truncate(image, geometry.size)
+            self.disk.close(image)
+            self.volume = Volume.adopt(PATH, **settings)
+        else:
+            self.volume = Volume.create(PATH, geometry.size, **settings)
         self.disk.note(self.oracle.expectation())
 
     def open(self) -> None:

@@ -18,6 +18,7 @@ from memory_disk import MemoryDisk
 from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
+from cowengine.core.iotable import IOTable
 from cowengine.errors import (
     AnchorError,
     BusyError,
@@ -48,10 +49,20 @@ class VolumeMachine(RuleBasedStateMachine):
         if self.volume is not None:
             self.volume.close()
 
-    @initialize(shift=st.sampled_from([12, 14, 16]), blocks=st.integers(1, 20), less=st.integers(0, 7))
-    def create(self, shift: int, blocks: int, less: int) -> None:
+    @initialize(
+        shift=st.sampled_from([12, 14, 16]), blocks=st.integers(1, 20), less=st.integers(0, 7), adopted=st.booleans()
+    )
+    def create(self, shift: int, blocks: int, less: int, adopted: bool) -> None:
         size = (blocks << shift) - 512 * less
-        self.volume = Volume.create(self.path, size, block_size=1 << shift, log_size=16384, **self.options)
+        options = {"block_size": 1 << shift, "log_size": 16384, **self.options}
+        if adopted:
+            io = self.options.get("io") or IOTable()
+            image = io.open(self.path, os.O_RDWR | os.O_CREAT)
+            io.truncate(image, size)
+            io.close(image)
+            self.volume = Volume.adopt(self.path, **options)
+        else:
+            self.volume = Volume.create(self.path, size, **options)
         self.model = ModelVolume(size, 1 << shift)
 
     # -- writing ----------------------------------------------------------------------------------------------------
