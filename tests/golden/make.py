@@ -139,6 +139,20 @@ def wrapped(path: str) -> None:
     volume.close()
 
 
+def adopted(path: str) -> None:
+    """A raw image that became a volume: two home regions, that of the first blocks behind; a snapshot, then writes."""
+    rng = random.Random(7)
+    with open(path, "wb") as image:
+        image.truncate(160 * KIB + 512)
+        for block in (0, 3, 4, 10, 11, 30):
+            image.seek(block * 4096)
+            image.write(rng.randbytes(64) * 64)
+    with Volume.adopt(path, log_size=16 * KIB, background=False) as volume:
+        volume.snapshot("as it was")
+        fill(volume, 8, [0, 10, 20])
+        volume.discard(4 * 4096, 4096)
+
+
 def big_blocks(path: str) -> None:
     """64 KiB blocks, and a size that ends within one."""
     with create(path, 5 * 64 * KIB - 512, block_size=64 * KIB) as volume:
@@ -149,7 +163,7 @@ def big_blocks(path: str) -> None:
 
 
 SCENARIOS: list[Callable[[str], None]] = [
-    plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks,
+    plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks, adopted,
 ]  # fmt: skip
 
 
