@@ -49,14 +49,53 @@ def info(options: Options, out: Output) -> None:
     "check",
     "verify every volume of a store and its sets (exit code 4 if anything is damaged)",
     STORE,
-    examples=("cowengine store check /srv/store", "cowengine store check /srv/store --json"),
+    argument("--rebuild", action="store_true", help="first rebuild the catalogue, and say what could not be known"),
+    examples=("cowengine store check /srv/store", "cowengine store check /srv/store --rebuild --json"),
 )
 def check(options: Options, out: Output) -> int:
     from cowengine import Store
 
+    if options.rebuild:
+        rebuilt = Store.rebuild(options.store)
+        out.log("info", f"the catalogue was rebuilt: {rebuilt.reason}", **rebuilt.counts)
+        for unknown in rebuilt.unknown:
+            out.log("warning", f"not known any more: {unknown}")
     with Store.open(options.store, read_only=True) as store:
         report = store.check()
     return emit_report(report, out, options.store)
+
+
+@NOUN.verb(
+    "attach",
+    "move a volume file that stands alone into a store, with its snapshots",
+    STORE,
+    argument("file", metavar="FILE", help="the volume file; it must not be open, nor lie in another store"),
+    argument("--name", help="what the volume is called in the store (default: as the file)"),
+    argument("--without-store", action="store_true", help="even if it needs a store that was not closed cleanly"),
+    examples=("cowengine store attach /srv/store old/detached/mail.cow --name mail",),
+)
+def attach(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    with Store.open(options.store) as store:
+        volume = store.attach(options.file, options.name, without_store=options.without_store)
+        document = describe_volume(volume)
+    out.emit({"store": options.store, **document}, f"{shown(options.file)} is now {shown(document['path'])}")
+
+
+@NOUN.verb(
+    "detach",
+    "move a volume out of its store, with its snapshots; it then stands alone",
+    STORE,
+    argument("name", metavar="NAME", help="the volume's name"),
+    examples=("cowengine store detach /srv/store mail",),
+)
+def detach(options: Options, out: Output) -> None:
+    from cowengine import Store
+
+    with Store.open(options.store) as store:
+        path = store.detach(options.name)
+    out.emit({"store": options.store, "name": options.name, "path": path}, shown(path))
 
 
 @NOUN.verb(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import uuid
 from dataclasses import replace
 
 from cowengine.core.iotable import IOTable
@@ -85,10 +86,10 @@ def _open(
     superblock, slot, other = _choose(io, fd, path)
     if not read_only:
         void_intent(io, path, superblock.volume_uuid)
-    if superblock.needs_store and not read_only and store_uuid is None and not without_store:
+    if superblock.needs_store and not read_only and store_uuid != superblock.store_uuid and not without_store:
         raise BusyError(
-            "the volume belongs to a store that was not closed cleanly; open it through the store, or pass "
-            "without_store=True and lose snapshot sets that are only in the store's log", path,
+            f"the volume belongs to store {uuid.UUID(bytes=superblock.store_uuid)}, which was not closed cleanly; open "
+            "it through that store, or pass without_store=True and lose snapshot sets that are only in its log", path,
         )  # fmt: skip
     file_slots = -(-io.size(fd) // SLOT_BYTES)
     needed = max(

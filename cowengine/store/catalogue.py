@@ -20,14 +20,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError
 from cowengine.store.layout import TYPE_SET, Record
 
 logger = logging.getLogger("cowengine.store")
 
 MEMORY: Final = ":memory:"
+SEAL_SUFFIX: Final = ".sum"
 BACKLOG_MAX: Final = 256
+REMEMBERED_MAX: Final = 1_000_000
 _FORMAT: Final = 1
+_NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sets (id BLOB PRIMARY KEY, name TEXT NOT NULL, created_ns INTEGER NOT NULL) WITHOUT ROWID;
@@ -88,26 +92,33 @@ def set_statements(set_: CatalogueSet) -> list[Statement]:
 
 
 class Catalogue:
-    """The index of one store. `sequence` is that of the last record taken in, or None if it must be rebuilt."""
+    """The index of one store. `sequence` is that of the last record taken in, or None if it must be rebuilt: `reason`
+    then says why, and `remembered` is what the old one knew of sets, None if it can't be read or is not this store's.
+    """
 
-    def __init__(self, path: str, store_uuid: bytes, *, base_sequence: int, tip_sequence: int) -> None:
+    def __init__(self, path: str, store_uuid: bytes, positions: dict[int, int], *, distrust: bool = False) -> None:
+        """`positions`: checksum by sequence of all records that a catalogue may have ended with. With `distrust` the
+        file is rebuilt whatever it holds.
+        """
         self.path = path
         self.problem: str | None = None
+        self.reason = ""
+        self.remembered: list[CatalogueSet] | None = None
         self._store_uuid = store_uuid
         self._lock = threading.RLock()
-        self._backlog: dict[int, list[Statement]] = {}
-        self._connection, self.sequence = self._open(base_sequence, tip_sequence)
+        self._backlog: dict[int, tuple[list[Statement], int]] = {}
+        self._connection, self.sequence = self._open(positions, distrust)
 
     # ---- opening ----
 
-    def _open(self, base_sequence: int, tip_sequence: int) -> tuple[sqlite3.Connection, int | None]:
+    def _open(self, positions: dict[int, int], distrust: bool) -> tuple[sqlite3.Connection, int | None]:
         if self.path == MEMORY:
             return self._new(MEMORY), None
         try:
-            found = self._open_existing(base_sequence, tip_sequence)
+            found = self._open_existing(positions, distrust)
             if found is not None:
                 return found
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", "-wal", "-shm", "-journal", SEAL_SUFFIX):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path + suffix)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -116,24 +127,50 @@ class Catalogue:
             self.problem = f"the catalogue is kept in memory, its file cannot be used: {error}"
             return self._new(MEMORY), None
 
-    def _open_existing(self, base_sequence: int, tip_sequence: int) -> tuple[sqlite3.Connection, int] | None:
+    def _open_existing(self, positions: dict[int, int], distrust: bool) -> tuple[sqlite3.Connection, int] | None:
         """The database in the file if it is whole, this store's, and not older than the store log can make up for."""
         if not os.path.isfile(self.path) or os.path.islink(self.path):
+            self.reason = "it is missing"
             return None
         connection = _connect(self.path)
         try:
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
-            sequence = meta.get("sequence")
-            mine = meta.get("format") == _FORMAT and meta.get("store_uuid") == self._store_uuid
-            mine = mine and _schema(connection) == _expected_schema()
-            if verdict == "ok" and mine and isinstance(sequence, int) and base_sequence <= sequence <= tip_sequence:
+            verdict = self._judge(connection, positions)
+            if isinstance(verdict, int) and not distrust:
                 _tune(connection)
-                return connection, sequence
-        except (sqlite3.DatabaseError, ValueError):
-            pass
+                return connection, verdict
+            self.reason = "it was asked for" if isinstance(verdict, int) else verdict
+            self.remembered = self._remember(connection)
+        except (sqlite3.DatabaseError, ValueError) as error:
+            self.reason = self.reason or f"it is damaged: {error}"
         connection.close()
         return None
+
+    def _judge(self, connection: sqlite3.Connection, positions: dict[int, int]) -> int | str:
+        """The sequence of the last record that is in an intact catalogue, or why it cannot be used."""
+        if self._rotten():
+            return "it is damaged: it changed since it was closed"
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            return f"it is damaged: {verdict}"
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        if meta.get("format") != _FORMAT or _schema(connection) != _expected_schema():
+            return "its tables are not those of a catalogue"
+        if meta.get("store_uuid") != self._store_uuid:
+            return "it is the catalogue of another store"
+        sequence = meta.get("sequence")
+        if not isinstance(sequence, int) or positions.get(sequence) != _number(meta.get("checksum")):
+            return "the store log does not follow on it: it is an older copy, or of another time"
+        return sequence
+
+    def _remember(self, connection: sqlite3.Connection) -> list[CatalogueSet] | None:
+        """What a catalogue that cannot be trusted says of sets; nothing of what is only in it is ever taken over."""
+        (uuid_,) = connection.execute("SELECT value FROM meta WHERE key = 'store_uuid'").fetchone() or (None,)
+        if uuid_ != self._store_uuid or _schema(connection) != _expected_schema():
+            return None
+        sets = connection.execute(f"SELECT id, name, created_ns FROM sets LIMIT {REMEMBERED_MAX}").fetchall()
+        columns = "set_id, volume_uuid, volume_name, snapshot_id"
+        members = connection.execute(f"SELECT {columns} FROM members LIMIT {REMEMBERED_MAX}").fetchall()
+        return [old for old in _joined(sets, members) if isinstance(old.id, bytes) and len(old.id) == 16]
 
     def _new(self, path: str) -> sqlite3.Connection:
         connection = _connect(path)
@@ -147,17 +184,17 @@ class Catalogue:
             raise
         return connection
 
-    def rebuild(self, sequence: int, statements: Iterable[Statement]) -> None:
-        """Fill an empty catalogue; from now on it has taken in the store log up to `sequence`."""
+    def rebuild(self, sequence: int, checksum: int, statements: Iterable[Statement]) -> None:
+        """Fill an empty catalogue, or take in what one lacks; from now on it has the store log up to `sequence`."""
         with self._lock:
-            self._run(statements, sequence)
+            self._run(statements, (sequence, checksum))
 
     # ---- writing ----
 
-    def add(self, sequence: int, statements: list[Statement]) -> None:
+    def add(self, sequence: int, checksum: int, statements: list[Statement]) -> None:
         """Note what record `sequence` means. Does not touch the database: that is for who asks, or `relieve`."""
         with self._lock:
-            self._backlog[sequence] = statements
+            self._backlog[sequence] = statements, checksum
 
     def relieve(self) -> None:
         """Take in what is noted if it has become much."""
@@ -191,20 +228,21 @@ class Catalogue:
         """
         assert self.sequence is not None, "rebuilt before it is used"
         statements: list[Statement] = []
-        sequence = self.sequence
+        sequence, checksum = self.sequence, 0
         while (found := self._backlog.get(sequence + 1)) is not None:
-            statements += found
-            sequence += 1
+            statements += found[0]
+            sequence, checksum = sequence + 1, found[1]
         if sequence == self.sequence:
             return
-        self._run(statements, sequence)
+        self._run(statements, (sequence, checksum))
         for done in [known for known in self._backlog if known <= sequence]:
             del self._backlog[done]
 
-    def _run(self, statements: Iterable[Statement], sequence: int | None) -> None:
+    def _run(self, statements: Iterable[Statement], position: tuple[int, int] | None) -> None:
         statements = list(statements)
-        if sequence is not None:
-            statements.append(("INSERT OR REPLACE INTO meta VALUES ('sequence', ?)", (sequence,)))
+        if position is not None:
+            statements.append(("INSERT OR REPLACE INTO meta VALUES ('sequence', ?)", (position[0],)))
+            statements.append(("INSERT OR REPLACE INTO meta VALUES ('checksum', ?)", (position[1].to_bytes(8, "big"),)))
         try:
             self._transaction(statements)
         except sqlite3.Error as error:
@@ -214,8 +252,8 @@ class Catalogue:
             # next open finds the file behind, or damaged, and takes in or rebuilds what it lacks.
             self._move_to_memory(error)
             self._transaction(statements)
-        if sequence is not None:
-            self.sequence = sequence
+        if position is not None:
+            self.sequence = position[0]
 
     def _transaction(self, statements: list[Statement]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -254,12 +292,9 @@ class Catalogue:
 
     def sets(self) -> list[CatalogueSet]:
         """All sets, by creation."""
-        members: dict[bytes, list[CatalogueMember]] = {}
         with self._lock:
-            for set_id, volume_uuid, name, snapshot_id in self._rows("SELECT * FROM members ORDER BY volume_name"):
-                members.setdefault(set_id, []).append(CatalogueMember(volume_uuid, name, snapshot_id))
-            found = self._rows("SELECT * FROM sets ORDER BY created_ns, name")
-        return [CatalogueSet(id_, name, ns, tuple(members.get(id_, ()))) for id_, name, ns in found]
+            members = self._rows("SELECT * FROM members ORDER BY volume_name")
+            return _joined(self._rows("SELECT * FROM sets ORDER BY created_ns, name"), members)
 
     def find_set(self, name_or_id: str) -> CatalogueSet | None:
         """The set of that name or, if none has it, of that id."""
@@ -279,6 +314,10 @@ class Catalogue:
         """Name of each volume that was ever seen and not taken away, by its UUID."""
         return dict(self._rows("SELECT uuid, name FROM volumes"))
 
+    def all_documents(self) -> set[tuple[str, str]]:
+        """(kind, id) of each document."""
+        return {(kind, document_id) for kind, document_id in self._rows("SELECT kind, id FROM documents")}
+
     def documents(self, kind: str) -> list[str]:
         """Ids of the documents of a kind, sorted."""
         return [row[0] for row in self._rows("SELECT id FROM documents WHERE kind = ? ORDER BY id", (kind,))]
@@ -291,6 +330,51 @@ class Catalogue:
                     self._apply()
             finally:
                 self._connection.close()
+                if self.path != MEMORY and self.sequence is not None:
+                    self._seal()
+
+    # ---- rot ----
+
+    def _seal(self) -> None:
+        """Note the checksum of the closed file beside it: SQLite has none, and would believe a name that rotted."""
+        with contextlib.suppress(OSError):
+            if not os.path.exists(self.path + "-wal"):
+                text = f"{_file_checksum(self.path):016x}\n"
+                with open(
+                    os.open(self.path + SEAL_SUFFIX, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_LINK, 0o600), "w"
+                ) as file:
+                    file.write(text)
+
+    def _rotten(self) -> bool:
+        """Whether the file is not the one that was closed last. Nobody knows if the last owner did not close it."""
+        try:
+            with open(os.open(self.path + SEAL_SUFFIX, os.O_RDONLY | _NO_LINK)) as file:
+                expected = file.read(64)
+        except FileNotFoundError:
+            return False
+        rotten = f"{_file_checksum(self.path):016x}\n" != expected or os.path.exists(self.path + "-wal")
+        os.unlink(self.path + SEAL_SUFFIX)  # from now on the file changes
+        return rotten
+
+
+def _file_checksum(path: str) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            checksum = xxh64(piece, checksum)
+    return checksum
+
+
+def _number(raw: Any) -> int | None:
+    return int.from_bytes(raw, "big") if isinstance(raw, bytes) else None
+
+
+def _joined(sets: Iterable[tuple[Any, ...]], members: Iterable[tuple[Any, ...]]) -> list[CatalogueSet]:
+    """Sets with their members, from the rows of both tables."""
+    of_set: dict[bytes, list[CatalogueMember]] = {}
+    for set_id, volume_uuid, name, snapshot_id in members:
+        of_set.setdefault(set_id, []).append(CatalogueMember(volume_uuid, name, snapshot_id))
+    return [CatalogueSet(id_, name, ns, tuple(of_set.get(id_, ()))) for id_, name, ns in sets]
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ Durability  Each method says so; all durable calls go through one I/O table, the
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -46,12 +47,22 @@ from cowengine.store.names import (
     CATALOGUE_NAME,
     DOCUMENTS_NAME,
     LOG_NAME,
+    VOLUME_SUFFIX,
 )
-from cowengine.store.rebuild import catalogue_statements
+from cowengine.store.place import StorePlace
+from cowengine.store.rebuild import (
+    RebuildReport,
+    catalogue_statements,
+    folder_statements,
+    rebuild_report,
+    set_rows,
+)
 from cowengine.store.sets import LEDGER_KIND, PendingSet, SnapshotSet
 from cowengine.store.settle import Settlement
-from cowengine.store.volumes import StorePlace, VolumeTable
+from cowengine.store.volumes import VolumeTable
 from cowengine.volume import Volume
+
+logger = logging.getLogger("cowengine.store")
 
 ROOM_WAIT_SECONDS = 10.0
 
@@ -105,23 +116,38 @@ class Store:
         """
         table = io or KERNEL
         folder = os.path.abspath(os.fspath(path))
+        if catalogue is None:
+            in_file = type(table) is IOTable and not read_only
+            catalogue = os.path.join(folder, CATALOGUE_NAME) if in_file else MEMORY
+        return cls._open(folder, table, catalogue, read_only=read_only, background=background)
+
+    @classmethod
+    def _open(
+        cls,
+        folder: str,
+        table: IOTable,
+        catalogue: str,
+        *,
+        read_only: bool = False,
+        background: bool = True,
+        distrust: bool = False,
+    ) -> Store:
         log = StoreLog(table, os.path.join(folder, LOG_NAME), read_only=read_only)
         try:
             place = StorePlace(table, folder, log.header.store_uuid, read_only, background)
-            if catalogue is None:
-                in_file = type(table) is IOTable and not read_only
-                catalogue = os.path.join(folder, CATALOGUE_NAME) if in_file else MEMORY
-            return cls(place, log, catalogue)
+            return cls(place, log, catalogue, distrust=distrust)
         except BaseException:
             log.close()
             raise
 
-    def __init__(self, place: StorePlace, log: StoreLog, catalogue: str) -> None:
+    def __init__(self, place: StorePlace, log: StoreLog, catalogue: str, *, distrust: bool = False) -> None:
         self.path = place.path
         self.id = str(uuid.UUID(bytes=place.uuid))
         self.read_only = place.read_only
         self.log = log
         self.closed = True  # until it is open
+        #: What came of the rebuilding of the catalogue at open, or None if it was not rebuilt.
+        self.rebuilt: RebuildReport | None = None
         self._problems: list[str] = []
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -129,11 +155,11 @@ class Store:
         self._documents = Documents(place.io, os.path.join(place.path, DOCUMENTS_NAME))
         self._volumes = VolumeTable(place, log, self._problems)
         self._settlement = Settlement(log, self._volumes)
-        header = log.header
-        self._catalogue = Catalogue(
-            catalogue, place.uuid, base_sequence=header.base_sequence, tip_sequence=log.tip_sequence
-        )
+        positions = {entry.sequence: entry.checksum for entry in log.entries}
+        positions[log.header.base_sequence] = log.header.base_checksum
+        self._catalogue = Catalogue(catalogue, place.uuid, positions, distrust=distrust)
         try:
+            self._volumes.scan(self._catalogue.volume_names() if self._catalogue.sequence is not None else {})
             self._recover()
         except BaseException:
             self._volumes.close()
@@ -160,17 +186,34 @@ class Store:
             self._give_up(base)
 
     def _fill_catalogue(self) -> None:
-        entries = self.log.snapshot_entries()
-        names = self._volumes.uuids()
-        statements = []
-        if self._catalogue.sequence is None:
-            statements += catalogue_statements(self._volumes, self._documents, self._problems)
-        known = self._catalogue.sequence or 0
-        for entry in entries:
-            if entry.sequence > known:
+        """Bring the catalogue up to the store log and the folders, or rebuild it."""
+        catalogue, names = self._catalogue, self._volumes.uuids()
+        rebuild = catalogue.sequence is None
+        unreadable: list[str] = []
+        if rebuild:
+            statements = catalogue_statements(self._volumes, self._documents, unreadable)
+        else:
+            statements = folder_statements(self._volumes, self._documents, catalogue, unreadable)
+        self._problems += unreadable
+        for entry in self.log.snapshot_entries():
+            if entry.sequence > (catalogue.sequence or 0):
                 statements += record_statements(entry.record, names)
-        if statements or self._catalogue.sequence is None:
-            self._catalogue.rebuild(self.log.tip_sequence, statements)
+        if statements or rebuild:
+            catalogue.rebuild(self.log.tip_sequence, self.log.tip_checksum, statements)
+        if rebuild and catalogue.reason and (names or self.log.tip_sequence):  # else the store is new
+            self.rebuilt = rebuild_report(catalogue, len(names), unreadable)
+            logger.warning("%s: the catalogue was rebuilt: %s", self.path, catalogue.reason)
+
+    @classmethod
+    def rebuild(cls, path: str | os.PathLike[str]) -> RebuildReport:
+        """Rebuild the catalogue of a store from the store log, the volumes and the documents, whatever it holds.
+
+        The report says what could not be known. Opening a store does this by itself if the catalogue is missing,
+        damaged or of another store. Raises as `open`.
+        """
+        folder = os.path.abspath(check_path(path))
+        with cls._open(folder, KERNEL, os.path.join(folder, CATALOGUE_NAME), distrust=True) as store:
+            return store.rebuilt or RebuildReport(reason="the store is new")
 
     @property
     def problems(self) -> list[str]:
@@ -301,6 +344,26 @@ class Store:
         self._catalogue.write([("DELETE FROM volumes WHERE name = ?", (name,))])
         return path
 
+    def attach(self, path: str | os.PathLike[str], name: str | None = None, *, without_store: bool = False) -> Volume:
+        """Move a volume file that stands alone into the store, with its snapshots, and open it; durable on return.
+
+        `name`: unless told, that of the file. Snapshots of sets bring their sets along; those of sets that were deleted
+        here meanwhile may go. Raises NotFoundError, FormatError, CorruptionError, ExistsError (the name is taken, or
+        the store has this very volume), BusyError (it is open, it is a volume of another store, or its store was not
+        closed cleanly: `without_store` overrides the last), OutOfRangeError, StorageError (another file system).
+        """
+        self._check_writable()
+        source = os.path.abspath(check_path(path))
+        name = os.path.basename(source).removesuffix(VOLUME_SUFFIX) if name is None else name
+        volume_uuid = self._volumes.attach(source, name, without_store=without_store)
+        volume = self._volumes.get(name, hand_out=True)
+        for entry in self.log.snapshot_entries():
+            if entry.record.type == TYPE_DELETE and any(m.volume_uuid == volume_uuid for m in entry.record.members):
+                self._settlement.delete_members(entry)
+        self._note_volume(volume_uuid, name)
+        self._catalogue.write(set_rows(self._volumes, volume_uuid, name))
+        return volume
+
     # ---- snapshot sets ----
 
     def snapshot(
@@ -380,7 +443,7 @@ class Store:
     def append(self, record: Record, volume_names: dict[bytes, str]) -> Entry:
         """Commit a record and note it for the catalogue. For sets only: members are held."""
         entry = self.log.append(record)
-        self._catalogue.add(entry.sequence, record_statements(record, volume_names))
+        self._catalogue.add(entry.sequence, entry.checksum, record_statements(record, volume_names))
         return entry
 
     def snapshot_sets(self) -> list[SnapshotSet]:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from dataclasses import dataclass
 
-from cowengine.core.iotable import IOTable
 from cowengine.engine.adopt import adopt_as
-from cowengine.engine.recovery import choose_superblock
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
+from cowengine.store.attach import move, open_alone, read_superblock, refuse_member
 from cowengine.store.layout import TYPE_SET
 from cowengine.store.log import StoreLog
 from cowengine.store.names import (
@@ -31,28 +29,8 @@ from cowengine.store.names import (
     volume_file,
 )
 from cowengine.store.oserrors import typed
+from cowengine.store.place import StorePlace
 from cowengine.volume import Volume
-
-
-@dataclass(frozen=True, slots=True)
-class StorePlace:
-    """Where a store lies and how it is open: what its parts share."""
-
-    io: IOTable
-    path: str
-    uuid: bytes
-    read_only: bool
-    background: bool
-
-
-def read_uuid(io: IOTable, path: str) -> bytes:
-    """The UUID in a volume file's superblock. Raises FormatError, CorruptionError, OSError."""
-    fd = io.open(path, os.O_RDONLY)
-    try:
-        superblock, _, _ = choose_superblock(io, fd, path)
-    finally:
-        io.close(fd)
-    return superblock.volume_uuid
 
 
 class VolumeTable:
@@ -68,12 +46,14 @@ class VolumeTable:
         self._handed_out: set[str] = set()
         self._names: dict[bytes, str] = {}
         self._gone: set[bytes] = set()  # deleted or detached in this session
-        self._scan()
 
-    def _scan(self) -> None:
-        for name in self.names():
+    def scan(self, known: dict[bytes, str]) -> None:
+        """Finds out which volume each file is. Of copies of one volume that which is `known` counts, or the first."""
+        names = self.names()
+        expected = set(known.values())
+        for name in sorted(names, key=lambda name: name not in expected):
             try:
-                volume_uuid = read_uuid(self._place.io, self.path_of(name))
+                volume_uuid = read_superblock(self._place, self.path_of(name)).volume_uuid
             except (CowEngineError, OSError) as error:
                 self._note(f"volume {name!r}: {error}")
                 continue
@@ -295,7 +275,7 @@ class VolumeTable:
             path = self._require(name)
             new_path = self._refuse_existing(new_name)
             self._close_unused(name)
-            volume_uuid = read_uuid(self._place.io, path)
+            volume_uuid = read_superblock(self._place, path).volume_uuid
             self._place.io.rename(path, new_path)
             self._place.io.sync_directory(self._folder)
             volume = self._volumes.pop(name, None)
@@ -318,12 +298,30 @@ class VolumeTable:
                 raise ExistsError("a detached volume of that name lies there: move it away first", target)
             self._close_unused(name)
             self.get(name).close()  # whatever it lacked is in its own log now, and its mark is cleared
-            io.rename(path, target)
-            io.sync_directory(folder)
-            io.sync_directory(self._folder)
+            move(self._place, path, target)
             self._forget(name)
             Volume.open(target, io=io, background=False).close()  # opened alone once, it forgets its store
             return target
+
+    def attach(self, path: str, name: str, *, without_store: bool) -> bytes:
+        """Move a volume file that stands alone into the store; returns its UUID.
+
+        Raises as `Store.attach`; then the file is where it was.
+        """
+        with self._lock, typed(self._folder):
+            target = self._refuse_existing(name)
+            refuse_member(self._place, path)
+            with open_alone(self._place, path, without_store=without_store) as volume:
+                volume_uuid = volume.engine.uuid
+                other = self._names.get(volume_uuid)
+                if other is not None and self._place.io.is_file(self.path_of(other)):
+                    raise ExistsError(
+                        f"the store has this volume already, as {other!r}: a store holds a volume once", path
+                    )
+                move(self._place, path, target)  # still owned, so that nobody opens it on the way
+            self._gone.discard(volume_uuid)
+            self._names[volume_uuid] = name
+            return volume_uuid
 
     def _make_folder(self, folder: str) -> None:
         try:

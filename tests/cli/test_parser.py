@@ -48,7 +48,7 @@ def test_the_verbs_are_those_of_this_release():
     assert offered == {
         "volume": "create info list delete check compact map changes du adopt flatten import export",
         "snapshot": "create list show delete hold release anchor rollback cat",
-        "store": "create info check du",
+        "store": "create info check attach detach du",
         "set": "create list show delete",
         "backup": "create list show verify restore copy delete",
         "writer": "list status rehearse",

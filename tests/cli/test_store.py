@@ -97,3 +97,23 @@ def test_du_sums_up_the_volumes(run, store):
     mail = document["volumes"][1]
     assert (mail["name"], mail["live_bytes"], mail["snapshots_bytes"]) == ("mail", 4096, 4096)
     assert "12.0 KiB" in run("store", "du", store).out
+
+
+def test_a_volume_moves_from_one_store_to_another(run, store, tmp_path):
+    run("snapshot", "create", f"{store}:mail@monday")
+    path = run("store", "detach", store, "mail", "--json").document["path"]
+    other = tmp_path / "other"
+    run("store", "create", other)
+    run("store", "attach", other, path, "--name", "post")
+    listed = run("snapshot", "list", f"{other}:post", "--json").document["snapshots"]
+    assert [row["name"] for row in listed] == ["monday"]
+    run("store", "attach", other, path, expect=1)
+    run("store", "attach", other, store / "volumes" / "index.cow", expect=5)
+    assert [volume["name"] for volume in run("volume", "list", store, "--json").document["volumes"]] == ["index"]
+
+
+def test_check_rebuilds_the_catalogue_when_asked(run, store):
+    run("set", "create", store, "monday")
+    result = run("store", "check", store, "--rebuild", "--json")
+    assert result.document["counts"] == {"volumes": 2, "sets": 1}
+    assert "it was asked for" in result.err
