@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -154,3 +155,115 @@ def test_a_catalogue_in_memory_knows_the_same(filled: tuple[Path, dict[str, Any]
     path, known = filled
     assert reopened(path, catalogue=":memory:") == (known, [])
     assert reopened(path, read_only=True) == (known, [])
+
+
+def test_a_flipped_bit_anywhere_is_found_and_all_is_known_again(filled: tuple[Path, dict[str, Any]]) -> None:
+    """SQLite has no checksums: it would believe a name or an id that rotted."""
+    path, known = filled
+    file, seal = path / "catalogue.sqlite", path / "catalogue.sqlite.sum"
+    good, sum_ = file.read_bytes(), seal.read_bytes()
+    chance = random.Random(1)
+    for _ in range(12):
+        raw = bytearray(good)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        file.write_bytes(raw)
+        seal.write_bytes(sum_)
+        with Store.open(path, background=False) as store:
+            assert knowledge(store) == known
+            assert store.rebuilt is not None
+            assert "damaged" in store.rebuilt.reason
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "random", "without its mark"])
+def test_a_damaged_catalogue_is_rebuilt_with_a_warning_and_a_report(
+    filled: tuple[Path, dict[str, Any]], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, known = filled
+    file = path / "catalogue.sqlite"
+    raw = file.read_bytes()
+    if damage == "without its mark":  # as after a kill: SQLite's own check has to find it
+        (path / "catalogue.sqlite.sum").unlink()
+    other = {
+        "truncated": raw[: len(raw) // 2],
+        "zeroed": bytes(len(raw)),
+        "random": random.Random(2).randbytes(len(raw)),
+    }
+    file.write_bytes(other.get(damage, raw[:4096] + bytes(len(raw) - 4096)))
+    with caplog.at_level("WARNING", "cowengine.store"), Store.open(path, background=False) as store:
+        assert knowledge(store) == known
+        assert store.problems == []
+        report = store.rebuilt
+    assert report is not None
+    assert report.ok
+    assert "damaged" in report.reason
+    assert report.counts["sets"] == len(known["sets"])
+    assert report.counts["documents"] > len(known["documents"])
+    assert [record.message for record in caplog.records if "the catalogue was rebuilt" in record.message] != []
+    with Store.open(path, background=False) as store:
+        assert store.rebuilt is None
+
+
+def test_an_older_copy_knows_the_volumes_and_documents_of_today(make_store: MakeStore, store_path: str) -> None:
+    """They change without a record in the store log, so the log does not say that the copy is old."""
+    store = make_store("a", "b", "c")
+    store.snapshot(["a", "b"], "s")
+    store.put_document("policy", "old", {})
+    store.close()
+    old = (Path(store_path) / "catalogue.sqlite").read_bytes()
+    sum_ = (Path(store_path) / "catalogue.sqlite.sum").read_bytes()
+    with Store.open(store_path, background=False) as store:
+        store.put_document("policy", "new", {})
+        store.delete_document("policy", "old")
+        store.rename_volume("c", "d")
+        known = knowledge(store)
+    (Path(store_path) / "catalogue.sqlite").write_bytes(old)
+    (Path(store_path) / "catalogue.sqlite.sum").write_bytes(sum_)
+    with Store.open(store_path, background=False) as store:
+        assert knowledge(store) == known
+        assert set(store._catalogue.volume_names().values()) == {"a", "b", "d"}
+        assert store.rebuilt is None
+
+
+def test_a_catalogue_of_the_same_store_at_another_time_is_replaced(make_store: MakeStore, store_path: str) -> None:
+    """Two copies of a store went on differently: as many records, but others."""
+    make_store("a").close()
+    twin = store_path + "-twin"
+    shutil.copytree(store_path, twin)
+    for path, name in ((store_path, "mine"), (twin, "its")):
+        with Store.open(path, background=False) as store:
+            store.snapshot(["a"], name)
+    for suffix in ("", ".sum"):
+        shutil.copy(f"{twin}/catalogue.sqlite{suffix}", f"{store_path}/catalogue.sqlite{suffix}")
+    with Store.open(store_path, background=False) as store:
+        assert [found.name for found in store.snapshot_sets()] == ["mine"]
+        assert store.rebuilt is not None
+        assert "another time" in store.rebuilt.reason
+        assert [text for text in store.rebuilt.unknown if "'its'" in text] != []
+
+
+def test_what_only_the_catalogue_knew_is_named(make_store: MakeStore, store_path: str) -> None:
+    store = make_store("a", "b", "c", log_size=RING_BYTES_MIN)
+    store.snapshot(["a", "b", "c"], "s")
+    store.snapshot(["a", "c"], "t")
+    store.open_volume("b").get_snapshot("s").delete()
+    store.open_volume("c").close()
+    store.delete_volume("c")
+    assert sorted(store.get_snapshot_set("s").missing) == ["b", "c"]
+    store.close()
+    report = Store.rebuild(store_path)
+    assert report.reason == "it was asked for"
+    assert [text.partition("volume ")[2][:3] for text in report.unknown] == ["'b'", "'c'", "'c'"]
+    assert report.counts == {"volumes": 2, "sets": 2, "members": 2, "documents": 0}
+    with Store.open(store_path, background=False) as store:
+        assert store.get_snapshot_set("s").missing == []
+        assert sorted(store.get_snapshot_set("s").snapshots) == ["a"]
+        assert store.rebuilt is None
+    (Path(store_path) / "catalogue.sqlite").unlink()
+    assert Store.rebuild(store_path).unknown == [
+        "members of snapshot sets whose volume or snapshot is not there, if there were any"
+    ]
+
+
+def test_a_new_store_has_nothing_to_rebuild(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    assert make_store("a").rebuilt is None
+    assert caplog.records == []

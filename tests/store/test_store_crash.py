@@ -287,3 +287,53 @@ def test_a_detached_volume_is_in_the_store_or_beside_it_after_a_crash() -> None:
             else:
                 with Volume.open(path, io=after, background=False) as volume:
                     assert volume.get_snapshot("s").pread(512, 0) == b"x" * 512
+
+
+FIRST, SECOND = "/disk/first", "/disk/second"
+
+
+@contextmanager
+def both(disk: MemoryDisk) -> Iterator[tuple[Store, Store]]:
+    with (
+        Store.open(FIRST, io=disk, background=False) as first,
+        Store.open(SECOND, io=disk, background=False) as second,
+    ):
+        yield first, second
+
+
+@pytest.mark.parametrize("fate", ["nothing", "everything", "some"])
+def test_after_any_power_cut_a_moving_volume_is_in_one_place_and_whole(fate: str) -> None:
+    """In the one store, in the other, or between them, where it can be attached."""
+    chance = random.Random(fate)
+    disk = MemoryDisk()
+    for path in (FIRST, SECOND):
+        Store.create(path, log_size=RING_BYTES_MIN, io=disk, background=False).close()
+    with both(disk) as (first, second):
+        volume = first.create_volume("a", SIZE, log_size=16384)
+        volume.pwrite(b"x" * 512, 0)
+        first.snapshot(["a"], "s")
+        volume.close()
+        disk.note("moving")
+        second.attach(first.detach("a"), "b")
+        disk.note("moved")
+    between = f"{FIRST}/detached/a.cow"
+    seen = set()
+    for instant in instants(disk.start, disk.journal):
+        if instant.note is None:
+            continue
+        after = power_cut(instant, chance, fate)
+        with both(after) as (first, second):
+            places = {"first": first.volumes() == ["a"], "second": second.volumes() == ["b"]}
+            places["between"] = after.is_file(between)
+            (place,) = [place for place, there in places.items() if there]
+            assert place == "second" or instant.note == "moving"
+            seen.add(place)
+            if place == "between":
+                second.attach(between, "b")
+            store, name = (first, "a") if place == "first" else (second, "b")
+            assert store.open_volume(name).get_snapshot("s").pread(512, 0) == b"x" * 512
+            assert store.open_volume(name).pread(512, 0) == b"x" * 512
+            assert store.problems == []
+            if place != "second":
+                assert store.get_snapshot_set("s").missing == []
+    assert seen == {"first", "between", "second"}
