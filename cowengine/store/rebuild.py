@@ -88,12 +88,12 @@ def rebuild_report(catalogue: Catalogue, volume_count: int, problems: list[str])
     """What came of it; `catalogue` is the new one."""
     sets = catalogue.sets()
     members = {(found.id, member.volume_uuid) for found in sets for member in found.members}
-    unknown = [
+    unknown = sorted(
         f"set {old.name!r} ({uuid.UUID(bytes=old.id)}): its member in volume {member.volume_name!r}, which is not there"
         for old in catalogue.remembered or ()
         for member in old.members
         if (old.id, member.volume_uuid) not in members
-    ]
+    )
     if catalogue.remembered is None:
         unknown.append("members of snapshot sets whose volume or snapshot is not there, if there were any")
     counts = {"volumes": volume_count, "sets": len(sets), "members": len(members)}
