@@ -49,7 +49,7 @@ def test_a_killed_owner_leaves_every_acknowledged_set_whole(store_path: str) -> 
             store.create_volume(name, 1024 * 1024, log_size=65536)
     known: dict[str, list[str]] = {}
     for seed in range(1, KILLS + 1):
-        lines = run_and_kill(store_path, seed, chance.uniform(0.0, 0.15))
+        lines = run_and_kill(store_path, seed, chance.randrange(4), chance.uniform(0.0, 0.1))
         taken = {line[1]: line[2:] for line in lines if line[0] == "taken"}
         taking = {line[1]: line[2:] for line in lines if line[0] == "taking"}
         gone = {line[1] for line in lines if line[0] == "deleted"}
@@ -70,13 +70,17 @@ def test_a_killed_owner_leaves_every_acknowledged_set_whole(store_path: str) -> 
     assert len(known) > KILLS
 
 
-def run_and_kill(path: str, seed: int, seconds: float) -> list[list[str]]:
-    """What the owner said before it was killed; the time counts from its opening of the store."""
+def run_and_kill(path: str, seed: int, sets: int, seconds: float) -> list[list[str]]:
+    """What the owner said before it was killed, some time after it took so many sets."""
     command = [sys.executable, "-P", "-c", OWNER, path, str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "open\n"
+        lines: list[str] = []
+        while sum(line.startswith("taken") for line in lines) < sets:
+            lines.append(owner.stdout.readline())
+            assert lines[-1], "the owner failed"
         time.sleep(seconds)
         owner.kill()
-        lines = owner.stdout.read().split("\n")
-    return [line.split() for line in lines[:-1]]
+        lines += owner.stdout.read().splitlines(keepends=True)
+    return [line.split() for line in lines if line.endswith("\n")]
