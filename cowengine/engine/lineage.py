@@ -35,11 +35,12 @@ from cowengine.format import (
     decode_lineage,
     encode_lineage,
     hole,
+    iter_essentials,
     level_for,
-    lineage_essentials,
 )
 
 HEAD_ID = 0
+_EMPTY_LEAF = bytes(RECORDS_PER_LEAF * LINEAGE_BYTES)
 
 
 def is_pending(flags: int) -> bool:
@@ -113,15 +114,14 @@ class Lineage:
 
     def _essentials(self) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
         """Kind, flags, parent, epoch and name of every record, by id. Full decoding would take ten times as long."""
-        for leaf in range((self.next_id + RECORDS_PER_LEAF - 1) // RECORDS_PER_LEAF):
-            page = None if leaf in self._leaves else self._table.read(leaf * RECORDS_PER_LEAF)
-            for position in range(RECORDS_PER_LEAF):
-                number = leaf * RECORDS_PER_LEAF + position
+        for first in range(0, self.next_id, RECORDS_PER_LEAF):
+            page = None if first // RECORDS_PER_LEAF in self._leaves else self._table.read(first)
+            for number, essentials in enumerate(iter_essentials(page or _EMPTY_LEAF), first):
                 known = self._records.get(number)
                 if known is not None:
                     yield number, (known.kind, known.flags, known.parent, known.epoch, known.name)
-                elif page is not None and number not in self._changed and page[position * LINEAGE_BYTES]:
-                    yield number, lineage_essentials(page, position * LINEAGE_BYTES)
+                elif essentials[0] and number not in self._changed:
+                    yield number, essentials
 
     def _index(self, number: int, kind: int, flags: int, parent: int, epoch: int, name: str) -> None:
         self._children.setdefault(parent, set()).add(number)

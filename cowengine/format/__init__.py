@@ -93,7 +93,7 @@ from cowengine.format.lineage import (
     decode_lineage,
     decode_name,
     encode_lineage,
-    lineage_essentials,
+    iter_essentials,
     size_is_legal,
 )
 from cowengine.format.record import (
@@ -232,8 +232,8 @@ __all__ = [
     "fold_of",
     "hole",
     "iter_deltas",
+    "iter_essentials",
     "level_for",
-    "lineage_essentials",
     "node_seed",
     "peek_header",
     "record_bytes_for",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cowengine.errors import CorruptionError
@@ -160,15 +161,14 @@ def _problem(r: LineageRecord) -> str | None:
     return None
 
 
-_ESSENTIALS = struct.Struct("<BBHIQQQ")
-_NAME_OFFSET = next(field.offset for field in LINEAGE_RECORD if field.name == "name")
+_NAME = next(field for field in LINEAGE_RECORD if field.name == "name")
+_ESSENTIALS = struct.Struct(f"<BBHIQQQ{_NAME.offset - 32}x{_NAME.bytes}s{LINEAGE_BYTES - _NAME.offset - _NAME.bytes}x")
 
 
-def lineage_essentials(page: bytes, offset: int) -> tuple[int, int, int, int, str]:
-    """(kind, flags, parent, epoch, name) of the record at `offset`, without validating the rest: for indexing many."""
-    kind, flags, name_bytes, _, _, parent, epoch = _ESSENTIALS.unpack_from(page, offset)
-    start = offset + _NAME_OFFSET
+def iter_essentials(page: bytes) -> Iterator[tuple[int, int, int, int, str]]:
+    """(kind, flags, parent, epoch, name) of each record of a leaf, unvalidated: for indexing many. Kind 0: none."""
     try:
-        return kind, flags, parent, epoch, page[start : start + name_bytes].decode()
+        for kind, flags, name_bytes, _, _, parent, epoch, name in _ESSENTIALS.iter_unpack(page):
+            yield kind, flags, parent, epoch, name[:name_bytes].decode()
     except UnicodeDecodeError:
         raise CorruptionError("a name in the lineage table is not UTF-8") from None
