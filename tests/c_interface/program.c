@@ -5,6 +5,7 @@
 #include <cowengine.h>
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -183,6 +184,41 @@ static void threads(const char *path) {
     cowengine_free(volume);
 }
 
+/* -- the lock of the interpreter: reads and writes in place do not wait for who has it ------------------------------- */
+static void *read_and_write(void *argument) {
+    struct half *half = argument;
+    char block[BLOCK];
+    int i;
+    for (i = 0; i < 100; i++) {
+        WORKS(half->before, cowengine_pread(half->before, block, BLOCK, 0));
+        REQUIRE(block[0] == 'a');
+        WORKS(half->volume, cowengine_pread(half->volume, block, BLOCK, 0));
+        REQUIRE(block[0] == 'b');
+        WORKS(half->volume, cowengine_pwrite(half->volume, block, BLOCK, 0));
+    }
+    return NULL;
+}
+
+static void unlocked(const char *path) {
+    struct half half = {created(path, MIB), made(), 0};
+    int (*acquire)(void), held;
+    void (*release)(int held);
+    pthread_t thread;
+    *(void **)(&acquire) = dlsym(RTLD_DEFAULT, "PyGILState_Ensure");
+    *(void **)(&release) = dlsym(RTLD_DEFAULT, "PyGILState_Release");
+    REQUIRE(acquire != NULL && release != NULL);
+    WORKS(half.volume, cowengine_pwrite(half.volume, "a", 1, 0));
+    WORKS(half.volume, cowengine_snapshot(half.volume, "before", NULL));
+    WORKS(half.volume, cowengine_open_snapshot(half.volume, "before", half.before));
+    WORKS(half.volume, cowengine_pwrite(half.volume, "b", 1, 0));
+    held = acquire();
+    REQUIRE(pthread_create(&thread, NULL, read_and_write, &half) == 0);
+    REQUIRE(pthread_join(thread, NULL) == 0); /* never comes if the thread needs the lock */
+    release(held);
+    cowengine_free(half.before);
+    cowengine_free(half.volume);
+}
+
 /* -- errors: each is a status and a text, and leaves all as it was -------------------------------------------------- */
 static void refused_before_open(cowengine_handle *volume, const char *path) {
     char byte = 1, few[8];
@@ -359,7 +395,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*run)(const char *path);
     } scenes[] = {{"session", session}, {"threads", threads}, {"errors", errors},
-                  {"leaks", leaks},     {"forks", forks},     {"leaves", leaves}};
+                  {"leaks", leaks},     {"forks", forks},     {"leaves", leaves}, {"unlocked", unlocked}};
     size_t i;
     REQUIRE(count == 3);
     for (i = 0; i < sizeof scenes / sizeof *scenes; i++)

@@ -36,7 +36,7 @@ def play(program: Path, scene: str, path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
-@pytest.mark.parametrize("scene", ["errors", "leaks", "forks"])
+@pytest.mark.parametrize("scene", ["errors", "leaks", "forks", "unlocked"])
 def test_the_volume_is_whole_after(program: Path, tmp_path: Path, scene: str) -> None:
     play(program, scene, tmp_path / "volume")
     with cowengine.Volume.open(str(tmp_path / "volume")) as volume:
