@@ -270,7 +270,8 @@ class Volume:
             self.superblock_is_durable()
 
     def write_nodes(self, state: State, sequence: int, checksum: int) -> None:
-        area = min(set(range(AREAS)) - {superblock.area for superblock in self.kept})
+        needed = self.kept[:1] if self.dropped == "nodes_over_the_newest" else self.kept
+        area = min(set(range(AREAS)) - {superblock.area for superblock in needed})
         self.disk.write(("nodes", area), state)
         self.coming = {"area": area, "nodes": hash(state), "base": sequence, "base_checksum": checksum}
         self.coming |= {"tip": sequence, "tip_checksum": checksum, "clean": False, "epoch": state.epoch}
@@ -284,14 +285,13 @@ class Volume:
         elif self.step == 2:
             self.write_superblock(self.kept[1]._replace(**self.coming))
             if self.dropped == "recycled_before_durable":
-                self.superblock_is_durable()
+                self.kept = [self.newest] * 2
         elif self.flight and self.dropped != "barriers_side_by_side":
             return  # one barrier at a time (I8)
         elif self.step == 3 or self.dropped != "nodes_without_barrier":
             self._barrier_beside()
         if self.step == 3:
-            if self.dropped != "recycled_before_durable":
-                self.superblock_is_durable()
+            self.superblock_is_durable()
             if self.dropped == "checkpoint_confirms" and self.coming["base"] == self.acknowledged[1]:
                 self.confirm(self.unconfirmed)
         self.step = (self.step + 1) % 4
@@ -442,7 +442,7 @@ class Volume:
         """I9: nothing is written over that one of the superblocks needs."""
         needed = [superblock.base for superblock in self.kept]
         oldest = max(needed) if self.dropped == "log_of_the_older_overwritten" else min(needed)
-        return self.sequence + 1 + len(self.flight) - LOG <= oldest
+        return self.sequence + 1 + len(self.flight) - LOG <= oldest or self.dropped == "log_overwritten"
 
     def write_record(self, flight: Flight) -> None:
         batch, known = flight.batch, self.kept[1]

@@ -11,9 +11,10 @@ SHARED = {
     "reused_at_once": Rule("I7", "what a batch frees comes back only when its record is durable"),
     "two_in_flight": Rule("I8", "one record is in flight"),
     "barriers_side_by_side": Rule("I8", "one barrier at a time: the kernel tells its error to one caller"),
-    "log_of_the_older_overwritten": Rule("I9", "no record over what either superblock needs"),
+    "log_overwritten": Rule("I9", "no record over what a superblock needs"),
     "error_is_forgotten": Rule("I10", "after a failed barrier nothing succeeds"),
     "nodes_without_barrier": Rule("I11", "nodes are durable before the superblock that names them"),
+    "nodes_over_the_newest": Rule("I11", "nodes go where no superblock on the disk leads"),
     "superblock_in_one_slot": Rule("I11", "superblocks go to the older slot"),
     "recycled_before_durable": Rule("I12", "nothing is recycled before the new superblock is durable"),
     "older_checkpoint_recycled": Rule("I12", "a checkpoint is kept until two later superblocks are durable"),
@@ -38,6 +39,7 @@ BUILT = SHARED | {
 
 PLANNED = SHARED | {
     "salt_is_kept": Rule("I14", "each open takes a fresh salt"),
+    "log_of_the_older_overwritten": Rule("I9", "nor over what only the older superblock needs"),
     "unconfirmed_overwritten": Rule("OB1", "what an unconfirmed record placed is not overwritten in place"),
     "acknowledged_overwritten": Rule("OB1", "not that of the acknowledged one either, while the next is in flight"),
     "fenced_overwritten": Rule("OB1", "nor that of a batch that waits for its record"),
