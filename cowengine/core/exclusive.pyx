@@ -15,8 +15,8 @@ from libc.stdlib cimport calloc, free
 
 from cowengine.core.blockmap cimport BlockMap
 from cowengine.core.radix cimport (
-    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, LEVEL_MAX, STATUS_STOPPED, entry_t, kind_of,
-    level_of, link_t,
+    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, LEVEL_MAX, STATUS_CORRUPT, STATUS_STOPPED,
+    entry_t, kind_of, level_of, link_t, node_t,
 )
 from cowengine.core.readpath cimport ReadPath, Root
 from cowengine.core.status cimport check_status
@@ -73,16 +73,45 @@ cdef class ExclusiveWalk:
             mine = top[0]
             others = self.beside + level_of(mine.pointer.target) * self.other_count
             for i in range(self.other_count):
-                others[i] = self.root_of(self.others[i])[0]
-            with nogil:
-                status = self.visit(&mine, 0)
-            top.node = mine.node
-            for i in range(self.other_count):
-                self.root_of(self.others[i]).node = others[i].node
+                if status == 0:
+                    status = self.descend(self.root_of(self.others[i]), level_of(mine.pointer.target), &others[i])
+            if status == 0:
+                with nogil:
+                    status = self.visit(&mine, 0)
+                top.node = mine.node
+                for i in range(self.other_count):
+                    self.keep(self.root_of(self.others[i]), &others[i])
         self.path.mutex.release()
         if status != STATUS_STOPPED:
             check_status(status, self.path.map)
         return status == 0
+
+    cdef int descend(self, link_t *root, int level, link_t *found) noexcept nogil:
+        """What lies beside a map of this level: the root, or where the volume has grown since, its first child."""
+        cdef link_t below
+        cdef int status
+        found[0] = root[0]
+        while level_of(found.pointer.target) > level:
+            if kind_of(found.pointer.target) == KIND_NODE:
+                status = self.map.load(found, 0)
+                if status != 0:
+                    return status
+                self.keep(root, found)
+            below = self.map.child(found, 0)
+            found[0] = below
+        return 0 if level_of(found.pointer.target) == level else STATUS_CORRUPT
+
+    cdef void keep(self, link_t *root, link_t *found) noexcept nogil:
+        """Hangs a node that was loaded below a root, or is its own, where it belongs."""
+        cdef node_t *node = root.node
+        if found.node == NULL:
+            return
+        if node == NULL or node.level == found.node.level:
+            root.node = found.node
+            return
+        while node.level > found.node.level + 1:
+            node = node.children[0]
+        node.children[0] = found.node
 
     cdef int visit(self, link_t *mine, uint64_t base) noexcept nogil:
         """Counts below one link; `beside` has the others' links to the same place."""
