@@ -93,7 +93,7 @@ void cowengine_free(cowengine_handle *handle);
 
 /* Copies the text of the last failure of this handle, at most `size` bytes of it with the NUL that ends it. Returns the
  * length of the whole text without the NUL, 0 if nothing has failed: if it is not below `size`, the copy was cut. With
- * NULL as handle: why the last cowengine_new of the process failed. */
+ * NULL as handle: why the engine could not be started (COWENGINE_UNAVAILABLE). */
 size_t cowengine_error(cowengine_handle *handle, char *text, size_t size);
 
 /* The system's errno of the last failure of this handle; 0 if it has none. */
