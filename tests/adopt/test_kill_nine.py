@@ -56,12 +56,14 @@ def test_kills_leave_the_raw_image_or_the_volume(tmp_path: Path) -> None:
     def adopt_and_flatten() -> None:
         Volume.adopt(path, background=False).flatten()
 
-    started = time.monotonic()
-    adopt_and_flatten()
-    lasts = time.monotonic() - started
-    found = [""] * KILLS
-    for number in range(KILLS):
-        killed(adopt_and_flatten, rng.random() * lasts * 1.2)
-        found[number] = settled(path, data)
-    assert {"interrupted", "volume"} <= set(found), "no kill fell into the work"
+    durations = []
+    for _ in range(3):
+        started = time.monotonic()
+        adopt_and_flatten()
+        durations.append(time.monotonic() - started)
+    found: list[str] = []
+    while len(found) < KILLS or not {"interrupted", "volume"} <= set(found):
+        assert len(found) < 30 * KILLS, "no kill fell into the work"
+        killed(adopt_and_flatten, rng.random() * min(durations) * 1.2)
+        found.append(settled(path, data))
     assert os.listdir(tmp_path) == ["disk.img"]
