@@ -58,7 +58,7 @@ class Volume:
         self.laundered: set[int] = set()
         self.freed: set[int] = set()
         self.serial = self.slots = 0
-        self.reading: tuple[int, int, Content] | None = None  # the sealer's: slot, birth, what it read
+        self.reading: tuple[int, int, int, Content] | None = None  # the sealer's: slot, birth, block, what it read
 
     # -- writing -------------------------------------------------------------------------------------------------------
     def place(self, content: Content) -> int:
@@ -148,14 +148,15 @@ class Volume:
         self.unsynced.clear()
 
     # -- sealing -------------------------------------------------------------------------------------------------------
-    def may_seal(self) -> list[tuple[int, int]]:
+    def may_seal(self) -> list[tuple[int, int, int]]:
         """SE1: blocks that a snapshot froze, if only in memory: the record of the seal follows that of the snapshot.
 
         Nobody writes them in place any more, whatever is deleted.
         """
-        entries = [entry for _, mapped in self.now.snapshots for entry in mapped if entry]
+        maps = [mapped for _, mapped in self.now.snapshots]
         if self.dropped == "live_blocks_sealed":
-            entries += [entry for entry in self.now.map if entry]
+            maps.append(self.now.map)
+        entries = [(*entry, block) for mapped in maps for block, entry in enumerate(mapped) if entry]
         return sorted({e for e in entries if e[0] in self.now.reachable() and e[0] not in self.now.seals})
 
     def seal(self) -> None:
@@ -163,12 +164,13 @@ class Volume:
         if self.reading is None:
             found = self.may_seal()
             if found:
-                slot, birth = found[self.choose(len(found))]
-                self.reading = (slot, birth, self.data[slot])
+                slot, birth, block = found[self.choose(len(found))]
+                self.reading = (slot, birth, block, self.data[slot])
             return
-        (slot, birth, content), self.reading = self.reading, None
-        # SE2: between the two steps the block may have been given back, and its slot to another.
-        entries = [entry for entries in [self.now.map] + [m for _, m in self.now.snapshots] for entry in entries]
+        (slot, birth, block, content), self.reading = self.reading, None
+        # SE2: between the two steps the block may have been given back or moved, and its slot to another. Slot and
+        # birth do not tell: what compaction moves there keeps its birth.
+        entries = [mapped[block] for mapped in [self.now.map] + [m for _, m in self.now.snapshots]]
         if (slot, birth) in entries or self.dropped == "sealed_without_a_second_look":
             self.now.seals[slot] = content
 
