@@ -16,7 +16,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
@@ -25,6 +25,7 @@ from cowengine.engine.compaction import Compaction, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.flatten import flatten_copy, flatten_in_place
+from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
@@ -93,6 +94,9 @@ class Volume:
         `cache_size` bounds the memory, in bytes, that the map of this volume may take (64 MiB unless told, at least 1
         MiB); what is dirty comes on top of it, up to 16 MiB and one batch.
 
+        Read-only, a volume that has an owner gives its snapshots as they are committed, not the live volume: reading
+        that raises BusyError. One that has none gives all, and keeps owners out until it is closed.
+
         Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides),
         FormatError (no volume), UnsupportedVersionError, CorruptionError.
         """
@@ -101,6 +105,10 @@ class Volume:
         engine = open_engine(
             io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
         )  # fmt: skip
+        if isinstance(engine, Look):
+            from cowengine.reader import SnapshotReader
+
+            return cast("Self", SnapshotReader(engine, background=background, cache_size=cache_size))
         return cls(engine, background=background, cache_size=cache_size)
 
     @classmethod

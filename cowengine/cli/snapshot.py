@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from cowengine.cli.address import open_snapshot, open_volume, split_snapshot
@@ -11,7 +12,7 @@ from cowengine.cli.output import Document, Output, Rows, shown, shown_time, tabl
 from cowengine.cli.progress import Progress
 from cowengine.cli.sizes import shown_size, size
 from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
-from cowengine.errors import OutOfRangeError
+from cowengine.errors import NotFoundError, OutOfRangeError
 
 if TYPE_CHECKING:
     from cowengine import Snapshot, Volume
@@ -74,7 +75,9 @@ def list_(options: Options, out: Output) -> None:
 def _all_snapshots(volume: Volume) -> Iterator[Document]:
     start = 0
     while page := volume.snapshots(start, SNAPSHOTS_PER_CALL):
-        yield from map(describe_snapshot, page)
+        for snapshot in page:
+            with suppress(NotFoundError):  # its owner, another process, deleted it meanwhile
+                yield describe_snapshot(snapshot)
         start += len(page)
 
 

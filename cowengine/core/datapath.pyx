@@ -547,6 +547,11 @@ cdef class DataPath(ReadPath):
         self.mutex.renew()
         self.state = STATUS_ABSENT
 
+    def behead(self):
+        """From now on there is no live volume here, only roots can be read. Lets go of the engine."""
+        self.headless = True
+        self.refill = self.commit = None
+
     # -- roots and checkpoints -----------------------------------------------------------------------------------------
     def load_roots(self, bytes map_root not None, bytes free_map_root not None):
         """Sets the roots of the live map and the free map, from a superblock and the live head's record."""

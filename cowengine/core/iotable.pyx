@@ -31,7 +31,7 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
 
-cdef int _F_OFD_SETLK = 37
+cdef int _F_OFD_GETLK = 36, _F_OFD_SETLK = 37
 cdef size_t CALL_BYTES_MAX = 1 << 30    # Linux moves at most 0x7ffff000 bytes a call
 
 
@@ -65,6 +65,14 @@ cdef int _pwrite_all(int fd, const void *buffer, size_t length, uint64_t offset)
             return EIO
         done += <size_t>count
     return 0
+
+
+_FLOCK = _struct.Struct("hhqqi4x")
+
+
+def _range(kind, start, length):
+    """A `struct flock`; length 0 is to the end of all offsets."""
+    return _FLOCK.pack(kind, 0, start, length, 0)
 
 
 cdef class IOTable:
@@ -191,10 +199,22 @@ cdef class IOTable:
         """Drops the file's clean pages from the cache, so that reads show what the disk holds."""
         _os.posix_fadvise(fd, 0, 0, _os.POSIX_FADV_DONTNEED)
 
-    def lock(self, int fd, bint exclusive):
-        """Takes an open-file-description lock on the whole file; BlockingIOError if another holds one."""
-        kind = _fcntl.F_WRLCK if exclusive else _fcntl.F_RDLCK
-        _fcntl.fcntl(fd, _F_OFD_SETLK, _struct.pack("hhqqi4x", kind, 0, 0, 0, 0))
+    def lock(self, int fd, bint exclusive, uint64_t start=0, uint64_t length=0):
+        """Takes an open-file-description lock on a range of bytes, by default on all there can be.
+
+        BlockingIOError if another description's lock is in the way. One of this description is replaced.
+        """
+        _fcntl.fcntl(fd, _F_OFD_SETLK, _range(_fcntl.F_WRLCK if exclusive else _fcntl.F_RDLCK, start, length))
+
+    def unlock(self, int fd, uint64_t start=0, uint64_t length=0):
+        """Gives up this description's locks on a range of bytes."""
+        _fcntl.fcntl(fd, _F_OFD_SETLK, _range(_fcntl.F_UNLCK, start, length))
+
+    def locked(self, int fd, bint exclusive, uint64_t start=0, uint64_t length=0):
+        """The range (start, length) of a lock that would keep `lock` from succeeding now, or None."""
+        asked = _range(_fcntl.F_WRLCK if exclusive else _fcntl.F_RDLCK, start, length)
+        kind, _, found, count, _ = _FLOCK.unpack(_fcntl.fcntl(fd, _F_OFD_GETLK, asked))
+        return None if kind == _fcntl.F_UNLCK else (found, count)
 
     def is_sole(self, int fd):
         """Whether no other descriptor of any process has the file open; True where the system cannot tell.

@@ -33,6 +33,7 @@ cdef enum:              # a status is 0, a positive errno, or one of these
     STATUS_STOPPED = -6     # the budget is used up; go on from where it stopped
     STATUS_ABSENT = -7      # closed
     STATUS_POISONED = -8
+    STATUS_HEADLESS = -10   # the live head is another process's
 
 ctypedef struct entry_t:
     uint64_t target

@@ -29,6 +29,7 @@ cdef class ReadPath:
     cdef readonly int fd
     cdef Mutex mutex
     cdef readonly BlockMap map
+    cdef readonly bint headless  # another process owns the live head: only roots can be read
     cdef int state              # 0, or the status that every call returns
     cdef readonly uint64_t size
     cdef readonly uint64_t block_bytes

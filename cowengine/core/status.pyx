@@ -6,7 +6,9 @@ The names of the file and the snapshot are added by whoever knows them; the kern
 import os as _os
 import errno as _errno
 
-from cowengine.core.radix cimport STATUS_ABSENT, STATUS_CORRUPT, STATUS_GONE, STATUS_MEMORY, STATUS_POISONED, Tree
+from cowengine.core.radix cimport (
+    STATUS_ABSENT, STATUS_CORRUPT, STATUS_GONE, STATUS_HEADLESS, STATUS_MEMORY, STATUS_POISONED, Tree,
+)
 
 from cowengine import errors
 from cowengine.core.iotable cimport STATUS_SHORT
@@ -26,6 +28,8 @@ cdef int check_status(int status, Tree tree) except -1:
         raise MemoryError("no memory for a node of the block map")
     if status == STATUS_GONE:
         raise errors.NotFoundError("the snapshot was deleted")
+    if status == STATUS_HEADLESS:
+        raise errors.BusyError("the live volume belongs to another process: only its snapshots can be read here")
     if status == STATUS_ABSENT:
         raise errors.ClosedError("the volume is closed")
     if status == STATUS_POISONED:

@@ -21,6 +21,7 @@ from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
+from cowengine.engine.locks import FileLocks
 from cowengine.engine.report import Report
 from cowengine.errors import (
     BusyError,
@@ -67,10 +68,9 @@ def check_file(path: str, io: IOTable = KERNEL) -> Report:
     """
     fd = open_regular(io, path, read_only=True)
     try:
-        io.lock(fd, False)
+        if not FileLocks(io, fd, path).share():
+            raise BusyError("the volume is open for writing; close it, or check it through its owner", path)
         return check_open(io, fd, path)
-    except BlockingIOError:
-        raise BusyError("the volume is open for writing; close it, or check it through its owner", path) from None
     finally:
         io.close(fd)
 

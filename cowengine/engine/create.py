@@ -15,8 +15,8 @@ from collections.abc import Callable
 from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.engine import Engine
+from cowengine.engine.locks import FileLocks
 from cowengine.errors import (
-    BusyError,
     CowEngineError,
     ExistsError,
     NoSpaceError,
@@ -119,10 +119,7 @@ def first_superblock(
 
 def own(io: IOTable, fd: int, path: str) -> None:
     """Takes the lock of an owner. Raises BusyError."""
-    try:
-        io.lock(fd, True)
-    except BlockingIOError:
-        raise BusyError("another process owns the file", path) from None
+    FileLocks(io, fd, path).own()
 
 
 def write_zeros(io: IOTable, fd: int, start: int, end: int) -> None:
@@ -156,6 +153,7 @@ def fill(
     # The second superblock slot gets the same, so that both are valid from the beginning.
     engine.write_superblock(engine.superblock)
     engine.allocator.fill_reserve()
+    engine.locks.publish(engine.log.sequence)
     return engine
 
 

@@ -27,9 +27,10 @@ from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
 from cowengine.engine import checkpoint, memory, reclaim
 from cowengine.engine.allocator import Allocator, Run, runs_of
-from cowengine.engine.holds import require_deletable
+from cowengine.engine.holds import claim, require_deletable
 from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
+from cowengine.engine.locks import FileLocks
 from cowengine.engine.log import CommitLog
 from cowengine.engine.usage import Amount
 from cowengine.errors import (
@@ -88,6 +89,7 @@ class Engine:
         self.io = io
         self.fd = fd
         self.name = name
+        self.locks = FileLocks(io, fd, name)
         self.read_only = read_only
         self.superblock = sb
         self.newest_slot = 0
@@ -276,6 +278,7 @@ class Engine:
         encoded = encode_record(record, self.fold)
         log.append(encoded, record_checksum(encoded))
         self.barrier()  # I4: acknowledged only when the record is durable
+        self.locks.publish(log.sequence)  # I35
         self.counters["commits"] += 1
         for event in self.pending_events:
             self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
@@ -343,10 +346,6 @@ class Engine:
             raise AnchorError(f"snapshot {record.name!r} is an anchor: its data was given up", self.name)
         return record
 
-    def releasable_snapshot(self, number: int) -> LineageRecord:
-        """The record of a snapshot whose data may be given up; else raises what stands against it."""
-        return self.live_snapshot(number)
-
     def delete(self, number: int) -> None:
         """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`."""
         with self.lock:
@@ -368,6 +367,7 @@ class Engine:
         self.make_room(for_delete=True)
         self.lineage.load_all()
         self.lineage.root(number)  # if it is damaged, this says so before anything is done
+        claim(self, self.live_snapshot(number))
         with self.undivided():
             self.commit([event], room_made=True)
             mark(number)

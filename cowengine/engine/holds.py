@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
 
 
+BEING_READ = "another process is reading it"
+
+
 def why_kept(engine: Engine, record: LineageRecord) -> str | None:
     """What stands against giving this snapshot's data back now, for a message; None if nothing does."""
     if record.hold_reason:
         return f"it is held: {record.hold_reason}"
+    if engine.locks.is_read(record.id):
+        return BEING_READ
     return None
 
 
@@ -26,6 +31,12 @@ def require_deletable(engine: Engine, record: LineageRecord) -> None:
     why = why_kept(engine, record)
     if why is not None:
         raise BusyError(f"snapshot {record.name!r} cannot be given back: {why}", engine.name)
+
+
+def claim(engine: Engine, record: LineageRecord) -> None:
+    """The last question, behind which there is no way back: keeps readers off until the reclaim ends (I36)."""
+    if not engine.locks.claim(record.id):
+        raise BusyError(f"snapshot {record.name!r} cannot be given back: {BEING_READ}", engine.name)
 
 
 def hold(engine: Engine, number: int, reason: str) -> None:

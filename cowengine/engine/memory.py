@@ -11,6 +11,7 @@ Threads   Under the commit lock: while a checkpoint runs, a clean node may not b
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import ref
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
@@ -24,7 +25,14 @@ SHARE_OF_TABLES = 16  # the lineage table and the two bitmaps may each take one 
 def bound(engine: Engine, cache_bytes: int) -> None:
     """Sets the limit, in bytes. Not durable."""
     engine.cache_nodes = max(cache_bytes, CACHE_BYTES_MIN) // NODE_BYTES
-    engine.path.bound(engine.cache_nodes, lambda: trim(engine))
+    here = ref(engine)  # the path may outlive its engine, and must not keep it
+
+    def trim_it() -> None:
+        found = here()
+        if found is not None:
+            trim(found)
+
+    engine.path.bound(engine.cache_nodes, trim_it)
 
 
 def trim(engine: Engine) -> None:

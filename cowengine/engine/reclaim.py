@@ -50,6 +50,7 @@ def reclaim_step(engine: Engine) -> bool:
             engine.commit([event], batch=batch, room_made=True)
             if at_end:
                 lineage.reclaimed(number)
+                engine.locks.release(number)
                 engine.reclaiming = None
             else:
                 lineage.move_cursor(number, cursor)
@@ -69,12 +70,15 @@ def _write_first(engine: Engine) -> None:
 
 
 def _next(engine: Engine) -> int | None:
-    """The snapshot under reclaim, or the next one that at most one other shares data with."""
+    """The snapshot under reclaim, or the next one that at most one other shares data with and nobody reads."""
     if engine.reclaiming is None:
         waiting = engine.lineage.pending()
         begun = (record.id for record in waiting if record.cursor != NO_CURSOR)
         ready = (record.id for record in waiting if len(engine.lineage.sharers(record.id)) < 2)
-        engine.reclaiming = next(begun, None) or next(ready, None)
+        number = next(begun, None)
+        # I36: a reader may have pinned what an owner gave up that died then.
+        candidates = ready if number is None else [number]
+        engine.reclaiming = next((number for number in candidates if engine.locks.claim(number)), None)
     return engine.reclaiming
 
 

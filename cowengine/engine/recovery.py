@@ -4,7 +4,7 @@ Recovery is itself a commit (I14): sync first, so that what is read is what the 
 replay; then a superblock with a fresh salt, the tip and skipped epochs goes to both slots, a barrier each, before
 anything is placed or reused. A clean file goes the same way.
 
-Read-only, nothing is written: the log is replayed in memory.
+Read-only, nothing is written: the log is replayed in memory. If the file has an owner then, reader.py takes over.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.intent import intent_path, void_intent
+from cowengine.engine.locks import FileLocks
 from cowengine.errors import (
     BusyError,
     CorruptionError,
@@ -35,6 +36,7 @@ from cowengine.format import (
     LINEAGE_ANCHOR,
     NO_UUID,
     SLOT_BYTES,
+    TREE_FREE_MAP,
     TREE_MAP,
     AnchorEvent,
     DeleteEvent,
@@ -49,6 +51,7 @@ from cowengine.format import (
     Superblock,
     decode_record,
     decode_superblock,
+    hole,
     level_for,
     scan_records,
 )
@@ -73,16 +76,15 @@ def open_engine(
 def _open(
     io: IOTable, fd: int, path: str, read_only: bool, store_uuid: bytes | None, without_store: bool
 ) -> Engine:  # fmt: skip
-    try:
-        io.lock(fd, not read_only)
-    except BlockingIOError:
-        raise BusyError("the volume is open already, in this or another process", path) from None
+    locks = FileLocks(io, fd, path)
     if not read_only:
-        try:
-            io.fdatasync(fd)
-        except OSError as error:
-            raise PoisonedError(f"the file cannot be synced ({error.strerror}); nothing was changed", path) from error
-        io.forget(fd)
+        locks.own()
+    elif not locks.share():
+        from cowengine.engine.reader import Reader
+
+        return Reader(io, fd, path).newest()
+    if not read_only or not _choose(io, fd, path)[0].clean:
+        _make_durable(io, fd, path)
     superblock, slot, other = _choose(io, fd, path)
     if not read_only:
         void_intent(io, path, superblock.volume_uuid)
@@ -102,14 +104,23 @@ def _open(
     engine = Engine(io, fd, path, superblock, read_only=read_only, file_slots=file_slots)
     engine.newest_slot = slot
     try:
-        _load(engine)
-        _replay(engine)
+        load(engine)
+        replay(engine, engine.log.read_all())
         if not read_only:
             _commit_recovery(engine, store_uuid, other)
     except CorruptionError as error:
         error.filename = error.filename or path
         raise
     return engine
+
+
+def _make_durable(io: IOTable, fd: int, path: str) -> None:
+    """I14: what is read next is what the disk holds, whoever wrote it and died."""
+    try:
+        io.fdatasync(fd)
+    except OSError as error:
+        raise PoisonedError(f"the file cannot be synced ({error.strerror}); nothing was changed", path) from error
+    io.forget(fd)
 
 
 def _choose(io: IOTable, fd: int, path: str) -> tuple[Superblock, int, bool]:
@@ -154,7 +165,7 @@ def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int,
 
 
 # -- replay ------------------------------------------------------------------------------------------------------------
-def _load(engine: Engine) -> None:
+def load(engine: Engine) -> None:
     """The state of the chosen superblock's checkpoint."""
     sb = engine.superblock
     engine.table.pointer = sb.lineage_root.encode()
@@ -163,7 +174,9 @@ def _load(engine: Engine) -> None:
     if head.root.level != level_for(TREE_MAP, blocks):
         raise CorruptionError(f"the map's root has level {head.root.level}, which does not fit {blocks} blocks")
     engine.set_size(head.size)
-    engine.path.load_roots(head.root.encode(), sb.free_map_root.encode())
+    # Who only reads needs no free map.
+    free_map_root = hole(level_for(TREE_FREE_MAP, 1)) if engine.read_only else sb.free_map_root
+    engine.path.load_roots(head.root.encode(), free_map_root.encode())
     engine.path.set_epochs(head.epoch, head.frozen)
     engine.lineage.set_holder()
     log = engine.log
@@ -172,20 +185,28 @@ def _load(engine: Engine) -> None:
     engine.bases = (log.position, log.position)
 
 
-def _replay(engine: Engine) -> None:
-    """Applies the chain of records that follows the checkpoint."""
+def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
+    """Applies the chain of records in `data`, the whole log, that follows the checkpoint.
+
+    If the file has an owner, `durable` is the last record that is known to be; of those behind it, all that have a
+    successor are, too, because none is written before the barrier of the one before (I8, I35). A last one that may not
+    be is left out.
+    """
     sb, log = engine.superblock, engine.log
-    data = log.read_all()
     chain: set[int] = set()
+    last: Record | None = None
     while len(chain) * log.unit < log.size:
         found = _next_record(engine, data)
         if found is None:
             break
-        record, checksum, length, place = found
-        _apply(engine, record)
+        if last is not None:
+            _apply(engine, last)
+        last, checksum, length, place = found
         chain.add(place % log.size)
         log.position = place + log.padded(length)
-        log.sequence, log.checksum = record.sequence, checksum
+        log.sequence, log.checksum = last.sequence, checksum
+    if last is not None and (durable is None or last.sequence <= max(durable, sb.tip_sequence)):
+        _apply(engine, last)
     if log.sequence < sb.tip_sequence:
         raise CorruptionError(f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name)
     for offset, header in scan_records(data, sb.log_shift, engine.fold, generation_above=sb.generation):
@@ -281,5 +302,6 @@ def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool
     engine.write_superblock(recovered)
     engine.write_superblock(engine.superblock)
     engine.allocator.fill_reserve()
+    engine.locks.publish(log.sequence)
     if not other_valid:
         logger.warning("%s: one of the two superblocks was damaged and has been rewritten", engine.name)

@@ -52,6 +52,9 @@ NAME_BYTES_MAX: Final = 255
 HOLD_REASON_BYTES: Final = 64
 METADATA_BYTES_MAX: Final = 4096
 ID_MAX: Final = RECORDS_PER_LEAF * FANOUT**LEVEL_MAX - 1
+# Byte offsets of locks (docs/format.md section 10); no data lies there.
+LOCK_FIRST: Final = 1 << 62
+LOCK_COMMITS: Final = LOCK_FIRST + (1 << 61)
 
 TREE_MAP: Final = 1
 TREE_LINEAGE: Final = 2

@@ -30,7 +30,7 @@ class ImageIO(IOTable):
     def close(self, fd):
         pass
 
-    def lock(self, fd, exclusive):
+    def lock(self, fd, exclusive, start=0, length=0):
         pass
 
     def size(self, fd):

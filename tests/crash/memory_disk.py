@@ -27,6 +27,7 @@ from cowengine.core.iotable import IOTable
 
 SECTOR = 512
 PAGE = 4096
+OFFSETS = 1 << 63  # where all file offsets end
 DIRECTORY = 0  # the inode number every directory has here
 
 
@@ -220,7 +221,7 @@ def settle(
 class OpenFile:
     inode: int
     path: str
-    locked: bool | None = None  # None no lock, False shared, True exclusive
+    locks: list[tuple[int, int, bool]] = field(default_factory=list)  # [start, end), exclusive; disjoint
 
 
 class MemoryDisk(IOTable):
@@ -380,17 +381,25 @@ class MemoryDisk(IOTable):
             if not isinstance(change, Entry) and change.inode == inode:
                 self.cache.apply(change)
 
-    def lock(self, fd: int, exclusive: bool) -> None:
-        mine = self._file(fd)
+    def lock(self, fd: int, exclusive: bool, start: int = 0, length: int = 0) -> None:
+        if self.locked(fd, exclusive, start, length) is not None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", self._file(fd).path)
+        self.unlock(fd, start, length)
+        self._file(fd).locks.append((start, start + length if length else OFFSETS, exclusive))
+
+    def unlock(self, fd: int, start: int = 0, length: int = 0) -> None:
+        mine, end = self._file(fd), start + length if length else OFFSETS
+        parts = [(s, e, x) for a, b, x in mine.locks for s, e in ((a, min(b, start)), (max(a, end), b)) if s < e]
+        mine.locks = parts
+
+    def locked(self, fd: int, exclusive: bool, start: int = 0, length: int = 0) -> tuple[int, int] | None:
+        mine, end = self._file(fd), start + length if length else OFFSETS
         for other in self.files.values():
-            if (
-                other is not mine
-                and other.inode == mine.inode
-                and other.locked is not None
-                and (exclusive or other.locked)
-            ):
-                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable", mine.path)
-        mine.locked = exclusive
+            if other is not mine and other.inode == mine.inode:
+                for a, b, held in other.locks:
+                    if a < end and start < b and (exclusive or held):
+                        return a, b - a
+        return None
 
     def is_sole(self, fd: int) -> bool:
         return sum(other.inode == self._file(fd).inode for other in self.files.values()) == 1

@@ -121,3 +121,19 @@ def test_a_second_owner_is_refused() -> None:
         disk.lock(opened(disk), True)
     disk.close(fd)
     disk.lock(opened(disk), True)
+
+
+def test_locks_of_ranges_conflict_only_where_they_meet() -> None:
+    disk, fd = synced(b"")
+    other = opened(disk)
+    disk.lock(fd, True, 10, 10)
+    disk.lock(other, True, 20)
+    assert disk.locked(other, False, 0) == disk.locked(other, True, 19, 1) == (10, 10)
+    disk.unlock(fd, 14, 2)
+    disk.lock(other, False, 14, 2)
+    disk.lock(fd, False, 14, 1)
+    for start in (10, 13, 15, 16, 19, 20):
+        with pytest.raises(BlockingIOError):
+            disk.lock(other if start < 20 and start != 15 else fd, True, start, 1)
+    disk.close(fd)
+    disk.lock(other, True)

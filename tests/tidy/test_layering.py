@@ -20,7 +20,7 @@ LAYERS = [
     {"core"},
     {"format"},
     {"engine"},
-    {"volume", "snapshot", "extents", "names", "ranges"},
+    {"volume", "snapshot", "reader", "extents", "names", "ranges"},
     {"store"},
     {"convert"},
     {"backup"},
