@@ -134,7 +134,8 @@ class Reader:
     def pin(self, record: LineageRecord) -> None:
         """Keeps the data of a snapshot where it is until `unpin` (I36).
 
-        Raises NotFoundError if the snapshot is gone (AnchorError: its data), BusyError if its owner is about to give it back.
+        Raises NotFoundError if the snapshot is gone (AnchorError: its data), BusyError if its owner is about to give
+        it back.
         """
         with self._pins_lock:
             if self.closed:
