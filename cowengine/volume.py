@@ -8,6 +8,7 @@ Threads   Any thread may call anything. Reads and writes release the GIL during 
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
@@ -29,9 +30,11 @@ from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
+from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
-from cowengine.errors import NotFoundError, OutOfRangeError
+from cowengine.errors import NoSpaceError, NotFoundError, OutOfRangeError
 from cowengine.extents import ROWS_MAX, collect
+from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
 from cowengine.ranges import check_buffer, check_range, whole_number
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, live_walk
@@ -41,10 +44,22 @@ if TYPE_CHECKING:
 
     from cowengine.extents import ExtentArray
 
+T = TypeVar("T")
+
 logging.getLogger("cowengine").addHandler(logging.NullHandler())
 
 ZEROS = bytes(1 << 20)
 HEAD = 0
+
+
+class GivenUp(NamedTuple):
+    """A snapshot that was given up because space ran out."""
+
+    id: int
+    name: str
+    change_id: str
+    given_up: datetime.datetime
+    """When, UTC."""
 
 
 class Volume:
@@ -232,6 +247,10 @@ class Volume:
             self._refuse_write(data, offset)
         try:
             written = self._path.pwrite(data, offset)
+        except NoSpaceError as error:
+            written = self.engine.space.retried(
+                error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset))
+            )
         except (TypeError, BufferError, ValueError):
             check_buffer(data)
             raise
@@ -252,7 +271,7 @@ class Volume:
         """
         first, end = self._whole_blocks(*self._writable_range(offset, length, "discard"))
         if first < end:
-            self._path.discard(first, end)
+            self._with_space(lambda: self._path.discard(first, end))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Exactly these bytes read as zeros from now on; whole blocks give their space back.
@@ -266,7 +285,7 @@ class Volume:
             self._write_zeros(offset, offset + length)
             return
         self._write_zeros(offset, first * block)
-        self._path.discard(first, end)
+        self._with_space(lambda: self._path.discard(first, end))
         self._write_zeros(min(end * block, self.size), offset + length)
 
     def _write_zeros(self, start: int, stop: int) -> None:
@@ -289,8 +308,16 @@ class Volume:
         Raises PoisonedError if the system could not do it; then close the volume and open it again.
         """
         began = time.perf_counter()
-        self.engine.flush()
+        self._with_space(self.engine.flush)
         self.engine.latencies["flush"].add(time.perf_counter() - began)
+        self.engine.space.look()
+
+    def _with_space(self, work: Callable[[], T]) -> T:
+        """Does what may find the file system full; see `policy` and `on_space_needed`."""
+        try:
+            return work()
+        except NoSpaceError as error:
+            return self.engine.space.retried(error, 0, work)
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def snapshot(self, name: str, *, metadata: dict[str, Any] | None = None) -> Snapshot:
@@ -301,9 +328,15 @@ class Volume:
         """
         check_name(name)
         encoded = encode_metadata(metadata, self.engine.metadata_max)
+
+        def take() -> LineageRecord:
+            self.engine.space.keep_limit()
+            return self.engine.snapshot(name, encoded)
+
         began = time.perf_counter()
-        taken = Snapshot(self.engine, self.engine.snapshot(name, encoded))
+        taken = Snapshot(self.engine, self._with_space(take))
         self.engine.latencies["snapshot"].add(time.perf_counter() - began)
+        self.engine.space.look()
         return taken
 
     def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:
@@ -337,10 +370,13 @@ class Volume:
         Returns the automatic snapshot of what it replaces. Newer snapshots stay. Writes wait meanwhile.
         """
         engine = self.engine
-        with engine.lock:
-            record = find_base(engine, snapshot)
-            name = f"before-rollback-{engine.lineage.next_id}"
-            return Snapshot(engine, engine.rollback(record.id, name))
+
+        def roll_back() -> LineageRecord:
+            with engine.lock:
+                record = find_base(engine, snapshot)
+                return engine.rollback(record.id, f"before-rollback-{engine.lineage.next_id}")
+
+        return Snapshot(engine, self._with_space(roll_back))
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(
@@ -385,6 +421,67 @@ class Volume:
                 snapshot.flatten(name)
             finally:
                 snapshot.delete()
+
+    # -- space --------------------------------------------------------------------------------------------------------
+    def policy(
+        self, *, when_full: str | None = None, keep_newest: int | None = None, snapshot_bytes_max: int | None = None
+    ) -> Policy:
+        """What happens when space runs out; changes what is given, and returns the policy. Durable when it returns.
+
+        `when_full`: "fail" (the default), the call fails with NoSpaceError; "give-up", the oldest snapshots go until it
+        succeeds, except those that are held or read, and the `keep_newest` (at least 1) newest ones. Each that goes is
+        logged as a warning, counted in `stats` and listed by `given_up`, durably. `snapshot_bytes_max` limits what
+        snapshots hold beside the live volume, in bytes of blocks (0: no limit): over it `snapshot` gives snapshots up,
+        or fails, as `when_full` says; with "give-up" so do writes, about once a MiB. Raises OutOfRangeError.
+        """
+        space = self.engine.space
+        with self.engine.lock:
+            self._path.check_state()
+            policy = space.policy
+            if when_full is not None:
+                policy = policy._replace(when_full=when_full)
+            if keep_newest is not None:
+                policy = policy._replace(keep_newest=whole_number(keep_newest, "keep_newest"))
+            if snapshot_bytes_max is not None:
+                limit = whole_number(snapshot_bytes_max, "snapshot_bytes_max")
+                policy = policy._replace(snapshot_bytes_max=limit)
+            if policy.when_full not in WHEN_FULL:
+                raise OutOfRangeError(f"when_full: {shown(str(when_full))} is none of {', '.join(WHEN_FULL)}")
+            if not 1 <= policy.keep_newest <= ID_MAX or not 0 <= policy.snapshot_bytes_max <= SIZE_MAX:
+                raise OutOfRangeError(f"keep_newest: 1 to {ID_MAX}; snapshot_bytes_max: 0 to {SIZE_MAX} bytes")
+            space.set_policy(policy)
+        return policy
+
+    def given_up(self) -> list[GivenUp]:
+        """The snapshots that were given up because space ran out, oldest loss first.
+
+        The file keeps the newest of them, dozens; `stats()["snapshots_given_up"]` counts all.
+        """
+        return [
+            GivenUp(
+                loss.id, loss.name, f"{self.id}/{loss.epoch}/{loss.tag:016x}",
+                datetime.datetime.fromtimestamp(loss.given_up_ns / 1e9, datetime.UTC),
+            )
+            for loss in self.engine.space.losses
+        ]  # fmt: skip
+
+    def on_space_needed(self, callback: Callable[[SpaceNeeded], object] | None, *, time_limit: float = 30.0) -> None:
+        """Registers who is asked when a call finds the file system full, before the policy is; None: nobody.
+
+        The callback may free space or wait for it. If what it returns is true the call is tried again, and the callback
+        asked again if that was not enough, until `time_limit` seconds after the first failure; if not, the policy
+        decides. It runs in the thread of the call, with no lock of the engine held, and may use the volume; its own
+        calls do not ask it. What it raises, the call raises.
+        """
+        self.engine.space.on_needed(callback, time_limit)
+
+    def on_space_low(self, callback: Callable[[SpaceLow], object] | None, *, below: float = 0.1) -> None:
+        """Registers who is told, once, when less than a share of the file system is free; None: nobody.
+
+        Told again when it happens again after space was freed. Looked at about once a second, at the end of `flush` and
+        `snapshot` and about once a MiB of writes; as `on_space_needed`, except that what it raises is logged.
+        """
+        self.engine.space.on_low(callback, below)
 
     # -- care ---------------------------------------------------------------------------------------------------------
     def reclaim(self) -> None:
@@ -436,6 +533,7 @@ class Volume:
                 "blocks_redirected": path.blocks_placed,
                 "poisoned": engine.failure is not None,
                 "latency": {name: histogram.describe() for name, histogram in engine.latencies.items()},
+                **engine.space.stats(),
                 **engine.counters,
             }
 

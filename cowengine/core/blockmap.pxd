@@ -1,6 +1,6 @@
 """The block map: which slots hold each block, and since which epoch."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from cowengine.core.radix cimport Tree, entry_t, extent_t, link_t, pointer_t, runs_t
 
@@ -38,6 +38,7 @@ ctypedef struct unshared_t:     # the space that only a deleted snapshot holds
 
 
 cdef class BlockMap(Tree):
+    cdef readonly int64_t kept_blocks   # left by the live head to snapshots, less those reclaimed; since the open
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
     cdef uint64_t limit(self, uint64_t block) noexcept nogil
     cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, runs_t *freed) noexcept nogil

@@ -1,3 +1,8 @@
+from typing_extensions import disjoint_base
+
 from cowengine.core.radix import Tree
 
-class BlockMap(Tree): ...
+@disjoint_base
+class BlockMap(Tree):
+    @property
+    def kept_blocks(self) -> int: ...

@@ -89,11 +89,17 @@ cdef class BlockMap(Tree):
         cdef int status = 0
         if kind_of(pointer.target) != KIND_RUN:
             return 0
-        if middle > base and pointer.birth > self.limit(base):
-            status = runs_append(freed, slot, (middle - base) * self.slots_per_block)
-        if status == 0 and end > middle and pointer.birth > self.limit(middle):
-            status = runs_append(
-                freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
+        if middle > base:
+            if pointer.birth > self.limit(base):
+                status = runs_append(freed, slot, (middle - base) * self.slots_per_block)
+            else:
+                self.kept_blocks += middle - base
+        if status == 0 and end > middle:
+            if pointer.birth > self.limit(middle):
+                status = runs_append(
+                    freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
+            else:
+                self.kept_blocks += end - middle
         return status
 
     cdef int set_range(self, link_t *link, uint64_t base, change_t *change) noexcept nogil:
@@ -142,12 +148,15 @@ cdef class BlockMap(Tree):
         cdef int status
         for block in range(max(base, change.first), end):
             entry = &entries[block - base]
-            if kind_of(entry.target) == KIND_RUN and entry.birth > self.limit(block):
-                if change.freed.count >= change.freed_max:
-                    return STATUS_STOPPED
-                status = runs_append(change.freed, slot_of(entry.target), self.slots_per_block)
-                if status != 0:
-                    return status
+            if kind_of(entry.target) == KIND_RUN:
+                if entry.birth > self.limit(block):
+                    if change.freed.count >= change.freed_max:
+                        return STATUS_STOPPED
+                    status = runs_append(change.freed, slot_of(entry.target), self.slots_per_block)
+                    if status != 0:
+                        return status
+                else:
+                    self.kept_blocks += 1
             entry.target = 0
             if change.kind == KIND_RUN:
                 entry.target = entry_target(KIND_RUN, change.slot + (block - change.first) * self.slots_per_block)
@@ -299,6 +308,7 @@ cdef class BlockMap(Tree):
             status = runs_append(found.freed, slot_of(mine.target), self.slots_per_block)
             if status != 0:
                 return status
+            self.kept_blocks -= 1
         if dead.node != NULL:
             status = self.supersede(dead.node, found.freed_nodes)
             if status != 0:

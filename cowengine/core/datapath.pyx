@@ -259,11 +259,31 @@ cdef class DataPath(ReadPath):
         return 0
 
     cdef void unplace(self, plan_t *plan) noexcept nogil:
-        """Gives back what `place` took. The busy leaf is there, so this cannot fail."""
+        """Gives back what `place` took, last piece first. The busy leaf is there, so this cannot fail.
+
+        What came off the runway goes back to it, as far as there is room: on a full file system the next try then
+        begins with the space that this one got.
+        """
+        cdef uint64_t slot, count, room
+        cdef run_t *front
         cdef int i
-        for i in range(plan.count):
-            if plan.pieces[i].placed:
-                self.slots.set_busy(plan.pieces[i].slot, plan.pieces[i].count * self.slots_per_block, False)
+        for i in range(plan.count - 1, -1, -1):
+            if not plan.pieces[i].placed:
+                continue
+            slot, count = plan.pieces[i].slot, plan.pieces[i].count * self.slots_per_block
+            front = &self.runway[self.runway_count - 1] if self.runway_count > 0 else NULL
+            if self.home_of(plan.pieces[i].first, &room) == slot:
+                self.slots.set_busy(slot, count, False)
+                continue
+            self.blocks_placed -= plan.pieces[i].count
+            if front != NULL and front.slot == slot + count:
+                front.slot -= count
+                front.count += count
+            elif self.runway_count < RUNWAY_MAX:
+                self.runway[self.runway_count].slot, self.runway[self.runway_count].count = slot, count
+                self.runway_count += 1
+            else:
+                self.slots.set_busy(slot, count, False)
 
     cdef int transfer(self, plan_t *plan, const char *data) noexcept nogil:
         """Writes the pieces; holds no lock."""

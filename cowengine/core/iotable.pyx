@@ -136,6 +136,11 @@ cdef class IOTable:
         """The length of the file in bytes."""
         return _os.fstat(fd).st_size
 
+    def space(self, int fd):
+        """(bytes that the file takes, bytes that are free for this user, bytes of the file system)."""
+        state = _os.fstatvfs(fd)
+        return _os.fstat(fd).st_blocks * 512, state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+
     def pread_into(self, int fd, buffer, uint64_t offset):
         """Fills a writable buffer from `offset`; returns the bytes read, fewer only at the end of the file."""
         cdef unsigned char[::1] view = buffer

@@ -62,6 +62,7 @@ class Allocator:
         self.limit = max(start, file_slots)  # slots from here on were never given out
         self._cursor = start
         self._placed_at_commit = 0
+        self._tight = False  # the file system has been full
         self._scraps: list[Run] = []  # busy, in front of runways
         self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
         self._reserve_slots = reserve_slots
@@ -96,13 +97,21 @@ class Allocator:
             start = max(self._tail_start, self._cursor - self._cursor % SPAN_SLOTS)
             stop = min(self.limit, self._cursor - self._cursor % SPAN_SLOTS + SPAN_SLOTS)
             free = stop - start - slots.count_busy(start, stop)
-            if free > max(4 * RUNWAY_SLOTS, (stop - start) // REUSE_SHARE):
+            if (self._tight and free) or free > max(4 * RUNWAY_SLOTS, (stop - start) // REUSE_SHARE):
                 found = slots.find_free(self._cursor, stop, wanted, multiple)
                 if found is not None:
                     self._cursor = found[0] + found[1]
                     return found
             self._cursor = stop
         return None
+
+    def tighten(self) -> bool:
+        """The file system is full: from now on every free slot is reused before the file grows, as many still have
+        their space. Returns False if that was so before.
+        """
+        with self._lock:
+            before, self._tight = self._tight, True
+            return not before
 
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)

@@ -28,6 +28,7 @@ from cowengine.format import (
     AnchorEvent,
     DeleteEvent,
     Event,
+    GiveUpEvent,
     HoldEvent,
     LineageRecord,
     Pointer,
@@ -131,11 +132,11 @@ class Replay:
             self._snapshot(event)
         elif isinstance(event, RollbackEvent):
             self._rollback(event)
-        elif isinstance(event, DeleteEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
+        elif isinstance(event, DeleteEvent | GiveUpEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
                 self.problem(f"{type(event).__name__} of snapshot {event.id}, which does not exist")
-            elif isinstance(event, DeleteEvent):
+            elif isinstance(event, DeleteEvent | GiveUpEvent):
                 if member.record.flags & LINEAGE_DELETED:
                     self.problem(f"snapshot {event.id} is deleted twice")
                 if member.record.flags & LINEAGE_HELD:

@@ -52,6 +52,7 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
         epoch=engine.path.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
         needs_store=engine.superblock.needs_store and not clean,
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
+        **engine.space.superblock_fields(),
     )  # fmt: skip
 
 

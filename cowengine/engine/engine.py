@@ -32,6 +32,7 @@ from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.log import CommitLog
+from cowengine.engine.space import Space
 from cowengine.engine.usage import Amount
 from cowengine.errors import (
     AnchorError,
@@ -52,6 +53,7 @@ from cowengine.format import (
     AnchorEvent,
     DeleteEvent,
     Event,
+    GiveUpEvent,
     LineageRecord,
     Record,
     RollbackEvent,
@@ -128,7 +130,8 @@ class Engine:
         self._synced_writes = 0
         self._takes = 0
         self._takes_done = 0
-        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0}
+        self.space = Space(self, sb)
+        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
         self.cache_nodes = 0
@@ -142,6 +145,7 @@ class Engine:
 
     # -- callbacks of the data path, called with no lock held ---------------------------------------------------------
     def _refill(self, slots: int) -> None:
+        self.space.on_growth()
         self.allocator.runway(slots)
 
     def _commit_full_batch(self) -> None:
@@ -346,12 +350,19 @@ class Engine:
             raise AnchorError(f"snapshot {record.name!r} is an anchor: its data was given up", self.name)
         return record
 
-    def delete(self, number: int) -> None:
-        """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`."""
+    def delete(self, number: int, *, give_up: bool = False) -> None:
+        """Deletes a snapshot: gone when it returns, even after a crash. Its space comes back by `reclaim`.
+
+        With `give_up` the loss is noted in the volume.
+        """
         with self.lock:
             self.require_writable()
             require_deletable(self, self.live_snapshot(number))
-            self._release(number, DeleteEvent(number), self.lineage.delete)
+            if give_up:
+                event = GiveUpEvent(number, time.time_ns())
+                self._release(number, event, lambda _: self.space.lose(event))
+            else:
+                self._release(number, DeleteEvent(number), self.lineage.delete)
 
     def to_anchor(self, number: int) -> None:
         """Gives up a snapshot's data, not its epoch; durable when it returns. Its space comes back by `reclaim`."""
@@ -406,6 +417,7 @@ class Engine:
         self.path.replace_root(self.lineage.root(event.to))
         self.path.set_epochs(event.epoch, event.epoch - 1)
         self.lineage.stand(event.to)
+        self.counters["rollbacks"] += 1
         self.lineage.set_holder()
 
     # -- snapshot sets ----------------------------------------------------------------------------------------------

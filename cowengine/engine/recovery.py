@@ -20,6 +20,7 @@ from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.intent import intent_path, void_intent
 from cowengine.engine.locks import FileLocks
+from cowengine.engine.space import Policy
 from cowengine.errors import (
     BusyError,
     CorruptionError,
@@ -41,7 +42,9 @@ from cowengine.format import (
     AnchorEvent,
     DeleteEvent,
     Event,
+    GiveUpEvent,
     HoldEvent,
+    PolicyEvent,
     ReclaimedEvent,
     ReclaimEvent,
     Record,
@@ -277,6 +280,10 @@ def apply_event(engine: Engine, event: Event) -> None:
         engine.turn_back(event)
     elif isinstance(event, StoreEvent):
         engine.durable_store_sequence = event.store_sequence
+    elif isinstance(event, PolicyEvent):
+        engine.space.policy = Policy.of(event)
+    elif isinstance(event, GiveUpEvent):
+        engine.space.lose(event)
     elif isinstance(event, HoldEvent):
         lineage.hold(event.id, event.reason)
     lineage.set_holder()

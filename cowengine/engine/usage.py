@@ -178,6 +178,13 @@ def volume_space(engine: Engine) -> VolumeSpace:
     )
 
 
+def held_by_snapshots(engine: Engine) -> int:
+    """Bytes of blocks that snapshots, deleted ones included, hold and the live volume does not reach."""
+    used = volume_space(engine).used_bytes
+    (live,) = _amounts(engine, lambda: (Part(HEAD_ID, (), 0),))
+    return max(0, used - live.blocks * engine.path.block_bytes)
+
+
 def _member(engine: Engine, number: int) -> tuple[Part, Part]:
     """The walks over what only this member holds, and over what it brought in: these, of all members, are disjoint."""
     if engine.lineage.get(number) is None:

@@ -12,10 +12,12 @@ from cowengine.format.layout import (
     EVENT_ANCHOR,
     EVENT_BEFORE,
     EVENT_DELETE,
+    EVENT_GIVE_UP,
     EVENT_HEADER,
     EVENT_HEADER_BYTES,
     EVENT_HOLD,
     EVENT_PAYLOADS,
+    EVENT_POLICY,
     EVENT_RECLAIM,
     EVENT_RECLAIMED,
     EVENT_ROLLBACK,
@@ -27,6 +29,7 @@ from cowengine.format.layout import (
     NAME_BYTES_MAX,
     NO_UUID,
     SNAPSHOT_FIXED_BYTES,
+    WHEN_FULL_GIVE_UP,
     struct_of,
 )
 from cowengine.format.lineage import decode_name, decode_reason, size_is_legal
@@ -111,8 +114,36 @@ class HoldEvent:
     before: bool = False
 
 
+@dataclass(slots=True)
+class PolicyEvent:
+    """What happens when space runs out, from now on: the fields are those of the superblock."""
+
+    when_full: int
+    keep_newest: int
+    snapshot_bytes_max: int
+    before: bool = False
+
+
+@dataclass(slots=True)
+class GiveUpEvent:
+    """Snapshot `id` is deleted because space ran out, at Unix time `given_up_ns`."""
+
+    id: int
+    given_up_ns: int
+    before: bool = False
+
+
 Event = (
-    SnapshotEvent | DeleteEvent | ReclaimEvent | ReclaimedEvent | RollbackEvent | StoreEvent | AnchorEvent | HoldEvent
+    SnapshotEvent
+    | DeleteEvent
+    | ReclaimEvent
+    | ReclaimedEvent
+    | RollbackEvent
+    | StoreEvent
+    | AnchorEvent
+    | HoldEvent
+    | PolicyEvent
+    | GiveUpEvent
 )
 
 
@@ -133,6 +164,12 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, RollbackEvent):
         kind = EVENT_ROLLBACK
         payload = _FIXED[kind].pack(event.head, event.to, event.epoch, event.size)
+    elif isinstance(event, PolicyEvent):
+        kind = EVENT_POLICY
+        payload = _FIXED[kind].pack(event.when_full, event.keep_newest, event.snapshot_bytes_max)
+    elif isinstance(event, GiveUpEvent):
+        kind = EVENT_GIVE_UP
+        payload = _FIXED[kind].pack(event.id, event.given_up_ns)
     elif isinstance(event, HoldEvent):
         kind = EVENT_HOLD
         payload = _FIXED[kind].pack(event.id, event.reason.encode())
@@ -248,6 +285,18 @@ def _decode_hold(payload: bytes, before: bool) -> Event:
     return HoldEvent(_id(id_), decode_reason(reason), before)
 
 
+def _decode_policy(payload: bytes, before: bool) -> Event:
+    when_full, keep_newest, snapshot_bytes_max = _unpack(EVENT_POLICY, payload)
+    if when_full > WHEN_FULL_GIVE_UP:
+        raise CorruptionError(f"policy event: when_full {when_full}")
+    return PolicyEvent(when_full, keep_newest, snapshot_bytes_max, before)
+
+
+def _decode_give_up(payload: bytes, before: bool) -> Event:
+    id_, given_up_ns = _unpack(EVENT_GIVE_UP, payload)
+    return GiveUpEvent(_id(id_), given_up_ns, before)
+
+
 _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_SNAPSHOT: _decode_snapshot,
     EVENT_DELETE: _decode_delete,
@@ -257,4 +306,6 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_STORE: _decode_store,
     EVENT_HOLD: _decode_hold,
     EVENT_ANCHOR: _decode_anchor,
+    EVENT_POLICY: _decode_policy,
+    EVENT_GIVE_UP: _decode_give_up,
 }

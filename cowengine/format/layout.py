@@ -84,9 +84,14 @@ EVENT_ROLLBACK: Final = 5
 EVENT_STORE: Final = 6
 EVENT_ANCHOR: Final = 9
 EVENT_HOLD: Final = 10
+EVENT_POLICY: Final = 11
+EVENT_GIVE_UP: Final = 12
 EVENT_BEFORE: Final = 1
 
 RECORD_ONE_BARRIER: Final = 1
+
+WHEN_FULL_FAIL: Final = 0
+WHEN_FULL_GIVE_UP: Final = 1
 
 
 class Field(NamedTuple):
@@ -162,8 +167,15 @@ SUPERBLOCK: Final = (
     Field("free_map_root", 408, 32),
     Field("seal_root", 440, 32),
     Field("name_root", 472, 32),
+    Field("when_full", 984, 8),
+    Field("keep_newest", 992, 8),
+    Field("snapshot_bytes_max", 1000, 8),
+    Field("given_up_count", 1008, 8),
+    Field("given_up_bytes", 1016, 8),
+    Field("given_up", 1024, 3064),
     Field("checksum", 4088, 8),
 )
+LOSSES_BYTES: Final = 3064
 SUPERBLOCK_CHECKSUM_OFFSET: Final = 4088
 
 POINTER_BYTES: Final = 32
@@ -258,6 +270,8 @@ EVENT_PAYLOADS: Final = {
     EVENT_STORE: (Field("store_sequence", 0, 8),),
     EVENT_ANCHOR: (Field("id", 0, 8),),
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
+    EVENT_POLICY: (Field("when_full", 0, 8), Field("keep_newest", 8, 8), Field("snapshot_bytes_max", 16, 8)),
+    EVENT_GIVE_UP: (Field("id", 0, 8), Field("given_up_ns", 8, 8)),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56
 

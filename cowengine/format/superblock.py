@@ -19,6 +19,7 @@ from cowengine.format.layout import (
     LOG_BYTES_MAX,
     LOG_BYTES_MIN,
     LOG_SHIFTS,
+    LOSSES_BYTES,
     MAGIC,
     POINTER_NODE,
     POINTER_RUN,
@@ -28,10 +29,12 @@ from cowengine.format.layout import (
     SLOTS_MAX,
     SUPERBLOCK,
     SUPERBLOCK_CHECKSUM_OFFSET,
+    WHEN_FULL_GIVE_UP,
     check_gaps,
     gaps_of,
     struct_of,
 )
+from cowengine.format.losses import Loss, decode_losses, encode_loss
 from cowengine.format.trees import HOLE, Pointer
 
 _SUPERBLOCK = struct_of(SUPERBLOCK, SLOT_BYTES)
@@ -79,6 +82,11 @@ class Superblock:
     free_map_root: Pointer = HOLE
     seal_root: Pointer = HOLE
     name_root: Pointer = HOLE
+    when_full: int = 0
+    keep_newest: int = 0
+    snapshot_bytes_max: int = 0
+    given_up_count: int = 0
+    given_up: tuple[Loss, ...] = ()
 
     @property
     def log_bytes(self) -> int:
@@ -91,6 +99,8 @@ def encode_superblock(sb: Superblock) -> bytes:
     numbers = [number for region in sb.regions for number in region]
     numbers += [0] * (3 * REGIONS_MAX - len(numbers))
     data = bytearray(SLOT_BYTES)
+    losses = b"".join(encode_loss(loss) for loss in sb.given_up)
+    assert len(losses) <= LOSSES_BYTES, "the engine keeps the newest that fit"
     _SUPERBLOCK.pack_into(
         data, 0,
         MAGIC, FORMAT_VERSION, sb.block_shift, sb.log_shift, sb.clean, sb.needs_store,
@@ -98,7 +108,8 @@ def encode_superblock(sb: Superblock) -> bytes:
         sb.volume_uuid, sb.store_uuid, sb.generation, sb.salt, sb.created_ns, sb.log_first, sb.log_slots,
         sb.base_sequence, sb.base_checksum, sb.base_offset, sb.tip_sequence, sb.tip_checksum,
         sb.epoch, sb.next_id, sb.store_sequence, len(sb.regions), _REGIONS.pack(*numbers),
-        sb.lineage_root.encode(), sb.free_map_root.encode(), sb.seal_root.encode(), sb.name_root.encode(), 0,
+        sb.lineage_root.encode(), sb.free_map_root.encode(), sb.seal_root.encode(), sb.name_root.encode(),
+        sb.when_full, sb.keep_newest, sb.snapshot_bytes_max, sb.given_up_count, len(losses), losses, 0,
     )  # fmt: skip
     checksum = xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0)
     _CHECKSUM.pack_into(data, SUPERBLOCK_CHECKSUM_OFFSET, checksum)
@@ -118,7 +129,8 @@ def decode_superblock(data: bytes) -> Superblock:
         _, version, block_shift, log_shift, clean, needs_store, incompatible, read_only_compatible, compatible,
         volume_uuid, store_uuid, generation, salt, created_ns, log_first, log_slots,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum,
-        epoch, next_id, store_sequence, region_count, regions, lineage, free_map, seal, name, checksum,
+        epoch, next_id, store_sequence, region_count, regions, lineage, free_map, seal, name,
+        when_full, keep_newest, snapshot_bytes_max, given_up_count, given_up_bytes, given_up, checksum,
     ) = _SUPERBLOCK.unpack(data)  # fmt: skip
     if xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0) != checksum:
         raise CorruptionError("superblock: the checksum is wrong")
@@ -135,6 +147,7 @@ def decode_superblock(data: bytes) -> Superblock:
         incompatible, read_only_compatible, compatible, store_uuid,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum, epoch, next_id, store_sequence,
         Pointer.decode(lineage), Pointer.decode(free_map), Pointer.decode(seal), Pointer.decode(name),
+        when_full, keep_newest, snapshot_bytes_max, given_up_count, decode_losses(given_up, given_up_bytes),
     )  # fmt: skip
     _check_geometry(sb)
     _check_state(sb)
@@ -188,5 +201,7 @@ def _check_state(sb: Superblock) -> None:
     _require(sb.lineage_root.kind == POINTER_NODE, "no lineage table")
     _require(sb.free_map_root.kind != POINTER_RUN, "the free map is a run")
     _require(sb.lineage_root.birth == 0 == sb.free_map_root.birth, "lineage_root or free_map_root has a birth")
+    _require(sb.when_full <= WHEN_FULL_GIVE_UP, f"when_full {sb.when_full}")
+    _require(len(sb.given_up) <= sb.given_up_count, f"given_up_count {sb.given_up_count}, and more are listed")
     _require(sb.seal_root == HOLE, "seal_root is not zero")
     _require(sb.name_root == HOLE or bool(sb.features_compatible), "name_root is not zero")

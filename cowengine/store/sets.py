@@ -153,6 +153,8 @@ class PendingSet:
                 self._store.release_set(self.name, len(self._members), self._metadata)
 
     def _commit(self) -> SnapshotSet:
+        for _, volume in self._members:
+            volume.engine.space.keep_limit()
         begin = time.perf_counter()
         try:
             with prepare([volume.engine for _, volume in self._members], name=self.name) as prepared:

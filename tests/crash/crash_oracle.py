@@ -43,6 +43,8 @@ class Commit:
     latest_births: tuple[int, ...]
     floor: list[int]
     ceiling: list[int]
+    given_up: tuple[str, ...]
+    keep_newest: int
 
     def followed_by(self, model: ModelVolume, versions: list[list[bytes]]) -> Commit:
         """The same commit with every write begun until now."""
@@ -80,6 +82,8 @@ class Oracle:
         self.model = ModelVolume(size, block_size)
         self.versions: list[list[bytes]] = [[part] for part in self._sectors()]
         self.identities: dict[str, str] = {}
+        self.given_up: list[str] = []
+        self.keep_newest = 1
         self.acked = self._commit()
         self.in_flight: Commit | None = None
 
@@ -91,6 +95,7 @@ class Oracle:
         model.content[:] = found.live
         model.epoch = expected.epoch + 1
         model.snapshots, model.line = list(found.commit.snapshots), found.commit.line
+        oracle.given_up, oracle.keep_newest = list(found.commit.given_up), found.commit.keep_newest
         model.births = list(found.commit.births)
         for block in touched_blocks(found.commit, expected.block_size):
             model.births[block] = -next(UNCERTAIN)  # written or not since the commit: nobody can say
@@ -159,6 +164,13 @@ class Oracle:
     def _delete(self, name: str) -> None:
         self.model.delete(name)
 
+    def _give_up(self, name: str) -> None:
+        self.model.delete(name)
+        self.given_up.append(name)
+
+    def _policy(self, keep_newest: int) -> None:
+        self.keep_newest = keep_newest
+
     def _hold(self, name: str) -> None:
         self.model.hold(name, HOLD_REASON)
 
@@ -184,7 +196,10 @@ class Oracle:
         ceiling = [len(versions) for versions in self.versions]
         floor = [count - 1 for count in ceiling]
         births = tuple(self.model.births)
-        return Commit(tuple(self.model.snapshots), self.model.line, births, births, floor, ceiling)
+        return Commit(
+            tuple(self.model.snapshots), self.model.line, births, births, floor, ceiling, tuple(self.given_up),
+            self.keep_newest,
+        )  # fmt: skip
 
 
 def touched_blocks(commit: Commit, block_size: int) -> set[int]:
@@ -203,7 +218,11 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     shown = [(snapshot, content_of(snapshot, expected.size)) for snapshot in volume.snapshots()]
     faults = []
     for commit in expected.commits:
-        fault = snapshots_fault(shown, commit, expected) or live_fault(live, commit, expected)
+        fault = (
+            space_fault(volume, commit)
+            or snapshots_fault(shown, commit, expected)
+            or live_fault(live, commit, expected)
+        )
         if fault is None and extents:
             fault = extents_fault(volume, [snapshot for snapshot, _ in shown], live, commit, expected)
         if fault is None:
@@ -223,6 +242,16 @@ def content_of(snapshot: Any, size: int) -> bytes | None:
     with suppress(AnchorError):
         snapshot.pread(size, 0)
         raise Violation(f"anchor {snapshot.name} can be read")
+    return None
+
+
+def space_fault(volume: Any, commit: Commit) -> str | None:
+    """The policy, and the list of what was given up, of which the file keeps the newest."""
+    shown, keep_newest = [loss.name for loss in volume.given_up()], volume.policy().keep_newest
+    if keep_newest != commit.keep_newest:
+        return f"the policy keeps {keep_newest}, expected {commit.keep_newest}"
+    if shown != list(commit.given_up) or volume.engine.space.losses_count != len(commit.given_up):
+        return f"given up: {shown}, expected {commit.given_up}"
     return None
 
 

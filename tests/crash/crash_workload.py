@@ -67,12 +67,12 @@ PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
-    ("reopen",), ("compact",), ("hold", 0), ("release", 0),
+    ("reopen",), ("compact",), ("hold", 0), ("give_up", 0), ("policy",),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
     "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3,
-    "hold": 4, "release": 2,
+    "hold": 4, "release": 2, "give_up": 2, "policy": 2,
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def random_step(rng: random.Random, name: str) -> Step:
         return (name, rng.randrange(1 << 12), rng.choice((1, 1, 1, 2, 3, 8)))
     if name in ("partial", "zero"):
         return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
-    if name in ("delete", "rollback", "hold", "release", "anchor"):
+    if name in ("delete", "rollback", "hold", "release", "anchor", "give_up"):
         return (name, rng.randrange(8))
     return (name,)
 
@@ -244,12 +244,12 @@ class Runner:
             if name in ("write", "partial"):
                 return ("write", self._fill(length, offset), offset)
             return (name, offset, length)
-        if name in ("delete", "rollback", "hold", "release", "anchor"):
+        if name in ("delete", "rollback", "hold", "release", "anchor", "give_up"):
             snapshots = [each for each in self.oracle.model.snapshots if name == "delete" or not each.anchor]
             if not snapshots or (name == "rollback" and len(self.oracle.model.snapshots) > 5):
                 return None
             chosen = snapshots[numbers[0] % len(snapshots)]
-            if name in ("hold", "release") or (name in ("delete", "anchor") and chosen.hold_reason):
+            if name in ("hold", "release") or (name in ("delete", "anchor", "give_up") and chosen.hold_reason):
                 name = "release" if chosen.hold_reason else "hold"  # the other one would do nothing
             return (name, chosen.name)
         if name == "snapshot":
@@ -257,6 +257,9 @@ class Runner:
                 return None
             self.serial += 1
             return ("snapshot", f"s{self.serial}")
+        if name == "policy":
+            self.serial += 1
+            return (name, self.serial)
         return (name,)
 
     def _fill(self, length: int, offset: int) -> bytes:
@@ -287,6 +290,15 @@ class Runner:
 
     def _delete(self, name: str) -> None:
         self.volume.get_snapshot(name).delete()
+
+    def _give_up(self, name: str) -> None:
+        """As if the file system were full."""
+        engine = self.volume.engine
+        engine.delete(self.volume.get_snapshot(name).id, give_up=True)
+        engine.reclaim()
+
+    def _policy(self, keep_newest: int) -> None:
+        self.volume.policy(keep_newest=keep_newest)
 
     def _hold(self, name: str) -> None:
         snapshot = self.volume.get_snapshot(name)

@@ -323,6 +323,9 @@ class MemoryDisk(IOTable):
     def size(self, fd: int) -> int:
         return len(self._content(fd))
 
+    def space(self, fd: int) -> tuple[int, int, int]:
+        return len(self._content(fd)), 1 << 40, 1 << 40
+
     def pread_into(self, fd: int, buffer: Any, offset: int) -> int:
         part = memoryview(self._content(fd))[offset : offset + memoryview(buffer).nbytes]
         with part, memoryview(buffer).cast("B") as view:

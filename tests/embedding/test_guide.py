@@ -43,6 +43,14 @@ def test_the_example_of_other_formats_runs(tmp_path: Path, monkeypatch: pytest.M
     subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "vhdx", "disk.img", "disk.vhdx"], check=True)
 
 
+def test_the_example_of_space_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cowengine.Volume.create("data.cow", 1 << 20).close()
+    run_example(3)
+    with cowengine.Volume.open("data.cow", read_only=True) as volume:
+        assert volume.policy() == ("give-up", 10, 64 << 30)
+
+
 def test_every_error_class_stands_in_the_guide() -> None:
     text = GUIDE.read_text()
     classes = [

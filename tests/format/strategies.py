@@ -62,6 +62,11 @@ def superblocks(draw):
         store_sequence=draw(u64),
         lineage_root=draw(node_pointers)._replace(birth=0),
         free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
+        when_full=draw(st.integers(0, 1)),
+        keep_newest=draw(u64),
+        snapshot_bytes_max=draw(u64),
+        given_up_count=draw(st.integers(50, 2**64 - 1)),
+        given_up=f.newest_losses(draw(st.lists(st.builds(f.Loss, u64, u64, u64, u64, names), max_size=30))),
     )
 
 
@@ -106,6 +111,8 @@ events = st.one_of(
     st.builds(f.ReclaimedEvent, ids, before),
     st.builds(f.RollbackEvent, ids, ids, epochs, sizes, before),
     st.builds(f.StoreEvent, u64, before),
+    st.builds(f.PolicyEvent, st.integers(0, 1), u64, u64, before),
+    st.builds(f.GiveUpEvent, ids, u64, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
     st.builds(f.AnchorEvent, ids, before),
 )  # fmt: skip

@@ -62,8 +62,8 @@ def test_the_events_of_the_document_are_those_of_the_code():
     table = DOCUMENT[DOCUMENT.index("| type | name | payload |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (.+?) \|$", table, re.MULTILINE)
     assert [int(kind) for kind, _, _ in rows] == sorted(layout.EVENT_PAYLOADS)
-    names = {1: "SNAPSHOT", 2: "DELETE", 3: "RECLAIM", 4: "RECLAIMED", 5: "ROLLBACK", 6: "STORE"}
-    names |= {9: "ANCHOR", 10: "HOLD"}
+    names = dict(enumerate(("SNAPSHOT", "DELETE", "RECLAIM", "RECLAIMED", "ROLLBACK", "STORE"), 1))
+    names |= {9: "ANCHOR", 10: "HOLD", 11: "POLICY", 12: "GIVE_UP"}
     for kind, name, payload in rows:
         assert name.upper() == names[int(kind)]
         widths = [int(width) for width in re.findall(r" (\d+)(?=[,:]|$)", payload)]

@@ -106,6 +106,9 @@ class QuotaDisk(IOTable):
         """Bytes that are left."""
         return (self.limit - self.used()) * PAGE
 
+    def space(self, fd: int) -> tuple[int, int, int]:
+        return len(self._of(fd)) * PAGE, self.free(), self.room * PAGE
+
     def _of(self, fd: int) -> set[int]:
         return self.pages.setdefault(os.fstat(fd).st_ino, set())
 
