@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import struct
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cowengine.engine.lineage import Lineage
     from cowengine.extents import ExtentArray
 
+_PAIR = struct.Struct("<QQ")
 CHANGE_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([1-9][0-9]{0,14})/[0-9a-f]{16}")
 
 
@@ -322,7 +324,24 @@ def _by_change_id(engine: Engine, text: str) -> LineageRecord:
 
 
 def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk]:
-    """The walks that together find every block in which two states differ.
+    """The walks that together find every block of `target` that `base` has not, or has not like that.
+
+    Blocks behind the end of a smaller base are found by their births, as growing and shrinking leave tombstones; the
+    one in which it ends has bytes behind that end, which the base has not.
+    """
+    record = engine.lineage.get(target)
+    size = engine.path.size if target == 0 or record is None else record.size
+    block, part = divmod(base.size, engine.path.block_bytes)
+    walks = _differing_walks(engine, target, base)
+    return [*walks, _one_block(block)] if part and base.size < size else walks
+
+
+def _one_block(block: int) -> Walk:
+    return lambda first, end, _: bytearray(_PAIR.pack(block, 1)) if first <= block < end else bytearray()
+
+
+def _differing_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk]:
+    """The walks that together find every block in which two maps differ.
 
     A block differs iff it was born after the nearest common ancestor in one of them. If one is the other's ancestor,
     one walk does; after a rollback the history is a tree, and both sides are walked. An anchor has nothing to walk, so

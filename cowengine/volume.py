@@ -16,6 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
@@ -254,7 +255,10 @@ class Volume:
         except (TypeError, BufferError, ValueError):
             check_buffer(data)
             raise
-        if written <= 0:
+        if written < 0:
+            self._refuse_write(data, offset)
+            return self.pwrite(data, offset)  # the volume has grown since
+        if written == 0:
             self._refuse_write(data, offset)
         return written
 
@@ -269,24 +273,28 @@ class Volume:
 
         Not durable before `flush`. Counts as a change. Raises OutOfRangeError.
         """
-        first, end = self._whole_blocks(*self._writable_range(offset, length, "discard"))
-        if first < end:
-            self._with_space(lambda: self._path.discard(first, end))
+        done = False
+        while not done:  # again, if the volume's size changed meanwhile: its last block is whole where the volume ends
+            size = self.size
+            offset, length = self._writable_range(offset, length, "discard")
+            first, end = self._whole_blocks(offset, length, size)
+            done = self._with_space(partial(self._path.discard, first, end, size))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Exactly these bytes read as zeros from now on; whole blocks give their space back.
 
         Not durable before `flush`.
         """
-        offset, length = self._writable_range(offset, length, "write of zeros")
-        first, end = self._whole_blocks(offset, length)
-        block = self.block_size
-        if first >= end:
-            self._write_zeros(offset, offset + length)
-            return
-        self._write_zeros(offset, first * block)
-        self._with_space(lambda: self._path.discard(first, end))
-        self._write_zeros(min(end * block, self.size), offset + length)
+        done = False
+        while not done:
+            size = self.size
+            offset, length = self._writable_range(offset, length, "write of zeros")
+            first, end = self._whole_blocks(offset, length, size)
+            done = self._with_space(partial(self._path.discard, first, end, size))
+        block, stop = self.block_size, offset + length
+        begun, ended = (first * block, min(end * block, size)) if first < end else (stop, stop)
+        self._write_zeros(offset, begun)
+        self._write_zeros(ended, stop)
 
     def _write_zeros(self, start: int, stop: int) -> None:
         while start < stop:
@@ -296,11 +304,11 @@ class Volume:
         self.engine.require_writable()
         return check_range(offset, length, self.size, what)
 
-    def _whole_blocks(self, offset: int, length: int) -> tuple[int, int]:
+    def _whole_blocks(self, offset: int, length: int, size: int) -> tuple[int, int]:
         """[first, end) of the blocks that lie in the range whole; the last block of the volume ends at its size."""
         block = self.block_size
         end = offset + length
-        return -(-offset // block), -(-end // block) if end == self.size else end // block
+        return -(-offset // block), -(-end // block) if end == size else end // block
 
     def flush(self) -> None:
         """All writes that returned before the call are durable when it returns.
@@ -378,6 +386,16 @@ class Volume:
 
         return Snapshot(engine, self._with_space(roll_back))
 
+    def resize(self, size: int) -> None:
+        """Makes the live volume `size` bytes long: a multiple of 512, 512 to 2^48 - 4096. Durable when it returns.
+
+        What is gained reads as zeros, and so does what was cut off once if the volume grows again. Snapshots keep their
+        own size and their bytes. Writes wait meanwhile; those that do not lie in the volume any more raise
+        OutOfRangeError. Raises OutOfRangeError, and NoSpaceError, where nothing has changed.
+        """
+        size = whole_number(size, "size")
+        self._with_space(lambda: self.engine.resize(size))
+
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(
         self, start: int = 0, length: int | None = None, max_results: int | None = None
@@ -395,8 +413,8 @@ class Volume:
         """
         self._path.check_state()
         with self.engine.lock:
-            walks = changed_walks(self.engine, HEAD, find_base(self.engine, base))
-        return collect(walks, self.size, self.block_size, start, length, max_results)
+            walks, size = changed_walks(self.engine, HEAD, find_base(self.engine, base)), self.size
+        return collect(walks, size, self.block_size, start, length, max_results)
 
     # -- a raw image again --------------------------------------------------------------------------------------------
     def flatten(self, raw_path: str | os.PathLike[str] | None = None) -> None:

@@ -111,6 +111,21 @@ def list_(options: Options, out: Output) -> None:
 
 
 @NOUN.verb(
+    "resize",
+    "make a volume larger or smaller; what a smaller one loses is gone, snapshots keep their size",
+    VOLUME,
+    argument("size", metavar="SIZE", type=size, help="a multiple of 512 bytes, such as 10G"),
+    examples=("cowengine volume resize disk.cow 20G", "cowengine volume resize /srv/store:mail 2T --json"),
+)
+def resize(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=False) as volume:
+        before = int(volume.size)
+        volume.resize(options.size)
+        document = {**describe_volume(volume), "size_before": before}
+    out.emit(document, f"{shown(options.volume)}: {shown_size(document['size'])}, was {shown_size(before)}")
+
+
+@NOUN.verb(
     "delete",
     "remove a volume and its file",
     VOLUME,

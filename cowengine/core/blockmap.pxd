@@ -49,4 +49,5 @@ cdef class BlockMap(Tree):
     cdef int walk_leaf(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil
     cdef bint is_shared(self, link_t *one, link_t *other) noexcept nogil
     cdef int unshared(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil
+    cdef int unshared_below(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil
     cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil

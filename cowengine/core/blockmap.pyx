@@ -17,9 +17,8 @@ Threads   The caller holds the volume's mutex.
 from libc.stdint cimport uint64_t
 
 from cowengine.core.radix cimport (
-    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_STOPPED, Tree, entry_t, entry_target,
-    kind_of,
-    level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
+    FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_CORRUPT, STATUS_STOPPED, Tree,
+    entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
 )
 
 cdef enum:
@@ -108,7 +107,8 @@ cdef class BlockMap(Tree):
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
         cdef bint whole = change.first <= base and change.end - base >= span
         cdef link_t below
-        if not (whole and kind_of(link.pointer.target) != KIND_NODE):
+        # What the nearest snapshot holds as it is frees nothing: a tombstone costs the same however much is behind it.
+        if not (whole and (kind_of(link.pointer.target) != KIND_NODE or link.pointer.birth <= self.limit(base))):
             status = self.writable(link, base)
             if status != 0:
                 return status
@@ -133,6 +133,8 @@ cdef class BlockMap(Tree):
             status = self.release_run(link.pointer, base, base + span, change.freed)
             if status != 0:
                 return status
+            self.drop(link.node)
+            link.node = NULL
         link.pointer.target = pointer_target(
             change.kind, level,
             change.slot + (base - change.first) * self.slots_per_block if change.kind == KIND_RUN else 0)
@@ -250,6 +252,8 @@ cdef class BlockMap(Tree):
         cdef int status = 0, level = level_of(dead.pointer.target)
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
         cdef link_t below, beside
+        if kept != NULL and level_of(kept.pointer.target) != level:
+            return self.unshared_below(dead, kept, base, found)
         if base + span <= found.position:
             return 0
         if (kind_of(dead.pointer.target) == KIND_HOLE or dead.pointer.birth <= found.before_epoch
@@ -281,6 +285,22 @@ cdef class BlockMap(Tree):
         if dead.node != NULL:
             return self.supersede(dead.node, found.freed_nodes)
         return 0
+
+    cdef int unshared_below(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
+        """`unshared` where the head has grown since: what the dead root spans is the first child of the kept one."""
+        cdef link_t beside
+        cdef int status = 0
+        if level_of(kept.pointer.target) < level_of(dead.pointer.target):
+            return STATUS_CORRUPT
+        if kind_of(kept.pointer.target) == KIND_NODE:
+            status = self.load(kept, base)
+        if status != 0:
+            return status
+        beside = self.child(kept, 0)
+        status = self.unshared(dead, &beside, base, found)
+        if kept.node != NULL:
+            kept.node.children[0] = beside.node
+        return status
 
     cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
         """The part of `unshared` in one leaf span; either side may be a leaf, a run or a hole."""

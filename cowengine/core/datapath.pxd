@@ -90,5 +90,5 @@ cdef class DataPath(ReadPath):
     cdef int add_delta(self, uint64_t block, uint64_t count, uint64_t target, uint64_t birth) noexcept nogil
     cdef size_t batch_bytes(self) noexcept nogil
     cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil
-    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t *done) noexcept nogil
+    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t size, uint64_t *done) noexcept nogil
     cdef int resume_after(self, int status, uint64_t blocks) except -1

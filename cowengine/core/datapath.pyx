@@ -25,8 +25,8 @@ from cowengine.core.blockmap cimport change_t, unshared_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.nodewriter cimport NodeWriter
 from cowengine.core.radix cimport (
-    KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_COMMIT, STATUS_MEMORY, STATUS_POISONED, STATUS_SLOTS,
-    STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_clear, runs_t, slot_of,
+    KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_BEYOND, STATUS_COMMIT, STATUS_MEMORY, STATUS_POISONED,
+    STATUS_SLOTS, STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_clear, runs_t, slot_of,
 )
 from cowengine.core.readpath cimport ReadPath, Root
 from cowengine.core.slotmap cimport SlotMap
@@ -67,7 +67,10 @@ cdef class DataPath(ReadPath):
 
     # -- public: bytes ------------------------------------------------------------------------------------------------
     def pwrite(self, data, uint64_t offset):
-        """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the volume."""
+        """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the volume.
+
+        Then nothing was written, unless the volume became smaller meanwhile.
+        """
         cdef Py_buffer view
         cdef uint64_t length, done = 0
         cdef int status
@@ -79,20 +82,28 @@ cdef class DataPath(ReadPath):
             while done < length:
                 with nogil:
                     status = self.write_piecewise(<const char *>view.buf, length, offset, &done)
+                if status == STATUS_BEYOND:
+                    return -1
                 if status != 0:
                     self.resume_after(status, self.chunk_blocks)
         finally:
             PyBuffer_Release(&view)
         return length
 
-    def discard(self, uint64_t first, uint64_t end):
-        """Makes blocks [first, end) holes with a tombstone."""
+    def discard(self, uint64_t first, uint64_t end, uint64_t size=0):
+        """Makes blocks [first, end) holes with a tombstone.
+
+        Returns False, with some of them done, once the volume's size is not `size` any more (0: any will do).
+        """
         cdef int status
         while first < end:
             with nogil:
-                status = self.discard_some(first, end, &first)
+                status = self.discard_some(first, end, size, &first)
+            if status == STATUS_BEYOND:
+                return False
             if status != 0:
                 self.resume_after(status, 0)
+        return True
 
     cdef int resume_after(self, int status, uint64_t blocks) except -1:
         """What a write needs before it can go on; raises where there is nothing to be done."""
@@ -153,6 +164,8 @@ cdef class DataPath(ReadPath):
                 self.paused or self.flight_count == FLIGHTS_MAX or self.overlaps(plan.first, plan.end)):
             self.mutex.wait()
         status = self.state
+        if status == 0 and (plan.first << self.block_shift) + plan.skip + plan.length > self.size:
+            status = STATUS_BEYOND
         if status == 0:
             status = self.place(plan)
         if status == 0:
@@ -374,7 +387,7 @@ cdef class DataPath(ReadPath):
         return (self.reserved + self.delta_count * sizeof(delta_t)
                 + (self.freed.count + self.freed_nodes.count) * sizeof(run_t))
 
-    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t *done) noexcept nogil:
+    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t size, uint64_t *done) noexcept nogil:
         """Makes as many blocks from `first` on holes as the batch has room for."""
         cdef change_t change
         cdef size_t bytes
@@ -383,6 +396,8 @@ cdef class DataPath(ReadPath):
         while self.state == 0 and (self.paused or self.fencing or self.overlaps(first, end)):
             self.mutex.wait()
         status = self.state
+        if status == 0 and (size != 0 and size != self.size or end > self.block_count):
+            status = STATUS_BEYOND
         bytes = self.batch_bytes() + 2 * BATCH_BYTES_A_BLOCK
         if status == 0 and bytes >= self.batch_max:
             status = STATUS_COMMIT
@@ -534,6 +549,28 @@ cdef class DataPath(ReadPath):
             total += self.runway[i].count
         self.mutex.release()
         return total
+
+    def resize(self, uint64_t size, uint64_t birth):
+        """Sets the size in bytes; the blocks that are gained or lost become holes with a tombstone of this birth.
+
+        No write to what is lost is in flight, and snapshots hold what it maps: nothing is freed.
+        """
+        cdef change_t change
+        cdef runs_t ignored
+        cdef uint64_t blocks = (size + self.block_bytes - 1) >> self.block_shift
+        cdef int status
+        ignored.items, ignored.count, ignored.room = NULL, 0, 0
+        self.mutex.acquire()
+        change.first, change.end = min(blocks, self.block_count), max(blocks, self.block_count)
+        change.kind, change.slot, change.birth = KIND_HOLE, 0, birth
+        change.freed, change.freed_max = &ignored, ~<size_t>0
+        status = self.map.reach(change.end - 1)
+        if status == 0 and change.first < change.end:
+            status = self.map.set_range(&self.map.root, 0, &change)
+        self.size, self.block_count = size, blocks
+        self.mutex.release()
+        runs_clear(&ignored)
+        check_status(status, self.map)
 
     # -- states --------------------------------------------------------------------------------------------------------
     def poison(self):

@@ -34,6 +34,7 @@ cdef enum:              # a status is 0, a positive errno, or one of these
     STATUS_ABSENT = -7      # closed
     STATUS_POISONED = -8
     STATUS_HEADLESS = -10   # the live head is another process's
+    STATUS_BEYOND = -11     # the volume became smaller than the range
 
 ctypedef struct entry_t:
     uint64_t target

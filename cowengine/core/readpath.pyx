@@ -22,8 +22,8 @@ from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, 
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport (
-    NODE_BYTES, STATUS_GONE, STATUS_HEADLESS, STATUS_STOPPED, TREE_MAP, entry_t, link_t, node_t, pointer_t, slot_of,
-    sweep_t,
+    NODE_BYTES, STATUS_BEYOND, STATUS_GONE, STATUS_HEADLESS, STATUS_STOPPED, TREE_MAP, entry_t, link_t, node_t,
+    pointer_t, slot_of, sweep_t,
 )
 from cowengine.core.status cimport check_status
 
@@ -228,6 +228,8 @@ cdef class ReadPath:
                     status = STATUS_GONE
             elif self.headless and status == 0:
                 status = STATUS_HEADLESS
+            elif status == 0 and offset + length > self.size:
+                status = STATUS_BEYOND
             if status == 0:
                 status = self.resolve(link, offset, length, extents, &count, &covered)
             era = self.era

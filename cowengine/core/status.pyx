@@ -7,7 +7,7 @@ import os as _os
 import errno as _errno
 
 from cowengine.core.radix cimport (
-    STATUS_ABSENT, STATUS_CORRUPT, STATUS_GONE, STATUS_HEADLESS, STATUS_MEMORY, STATUS_POISONED, Tree,
+    STATUS_ABSENT, STATUS_BEYOND, STATUS_CORRUPT, STATUS_GONE, STATUS_HEADLESS, STATUS_MEMORY, STATUS_POISONED, Tree,
 )
 
 from cowengine import errors
@@ -34,6 +34,8 @@ cdef int check_status(int status, Tree tree) except -1:
         raise errors.ClosedError("the volume is closed")
     if status == STATUS_POISONED:
         raise errors.PoisonedError("an earlier sync or commit failed; close the volume and open it again")
+    if status == STATUS_BEYOND:
+        raise errors.OutOfRangeError("the volume became smaller, and the range does not lie in it any more")
     if status in (_errno.ENOSPC, _errno.EDQUOT):
         raise errors.NoSpaceError("no space left on the file system; nothing acknowledged was lost")
     if status < 0:

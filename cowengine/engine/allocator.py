@@ -132,6 +132,15 @@ class Allocator:
                     self._return(left)
                     return
 
+    def take_block(self) -> Run:
+        """Slots for one block, written with zeros. Raises NoSpaceError."""
+        with self._lock:
+            run = self._pick(self._block_slots, self._block_slots)
+            if not self._zeroed(run):
+                self._return([run])
+                raise NoSpaceError("no space left on the file system; nothing acknowledged was lost")
+            return run
+
     def committed(self) -> None:
         """A record was acknowledged."""
         self._placed_at_commit = self._path.blocks_placed

@@ -167,6 +167,7 @@ class _Check:
         replay.members[0].record.epoch = max(lineage[0].epoch, 0 if records else self.sb.epoch)
         self._check_members(replay)
         base = self._state(replay)
+        self._check_sizes(lineage)
         self._check_blobs(lineage)
         old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}
         # Of a snapshot under reclaim, what lies below its cursor may have been given out again since.
@@ -182,7 +183,7 @@ class _Check:
             self.trees.nodes = {}
             final = self._state(replay)
             slots = self._used_after(used, records, optional)
-            self._compare_after(slots, base, final, optional, records, replay.pristine_nodes)
+            self._compare_after(slots, base, final, optional, records, replay)
         self._count(replay, base, final, slots, records)
 
     # --- the log ---------------------------------------------------------------------------------------------------
@@ -304,9 +305,6 @@ class _Check:
             return "is held, and is a head or deleted"
         if record.root.birth > record.epoch:
             return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
-        level = level_for(TREE_MAP, -(-record.size >> self.sb.block_shift))
-        if record.root.level != level:
-            return f"of {record.size} bytes has a map of level {record.root.level} instead of {level}"
         if record.epoch > records[0].epoch:
             return f"has epoch {record.epoch} and the head {records[0].epoch}"
         if record.parent == NONE_ID:
@@ -319,6 +317,21 @@ class _Check:
         if record.kind == LINEAGE_HEAD and record.frozen < parent.epoch:
             return f"stands on snapshot {record.parent} of epoch {parent.epoch}, but only {record.frozen} is frozen"
         return None
+
+    def _check_sizes(self, lineage: dict[int, LineageRecord]) -> None:
+        """Each map spans its size, and has only holes behind it. (Below the cursor of a reclaim lies anything.)"""
+        quiet = self._quiet_trees()
+        for i, record in lineage.items():
+            blocks = -(-record.size >> self.sb.block_shift)
+            behind: set[Extent] = set()
+            if record.cursor == NO_CURSOR:
+                quiet.whole = set()
+                quiet.collect(record.root, Intervals([(blocks, SLOTS_MAX)]), behind)
+            what = f"{'snapshot' if i else 'head'} {i} of {record.size} bytes"
+            if record.root.level < level_for(TREE_MAP, blocks):
+                self.problems.add(f"{what} has a map of level {record.root.level}, which does not span it")
+            if behind:
+                self.problems.add(f"{what} maps block {min(extent[1] for extent in behind)}, which lies behind its end")
 
     def _check_blobs(self, lineage: dict[int, LineageRecord]) -> None:
         for i, record in lineage.items():
@@ -425,19 +438,20 @@ class _Check:
         final: _State,
         optional: list[Run],
         records: list[Record],
-        pristine: set[int],
+        replay: Replay,
     ) -> None:
         """After the log: the checkpoint's nodes stay until the next one, those of reclaimed snapshots excepted.
 
-        A node over a block that a delta touched was copied since: a reclaim may free what the tree still leads to,
-        unless somebody shows that tree without deltas.
+        A node over a block that a delta or resize touched was copied since: a reclaim may free what the tree still
+        leads to, unless somebody shows that tree without deltas.
         """
         freed = merge((slot, slot + count) for record in records for slot, count in record.freed_nodes)
-        touched = merge((d.block, d.block + d.block_count) for record in records for d in iter_deltas(record.deltas))
+        deltas = (delta for record in records for delta in iter_deltas(record.deltas))
+        touched = merge([*((d.block, d.block + d.block_count) for d in deltas), *replay.resized])
         for slot, place in final.nodes.items():
             tree, level, index = place
             keys = span(tree, level)
-            copied = slot not in pristine and _meets(touched, index * keys, (index + 1) * keys)
+            copied = slot not in replay.pristine_nodes and _meets(touched, index * keys, (index + 1) * keys)
             if not copied and _holds(freed, slot):
                 self.problems.add(f"log: frees node {place} in slot {slot}, which is still reachable")
         nodes = {**base.nodes, **final.nodes}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from cowengine.engine.check_trees import Extent, Problems, Trees
-from cowengine.engine.intervals import Intervals
+from cowengine.engine.intervals import Intervals, Run
 from cowengine.format import (
     ENTRY_MAPPED,
     ID_MAX,
@@ -24,6 +24,7 @@ from cowengine.format import (
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
+    SLOT_BYTES,
     SLOTS_MAX,
     AnchorEvent,
     DeleteEvent,
@@ -35,6 +36,7 @@ from cowengine.format import (
     ReclaimedEvent,
     ReclaimEvent,
     Record,
+    ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
     hole,
@@ -101,6 +103,7 @@ class Replay:
         self.where = "checkpoint"
         self.dropped: dict[int, int] = {}
         self.pristine_nodes: set[int] = set()
+        self.resized: list[Run] = []  # ranges of blocks gained or lost
 
     def problem(self, text: str) -> None:
         """Note what a record says and cannot be."""
@@ -132,6 +135,8 @@ class Replay:
             self._snapshot(event)
         elif isinstance(event, RollbackEvent):
             self._rollback(event)
+        elif isinstance(event, ResizeEvent):
+            self._resize(event)
         elif isinstance(event, DeleteEvent | GiveUpEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
@@ -191,6 +196,18 @@ class Replay:
             self.problem(f"snapshot {record.id} is held or released, and was deleted")
         record.flags = record.flags | LINEAGE_HELD if reason else record.flags & ~LINEAGE_HELD
         record.hold_reason = reason
+
+    def _resize(self, event: ResizeEvent) -> None:
+        head = self.members[0]
+        if event.head or event.epoch <= head.record.frozen:
+            self.problem(f"resize of head {event.head} in epoch {event.epoch}, and {head.record.frozen} is frozen")
+            return
+        first, end = sorted(-(-size // (self.block_slots * SLOT_BYTES)) for size in (event.size, head.record.size))
+        if first < end:
+            head.line.deltas.append((first, end, _HOLE_SHIFT, event.epoch))
+            self.resized.append((first, end))
+        head.time = len(head.line.deltas)
+        head.record.size = event.size
 
     def _reclaim(self, member: Member, cursor: int) -> None:
         record = member.record

@@ -16,6 +16,7 @@ from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
+from cowengine.engine.resize import check_size
 from cowengine.errors import (
     CowEngineError,
     ExistsError,
@@ -28,7 +29,6 @@ from cowengine.errors import (
 from cowengine.format import (
     LOG_BYTES_MAX,
     LOG_BYTES_MIN,
-    SIZE_MAX,
     SLOT_BYTES,
     TREE_FREE_MAP,
     TREE_MAP,
@@ -81,8 +81,7 @@ def create_engine(
 
 def check_geometry(size: int, block_size: int, log_size: int) -> None:
     """Raises OutOfRangeError that names the limit."""
-    if not isinstance(size, int) or size < 512 or size % 512 != 0 or size > SIZE_MAX:
-        raise OutOfRangeError(f"size {size!r}: a multiple of 512 from 512 to {SIZE_MAX} bytes is needed")
+    check_size(size)
     if block_size & (block_size - 1) or not BLOCK_BYTES_MIN <= block_size <= BLOCK_BYTES_MAX:
         raise OutOfRangeError(f"block_size {block_size}: a power of two from 4096 to 1048576 bytes is needed")
     if log_size % SLOT_BYTES or not LOG_BYTES_MIN <= log_size <= LOG_BYTES_MAX:

@@ -25,7 +25,7 @@ from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.readpath import Root
-from cowengine.engine import checkpoint, memory, reclaim
+from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.holds import claim, require_deletable
 from cowengine.engine.latency import Histogram
@@ -56,6 +56,7 @@ from cowengine.format import (
     GiveUpEvent,
     LineageRecord,
     Record,
+    ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
     Superblock,
@@ -276,7 +277,7 @@ class Engine:
         log = self.log
         record = Record(
             salt=self.superblock.salt, sequence=log.sequence + 1, generation=self.superblock.generation,
-            previous=log.checksum, epoch=epoch, time_ns=time.time_ns(), size=self.path.size, deltas=deltas,
+            previous=log.checksum, epoch=epoch, time_ns=time.time_ns(), size=self._size_after(events), deltas=deltas,
             freed=freed, freed_nodes=freed_nodes, events=events,
         )  # fmt: skip
         encoded = encode_record(record, self.fold)
@@ -287,6 +288,10 @@ class Engine:
         for event in self.pending_events:
             self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
         self.pending_events, self._pending_bytes = [], 0
+
+    def _size_after(self, events: list[Event]) -> int:
+        sizes = [event.size for event in events if isinstance(event, ResizeEvent | RollbackEvent)]
+        return sizes[-1] if sizes else self.path.size
 
     def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
         """I7: only now is the space that the record freed on its way back."""
@@ -389,6 +394,11 @@ class Engine:
         while reclaim.reclaim_step(self):
             pass
 
+    def resize(self, size: int) -> None:
+        """Makes the live volume `size` bytes long. Durable on return; then what was cut off is given back."""
+        resize.resize(self, size)
+        self.reclaim()
+
     def rollback(self, number: int, automatic_name: str) -> LineageRecord:
         """Makes the live volume what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
         with self.lock:
@@ -406,15 +416,17 @@ class Engine:
     def _roll_back(self, number: int, automatic_name: str) -> LineageRecord:
         kept = self.path.fence()
         event = self.new_event(automatic_name, b"", epoch=kept, flags=LINEAGE_AUTOMATIC)
-        back = RollbackEvent(head=0, to=number, epoch=kept + 2, size=self.path.size)
+        back = RollbackEvent(head=0, to=number, epoch=kept + 2, size=self.live_snapshot(number).size)
         root = self.commit([event, back], keep_root=True, epoch=kept + 2, room_made=True)
         record = self.taken(event, root)
         self.turn_back(back)
         return record
 
     def turn_back(self, event: RollbackEvent) -> None:
-        """The live head takes the map of a snapshot and goes on in the event's epoch."""
+        """The live head takes the map and the size of a snapshot and goes on in the event's epoch."""
         self.path.replace_root(self.lineage.root(event.to))
+        self.set_size(event.size)
+        self.lineage.resize_head(event.size)
         self.path.set_epochs(event.epoch, event.epoch - 1)
         self.lineage.stand(event.to)
         self.counters["rollbacks"] += 1

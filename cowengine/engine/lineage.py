@@ -203,11 +203,6 @@ class Lineage:
             if record is None or (epoch is not None and record.epoch >= epoch):
                 raise CorruptionError(f"the lineage is broken at snapshot {parent}")
 
-    @property
-    def head_level(self) -> int:
-        """The level that every map's root has: format 1 has one size for all."""
-        return level_for(TREE_MAP, -(-self._path.size // self._path.block_bytes))
-
     # -- roots --------------------------------------------------------------------------------------------------------
     def root(self, number: int) -> Root:
         """The map's root of a snapshot."""
@@ -216,15 +211,21 @@ class Lineage:
             record = self.get(number)
             if record is None:
                 raise NotFoundError("the snapshot was deleted")
-            if record.size != self._path.size or record.root.level != self.head_level:
-                raise CorruptionError(
-                    f"the map's root of snapshot {number} does not fit the volume", snapshot=record.name
-                )
+            self.require_fit(record)
             root = self._roots.setdefault(number, Root(self._path, record.root.encode()))
             if record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR):
                 root.retire()
         self.loaded_roots[number] = root
         return root
+
+    def require_fit(self, record: LineageRecord) -> None:
+        """Raises CorruptionError unless the map's root of a head or snapshot spans its size."""
+        blocks = -(-record.size // self._path.block_bytes)
+        if record.root.level < level_for(TREE_MAP, blocks):
+            raise CorruptionError(
+                f"the map's root of {record.name!r} has level {record.root.level}, which does not span {blocks} blocks",
+                snapshot=record.name if record.kind == LINEAGE_SNAPSHOT else None,
+            )
 
     def unload_roots(self) -> None:
         """Drops the nodes of snapshots that nobody has read since the last time."""
@@ -272,6 +273,11 @@ class Lineage:
             self._children.get(head.parent, set()).discard(HEAD_ID)
             self._children.setdefault(number, set()).add(HEAD_ID)
         head.parent = number
+        self._changed.add(HEAD_ID)
+
+    def resize_head(self, size: int) -> None:
+        """The live head has `size` bytes from now on."""
+        self.head.size = size
         self._changed.add(HEAD_ID)
 
     def delete(self, number: int) -> None:

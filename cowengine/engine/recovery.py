@@ -20,6 +20,7 @@ from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.intent import intent_path, void_intent
 from cowengine.engine.locks import FileLocks
+from cowengine.engine.resize import resized
 from cowengine.engine.space import Policy
 from cowengine.errors import (
     BusyError,
@@ -38,7 +39,6 @@ from cowengine.format import (
     NO_UUID,
     SLOT_BYTES,
     TREE_FREE_MAP,
-    TREE_MAP,
     AnchorEvent,
     DeleteEvent,
     Event,
@@ -48,6 +48,7 @@ from cowengine.format import (
     ReclaimedEvent,
     ReclaimEvent,
     Record,
+    ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
     StoreEvent,
@@ -173,9 +174,7 @@ def load(engine: Engine) -> None:
     sb = engine.superblock
     engine.table.pointer = sb.lineage_root.encode()
     head = engine.lineage.head
-    blocks = -(-head.size // engine.path.block_bytes)
-    if head.root.level != level_for(TREE_MAP, blocks):
-        raise CorruptionError(f"the map's root has level {head.root.level}, which does not fit {blocks} blocks")
+    engine.lineage.require_fit(head)
     engine.set_size(head.size)
     # Who only reads needs no free map.
     free_map_root = hole(level_for(TREE_FREE_MAP, 1)) if engine.read_only else sb.free_map_root
@@ -275,9 +274,14 @@ def apply_event(engine: Engine, event: Event) -> None:
         lineage.anchor(event.id)
     elif isinstance(event, RollbackEvent):
         target = lineage.get(event.to)
-        if target is None or target.flags & LINEAGE_ANCHOR or event.head != 0 or event.epoch <= path.epoch:
+        possible = target is not None and not target.flags & LINEAGE_ANCHOR and event.size == target.size
+        if not possible or event.head != 0 or event.epoch <= path.epoch:
             raise CorruptionError(f"the log rolls back to snapshot {event.to}, which does not exist")
         engine.turn_back(event)
+    elif isinstance(event, ResizeEvent):
+        if event.head != 0 or event.epoch <= path.frozen:
+            raise CorruptionError(f"the log makes head {event.head} {event.size} bytes long in epoch {event.epoch}")
+        resized(engine, event)
     elif isinstance(event, StoreEvent):
         engine.durable_store_sequence = event.store_sequence
     elif isinstance(event, PolicyEvent):

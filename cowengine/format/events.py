@@ -20,6 +20,7 @@ from cowengine.format.layout import (
     EVENT_POLICY,
     EVENT_RECLAIM,
     EVENT_RECLAIMED,
+    EVENT_RESIZE,
     EVENT_ROLLBACK,
     EVENT_SNAPSHOT,
     EVENT_STORE,
@@ -133,6 +134,16 @@ class GiveUpEvent:
     before: bool = False
 
 
+@dataclass(slots=True)
+class ResizeEvent:
+    """Head `head` has `size` bytes from now on; the blocks gained or lost became tombstones of `epoch`."""
+
+    head: int
+    size: int
+    epoch: int
+    before: bool = False
+
+
 Event = (
     SnapshotEvent
     | DeleteEvent
@@ -140,6 +151,7 @@ Event = (
     | ReclaimedEvent
     | RollbackEvent
     | StoreEvent
+    | ResizeEvent
     | AnchorEvent
     | HoldEvent
     | PolicyEvent
@@ -164,6 +176,9 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, RollbackEvent):
         kind = EVENT_ROLLBACK
         payload = _FIXED[kind].pack(event.head, event.to, event.epoch, event.size)
+    elif isinstance(event, ResizeEvent):
+        kind = EVENT_RESIZE
+        payload = _FIXED[kind].pack(event.head, event.size, event.epoch)
     elif isinstance(event, PolicyEvent):
         kind = EVENT_POLICY
         payload = _FIXED[kind].pack(event.when_full, event.keep_newest, event.snapshot_bytes_max)
@@ -297,6 +312,13 @@ def _decode_give_up(payload: bytes, before: bool) -> Event:
     return GiveUpEvent(_id(id_), given_up_ns, before)
 
 
+def _decode_resize(payload: bytes, before: bool) -> Event:
+    head, size, epoch = _unpack(EVENT_RESIZE, payload)
+    if not size_is_legal(size):
+        raise CorruptionError(f"resize event: size {size}")
+    return ResizeEvent(_id(head), size, _epoch(epoch), before)
+
+
 _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_SNAPSHOT: _decode_snapshot,
     EVENT_DELETE: _decode_delete,
@@ -304,6 +326,7 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_RECLAIMED: _decode_reclaimed,
     EVENT_ROLLBACK: _decode_rollback,
     EVENT_STORE: _decode_store,
+    EVENT_RESIZE: _decode_resize,
     EVENT_HOLD: _decode_hold,
     EVENT_ANCHOR: _decode_anchor,
     EVENT_POLICY: _decode_policy,

@@ -82,6 +82,7 @@ EVENT_RECLAIM: Final = 3
 EVENT_RECLAIMED: Final = 4
 EVENT_ROLLBACK: Final = 5
 EVENT_STORE: Final = 6
+EVENT_RESIZE: Final = 7
 EVENT_ANCHOR: Final = 9
 EVENT_HOLD: Final = 10
 EVENT_POLICY: Final = 11
@@ -268,6 +269,7 @@ EVENT_PAYLOADS: Final = {
     EVENT_RECLAIMED: (Field("id", 0, 8),),
     EVENT_ROLLBACK: (Field("head", 0, 8), Field("to", 8, 8), Field("epoch", 16, 8), Field("size", 24, 8)),
     EVENT_STORE: (Field("store_sequence", 0, 8),),
+    EVENT_RESIZE: (Field("head", 0, 8), Field("size", 8, 8), Field("epoch", 16, 8)),
     EVENT_ANCHOR: (Field("id", 0, 8),),
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
     EVENT_POLICY: (Field("when_full", 0, 8), Field("keep_newest", 8, 8), Field("snapshot_bytes_max", 16, 8)),

@@ -46,7 +46,7 @@ def test_every_verb_that_destroys_has_a_dry_run(noun, verb):
 def test_the_verbs_are_those_of_this_release():
     offered = {noun.name: " ".join(noun.verbs) for noun in NOUNS}
     assert offered == {
-        "volume": "create info list delete check compact map changes du adopt flatten import export",
+        "volume": "create info list resize delete check compact map changes du adopt flatten import export",
         "snapshot": "create list show delete hold release anchor rollback cat",
         "store": "create info check attach detach du",
         "set": "create list show delete",
@@ -63,7 +63,7 @@ def test_the_verbs_are_those_of_this_release():
     [
         [],
         ["volume"],
-        ["volume", "resize", "x", "1G"],
+        ["volume", "resize", "x"],
         ["volume", "create", "x"],
         ["volume", "create", "x", "5Q"],
         ["volume", "create", "x", "-4K"],

@@ -104,6 +104,21 @@ def test_check_of_a_damaged_volume_exits_with_4(run, written):
     run("volume", "check", written, expect=4)
 
 
+def test_resize_changes_the_live_volume_and_no_snapshot(run, written):
+    document = run("volume", "resize", written, "512K", "--json").document
+    assert (document["size"], document["size_before"]) == (MiB // 2, 4 * MiB)
+    assert run("snapshot", "show", f"{written}@monday", "--json").document["size"] == 4 * MiB
+    assert "8.0 MiB, was 512.0 KiB" in run("volume", "resize", written, "8M").out
+    changed = run("volume", "changes", written, "--since", "monday", "--json").document["extents"]
+    assert changed[-1]["offset"] + changed[-1]["length"] == 8 * MiB
+
+
+@pytest.mark.parametrize("size", ["0", "1000", "2E"])
+def test_resize_to_a_size_that_cannot_be_exits_with_2(run, written, size):
+    run("volume", "resize", written, size, expect=2)
+    assert run("volume", "info", written, "--json").document["size"] == 4 * MiB
+
+
 def test_delete_refuses_a_volume_with_snapshots_with_5(run, written):
     assert "--with-snapshots" in run("volume", "delete", written, expect=5).err
     assert written.exists()

@@ -45,6 +45,7 @@ class Commit:
     ceiling: list[int]
     given_up: tuple[str, ...]
     keep_newest: int
+    size: int
 
     def followed_by(self, model: ModelVolume, versions: list[list[bytes]]) -> Commit:
         """The same commit with every write begun until now."""
@@ -60,7 +61,6 @@ class Expectation:
     identities: dict[str, str]  # change ids by name, as far as they are known; never altered
     epoch: int
     block_size: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Oracle:
     @classmethod
     def resume(cls, expected: Expectation, found: Found) -> Oracle:
         """The oracle of what follows a crash after which `found` was seen."""
-        oracle = cls(expected.size, expected.block_size)
+        oracle = cls(found.commit.size, expected.block_size)
         model = oracle.model
         model.content[:] = found.live
         model.epoch = expected.epoch + 1
@@ -140,9 +140,7 @@ class Oracle:
 
     def expectation(self) -> Expectation:
         commits = (self.acked,) if self.in_flight is None else (self.acked, self.in_flight)
-        return Expectation(
-            commits, self.versions, self.identities, self.model.epoch, self.model.block_size, self.model.size
-        )
+        return Expectation(commits, self.versions, self.identities, self.model.epoch, self.model.block_size)
 
     def _write(self, data: bytes, offset: int) -> None:
         self.model.pwrite(data, offset)
@@ -183,12 +181,20 @@ class Oracle:
     def _rollback(self, name: str) -> None:
         self.model.rollback(name, UNKNOWN_NAME)
 
+    def _resize(self, size: int) -> None:
+        self.model.resize(size)
+
     def _sectors(self) -> list[bytes]:
         content = bytes(self.model.content)
         return [content[start : start + SECTOR] for start in range(0, len(content), SECTOR)]
 
     def _note_versions(self) -> None:
-        for versions, part in zip(self.versions, self._sectors(), strict=True):
+        """Sectors behind the end of the volume hold zeros: that is what they are if it grows."""
+        sectors = self._sectors()
+        # In a list of its own: what was noted before shares the old one.
+        self.versions = self.versions + [[bytes(SECTOR)] for _ in range(len(sectors) - len(self.versions))]
+        sectors += [bytes(SECTOR)] * (len(self.versions) - len(sectors))
+        for versions, part in zip(self.versions, sectors, strict=True):
             if part != versions[-1]:
                 versions.append(part)
 
@@ -198,14 +204,14 @@ class Oracle:
         births = tuple(self.model.births)
         return Commit(
             tuple(self.model.snapshots), self.model.line, births, births, floor, ceiling, tuple(self.given_up),
-            self.keep_newest,
+            self.keep_newest, self.model.size,
         )  # fmt: skip
 
 
 def touched_blocks(commit: Commit, block_size: int) -> set[int]:
     """Blocks that may hold something newer than the commit."""
     sectors = block_size // SECTOR
-    pairs = zip(commit.floor, commit.ceiling, strict=True)
+    pairs = zip(commit.floor, commit.ceiling, strict=False)
     rewritten = {index // sectors for index, (floor, ceiling) in enumerate(pairs) if ceiling - floor > 1}
     births = zip(commit.births, commit.latest_births, strict=True)
     return rewritten | {block for block, (old, new) in enumerate(births) if old != new}
@@ -214,8 +220,8 @@ def touched_blocks(commit: Commit, block_size: int) -> set[int]:
 # -- comparing ------------------------------------------------------------------------------------------------------
 def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     """What the open volume shows; Violation if it agrees with none of the expected commits."""
-    live = volume.pread(expected.size, 0)
-    shown = [(snapshot, content_of(snapshot, expected.size)) for snapshot in volume.snapshots()]
+    live = volume.pread(volume.size, 0)
+    shown = [(snapshot, content_of(snapshot, snapshot.size)) for snapshot in volume.snapshots()]
     faults = []
     for commit in expected.commits:
         fault = (
@@ -282,7 +288,10 @@ def require_new_identities(shown: list[tuple[Any, bytes | None]], expected: Expe
 
 
 def live_fault(live: bytes, commit: Commit, expected: Expectation) -> str | None:
-    for index, (floor, ceiling) in enumerate(zip(commit.floor, commit.ceiling, strict=True)):
+    if len(live) != commit.size:
+        return f"{len(live)} bytes, expected {commit.size}"
+    for index in range(len(live) // SECTOR):
+        floor, ceiling = commit.floor[index], commit.ceiling[index]
         part = live[index * SECTOR : (index + 1) * SECTOR]
         allowed = expected.versions[index][floor:ceiling]
         if part not in allowed:
@@ -331,9 +340,10 @@ def changed_fault(
     found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int
 ) -> str | None:
     """`free`: blocks that may be reported or not, unless their bytes differ. A negative birth is an unknown one."""
-    for block, (old, new) in enumerate(zip(base.births, target.births, strict=True)):
-        span = slice(block * block_size, (block + 1) * block_size)
-        if base.content[span] != target.content[span]:
+    for block in range(-(-target.size // block_size)):
+        old, new = base.birth(block), target.birth(block)
+        span = slice(block * block_size, min((block + 1) * block_size, target.size))
+        if base.content[span] != target.content[span]:  # also if the base ends before
             if block not in found:
                 return f"miss block {block}, whose bytes differ"
         elif block in free or (old != new and min(old, new) < 0):

@@ -67,12 +67,12 @@ PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
-    ("reopen",), ("compact",), ("hold", 0), ("give_up", 0), ("policy",),
+    ("reopen",), ("compact",), ("hold", 0), ("give_up", 0), ("policy",), ("resize", 8),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
     "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3,
-    "hold": 4, "release": 2, "give_up": 2, "policy": 2,
+    "hold": 4, "release": 2, "give_up": 2, "policy": 2, "resize": 6,
 }  # fmt: skip
 
 
@@ -95,6 +95,8 @@ def random_step(rng: random.Random, name: str) -> Step:
         return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
     if name in ("delete", "rollback", "hold", "release", "anchor", "give_up"):
         return (name, rng.randrange(8))
+    if name == "resize":
+        return (name, rng.randrange(1 << 12))
     return (name,)
 
 
@@ -236,7 +238,7 @@ class Runner:
     def operation(self, step: Step) -> Operation | None:
         """The step in bytes and names, as oracle and volume take it; None if it cannot be done."""
         name, *numbers = step
-        size, block_size = self.geometry.size, self.geometry.block_size
+        size, block_size = self.oracle.model.size, self.geometry.block_size
         if name in ("write", "discard", "partial", "zero"):
             unit = block_size if name in ("write", "discard") else 1
             offset = numbers[0] * unit % size
@@ -252,6 +254,9 @@ class Runner:
             if name in ("hold", "release") or (name in ("delete", "anchor", "give_up") and chosen.hold_reason):
                 name = "release" if chosen.hold_reason else "hold"  # the other one would do nothing
             return (name, chosen.name)
+        if name == "resize":
+            wanted = SECTOR * (1 + numbers[0] % (self.geometry.size * 2 // SECTOR))
+            return (name, wanted if numbers[0] % 3 else -(-wanted // block_size) * block_size)
         if name == "snapshot":
             if len(self.oracle.model.snapshots) > 5:
                 return None
@@ -317,6 +322,9 @@ class Runner:
 
     def _rollback(self, name: str) -> Any:
         return self.volume.rollback(self.volume.get_snapshot(name))
+
+    def _resize(self, size: int) -> None:
+        self.volume.resize(size)
 
     def _reclaim(self) -> None:
         self.volume.reclaim()

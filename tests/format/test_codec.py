@@ -296,7 +296,7 @@ def test_a_record_whose_counts_do_not_fill_it_is_none_and_costs_nothing(offset, 
 
 def test_an_unknown_event_in_a_valid_record_is_a_newer_format():
     data = bytearray(f.encode_record(sample_record(events=[f.DeleteEvent(1)]), FOLD))
-    struct.pack_into("<H", data, len(data) - 16, 7)
+    struct.pack_into("<H", data, len(data) - 16, 999)
     data = sealed_record(data)
     with pytest.raises(UnsupportedVersionError):
         f.decode_record(data, 0, len(data), FOLD, 9)
@@ -314,6 +314,8 @@ def test_an_unknown_event_in_a_valid_record_is_a_newer_format():
         struct.pack("<HHIQ", 2, 0, 16, 2**63),
         struct.pack("<HHIQQQQ", 5, 0, 40, 0, 1, 0, 4096),
         struct.pack("<HHIQQQQ", 5, 0, 40, 0, 1, 2, 100),
+        struct.pack("<HHIQQQ", 7, 0, 32, 0, 100, 2),
+        struct.pack("<HHIQQQ", 7, 0, 32, 0, 512, 0),
         struct.pack("<HHI", 1, 0, 16) + bytes(8),
         f.encode_event(f.SnapshotEvent(1, 2, 3, 4, "a")).replace(b"a", b"/"),
         f.encode_event(f.SnapshotEvent(1, 2, 3, 4, "a")).replace(b"a", b"\0"),

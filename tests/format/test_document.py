@@ -62,7 +62,7 @@ def test_the_events_of_the_document_are_those_of_the_code():
     table = DOCUMENT[DOCUMENT.index("| type | name | payload |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (.+?) \|$", table, re.MULTILINE)
     assert [int(kind) for kind, _, _ in rows] == sorted(layout.EVENT_PAYLOADS)
-    names = dict(enumerate(("SNAPSHOT", "DELETE", "RECLAIM", "RECLAIMED", "ROLLBACK", "STORE"), 1))
+    names = dict(enumerate(("SNAPSHOT", "DELETE", "RECLAIM", "RECLAIMED", "ROLLBACK", "STORE", "RESIZE"), 1))
     names |= {9: "ANCHOR", 10: "HOLD", 11: "POLICY", 12: "GIVE_UP"}
     for kind, name, payload in rows:
         assert name.upper() == names[int(kind)]

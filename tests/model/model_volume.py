@@ -32,6 +32,13 @@ class ModelSnapshot:
     line: tuple[int, ...] = ()
     anchor: bool = False
 
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def birth(self, block: int) -> int:
+        return self.births[block] if block < len(self.births) else 0
+
     def renamed(self, name: str) -> ModelSnapshot:
         return replace(self, name=name)
 
@@ -84,6 +91,28 @@ class ModelVolume:
         for block in self.blocks(offset, length):
             self._touch(block, block not in whole)
 
+    def resize(self, size: int) -> None:
+        """Blocks gained or lost get the epoch, like a discard; bytes cut off within the last block become zeros."""
+        if size == self.size:
+            return
+        first, end = sorted((self.block_count, -(-size // self.block_size)))
+        if size < self.size:
+            self.epoch += 1
+            block = size // self.block_size
+            if any(self.content[size : self.span(block)[1]]):
+                self._touch(block, True)
+            del self.content[size:]
+        else:
+            self.content += bytes(size - self.size)
+        self.births += [0] * (end - len(self.births))
+        self.mapped += [False] * (end - len(self.mapped))
+        self._set_size(size)
+        for block in range(first, end):
+            self._touch(block, False)
+
+    def _set_size(self, size: int) -> None:
+        self.size, self.block_count = size, -(-size // self.block_size)
+
     def _zero(self, block: int) -> None:
         start, end = self.span(block)
         self.content[start:end] = bytes(end - start)
@@ -131,19 +160,20 @@ class ModelVolume:
         self.content[:] = target.content
         self.births, self.mapped = list(target.births), list(target.mapped)
         self.line = (*target.line, target.epoch)
+        self._set_size(target.size)
         self.epoch += 1
         return kept
 
     # -- extents ----------------------------------------------------------------------------------------------------
-    def rows(self, blocks: Iterable[int], start: int = 0, length: int | None = None) -> Rows:
-        """Blocks, ascending, as (offset, length) rows: adjacent ones joined, whole blocks clipped to the volume.
+    def rows(self, blocks: Iterable[int], size: int, start: int = 0, length: int | None = None) -> Rows:
+        """Blocks, ascending, as (offset, length) rows: adjacent ones joined, whole blocks clipped to the size.
 
         A range picks the blocks that it touches.
         """
-        end = self.size if length is None else min(self.size, start + length)
+        end = size if length is None else min(size, start + length)
         found: Rows = []
         for block in blocks:
-            first, last = self.span(block)
+            first, last = block * self.block_size, min((block + 1) * self.block_size, size)
             if last <= start or first >= end or end <= start:
                 continue
             if found and found[-1][0] + found[-1][1] == first:
@@ -153,7 +183,11 @@ class ModelVolume:
         return found
 
     def changed_blocks(self, base: ModelSnapshot, target: ModelSnapshot) -> Iterator[int]:
-        return (block for block in range(self.block_count) if base.births[block] != target.births[block])
+        """Blocks of the target that the base has not, in part or as a whole, or that were born at another time."""
+        for block in range(-(-target.size // self.block_size)):
+            end = min((block + 1) * self.block_size, target.size)
+            if base.birth(block) != target.birth(block) or base.size < end:
+                yield block
 
     @staticmethod
     def comparable(base: ModelSnapshot, target: ModelSnapshot) -> bool:
@@ -165,7 +199,8 @@ class ModelVolume:
     def changed_extents(
         self, base: ModelSnapshot, target: ModelSnapshot, start: int = 0, length: int | None = None
     ) -> Rows:
-        return self.rows(self.changed_blocks(base, target), start, length)
+        return self.rows(self.changed_blocks(base, target), target.size, start, length)
 
     def allocated_extents(self, version: ModelSnapshot, start: int = 0, length: int | None = None) -> Rows:
-        return self.rows((block for block in range(self.block_count) if version.mapped[block]), start, length)
+        blocks = range(-(-version.size // self.block_size))
+        return self.rows((block for block in blocks if version.mapped[block]), version.size, start, length)

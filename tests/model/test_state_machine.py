@@ -188,6 +188,13 @@ class VolumeMachine(RuleBasedStateMachine):
         kept = self.volume.rollback(self.volume.get_snapshot(target.name))
         self.model.rollback(target.name, kept.name)
 
+    @rule(blocks=st.one_of(st.integers(1, 40), st.integers(250, 270)), less=st.integers(0, 7))
+    def resize(self, blocks: int, less: int) -> None:
+        size = blocks * self.model.block_size - 512 * less
+        self.volume.resize(size)
+        self.model.resize(size)
+        assert self.volume.size == size
+
     @rule()
     def reclaim(self) -> None:
         self.volume.reclaim()
@@ -215,8 +222,9 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule(where=fractions, length=lengths)
     def read(self, where: float, length: int) -> None:
-        offset, length = self.place(where, length)
         for shown, version in self.readable():
+            offset = int(where * version.size)
+            length = min(length, version.size - offset)
             assert shown.pread(length, offset) == version.content[offset : offset + length]
             buffer = bytearray(length)
             assert shown.pread_into(buffer, offset) == length
@@ -225,14 +233,17 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule(where=fractions, length=lengths, most=st.integers(1, 4))
     def extents(self, where: float, length: int, most: int) -> None:
         """All pairs, whole and in a range, at once and restarted behind each `most` rows."""
-        start, length = self.place(where, length)
         versions = self.versions()
         for target, new in self.readable():
+            start = int(where * new.size)
+            length = min(length, new.size - start)
             wanted = self.model.allocated_extents(new)
             assert rows(target.allocated_extents()) == wanted
-            assert restarted(target.allocated_extents, most, self.model.size) == wanted
+            assert restarted(target.allocated_extents, most, new.size) == wanted
             assert rows(target.allocated_extents(start, length)) == self.model.allocated_extents(new, start, length)
         for target, new in versions:
+            start = int(where * new.size)
+            length = min(length, new.size - start)
             for base, old in versions[:-1]:
                 if not self.model.comparable(old, new):
                     with pytest.raises(FullBackupRequired):
@@ -241,7 +252,7 @@ class VolumeMachine(RuleBasedStateMachine):
                 wanted = self.model.changed_extents(old, new)
                 assert rows(target.changed_extents(base)) == wanted
                 assert rows(target.changed_extents(base.change_id)) == wanted
-                assert restarted(lambda *a, t=target, b=base: t.changed_extents(b, *a), most, self.model.size) == wanted
+                assert restarted(lambda *a, t=target, b=base: t.changed_extents(b, *a), most, new.size) == wanted
                 in_range = self.model.changed_extents(old, new, start, length)
                 assert rows(target.changed_extents(base, start, length)) == in_range
 
@@ -260,7 +271,8 @@ class VolumeMachine(RuleBasedStateMachine):
     def contents_agree(self) -> None:
         if self.volume is not None:
             for shown, version in self.readable():
-                assert shown.pread(self.model.size, 0) == version.content
+                assert shown.size == version.size
+                assert shown.pread(version.size, 0) == version.content
 
 
 def rows(extents: Any) -> Rows:

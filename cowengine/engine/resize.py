@@ -1,0 +1,121 @@
+"""Resize of the live volume: one record makes it another size, at any moment.
+
+Growing adds holes. Shrinking makes the lost blocks one tombstone, whatever lay there: a snapshot that is deleted in the
+same record holds it, and the ordinary reclaim gives it back step by step. Both mark what they add or cut off with the
+head's epoch, so lists of changes show it, and bytes that were cut off never come back. Snapshots keep their size.
+
+The bytes of the last block behind a smaller size become zeros in a new place, which the same record names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowengine.errors import OutOfRangeError
+from cowengine.format import (
+    ENTRY_MAPPED,
+    LINEAGE_AUTOMATIC,
+    SIZE_MAX,
+    SIZE_MIN,
+    SLOT_BYTES,
+    DeleteEvent,
+    ResizeEvent,
+    encode_delta,
+    size_is_legal,
+)
+
+if TYPE_CHECKING:
+    from cowengine.engine.allocator import Run
+    from cowengine.engine.engine import Engine
+
+
+def check_size(size: int) -> None:
+    """Raises OutOfRangeError, which names the limits, unless a volume can have this size."""
+    if not size_is_legal(size):
+        raise OutOfRangeError(f"size {size}: a multiple of 512 from {SIZE_MIN} to {SIZE_MAX} bytes is needed")
+
+
+def resize(engine: Engine, size: int) -> None:
+    """Makes the live volume `size` bytes long. Durable when it returns, and so is every write before; writes wait.
+
+    What a shrink cuts off comes back by `reclaim`. Raises OutOfRangeError; NoSpaceError, and nothing has changed.
+    """
+    check_size(size)
+    with engine.lock:
+        engine.require_writable()
+        engine.make_room()
+        try:
+            engine.path.pause()  # Ctrl-C while it waits is raised here
+            if size < engine.path.size:
+                _shrink(engine, size)
+            elif size > engine.path.size:
+                _grow(engine, size)
+            else:
+                engine.commit(room_made=True)
+        finally:
+            engine.path.resume()
+
+
+def resized(engine: Engine, event: ResizeEvent) -> None:
+    """What a resize event means in memory: the same for a commit and for replay."""
+    engine.path.resize(event.size, event.epoch)
+    engine.lineage.resize_head(event.size)
+
+
+def _grow(engine: Engine, size: int) -> None:
+    event = ResizeEvent(head=0, size=size, epoch=engine.path.epoch)
+    with engine.undivided():
+        engine.commit([event], room_made=True)
+        resized(engine, event)
+
+
+def _shrink(engine: Engine, size: int) -> None:
+    engine.commit(room_made=True)
+    engine.make_room()
+    engine.lineage.load_all()
+    last = _cut_block(engine, size)
+    with engine.undivided():
+        kept = engine.new_event(_unused_name(engine), b"", epoch=engine.path.fence(), flags=LINEAGE_AUTOMATIC)
+        kept.before = True  # the record's delta is of the epoch behind it
+        event = ResizeEvent(head=0, size=size, epoch=kept.epoch + 1)
+        delta = b""
+        if last is not None:
+            engine.barrier()  # I3
+            delta = encode_delta(size // engine.path.block_bytes, 1, ENTRY_MAPPED, last[0], event.epoch)
+        engine.begin_take()
+        _, freed, freed_nodes, writes, superseded, root = engine.path.take_batch(True)
+        batch = (delta, freed, freed_nodes, writes, superseded, root)
+        engine.commit([kept, event, DeleteEvent(kept.id)], batch=batch, room_made=True)
+        engine.taken(kept, root)
+        engine.path.replay(delta)
+        resized(engine, event)
+        engine.lineage.delete(kept.id)
+        engine.lineage.set_holder()  # what comes before counts from here on: its reclaim moves the free rule's cursor
+        root.retire()
+
+
+def _unused_name(engine: Engine) -> str:
+    name = f"before-resize-{engine.lineage.next_id}"
+    while engine.lineage.find_name(name) is not None:
+        name += "'"
+    return name
+
+
+def _cut_block(engine: Engine, size: int) -> Run | None:
+    """The block in which a smaller size ends, written to new slots with zeros behind it; None if it has them already.
+
+    The volume is paused. Raises NoSpaceError.
+    """
+    path = engine.path
+    kept = size % path.block_bytes
+    stop = min(size - kept + path.block_bytes, path.size)
+    if kept == 0 or not any(path.pread(stop - size, size)):
+        return None
+    data = path.pread(kept, size - kept)
+    run = engine.allocator.take_block()
+    try:
+        engine.io.pwrite(engine.fd, data + bytes(path.block_bytes - kept), run[0] * SLOT_BYTES)
+    except BaseException:
+        engine.allocator.give_back([run])
+        raise
+    return run
