@@ -38,6 +38,7 @@ ctypedef struct unshared_t:     # the space that only a deleted snapshot holds
 
 
 cdef class BlockMap(Tree):
+    cdef readonly uint64_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
     cdef readonly int64_t kept_blocks   # left by the live head to snapshots, less those reclaimed; since the open
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
     cdef uint64_t limit(self, uint64_t block) noexcept nogil

@@ -133,6 +133,8 @@ cdef class BlockMap(Tree):
             status = self.release_run(link.pointer, base, base + span, change.freed)
             if status != 0:
                 return status
+            if kind_of(link.pointer.target) == KIND_NODE:
+                self.kept_uncounted += 1
             self.drop(link.node)
             link.node = NULL
         link.pointer.target = pointer_target(

@@ -98,7 +98,7 @@ class Space:
         self._one = threading.Lock()
         self._looking = threading.Lock()
         self._forecast = Forecast()
-        self._held: tuple[int, int, int] | None = None  # what snapshots held; kept_blocks and rollbacks at that time
+        self._held: tuple[int, int, int] | None = None  # what snapshots held; kept_blocks and leaps at that time
 
     # -- what is durable ---------------------------------------------------------------------------------------------
     def superblock_fields(self) -> dict[str, Any]:
@@ -212,15 +212,16 @@ class Space:
     def held_bytes(self) -> int:
         """What snapshots hold and the live volume does not reach, in bytes of blocks.
 
-        Found by a walk over all maps at first, and after a rollback; from then on counted. What is written while the
-        walk runs may count twice or not at all.
+        Found by a walk over all maps at first, and after a rollback, a shrink or a discard of whole subtrees; else
+        counted. What is written while the walk runs may count twice or not at all.
         """
-        path, rollbacks = self._engine.path, self._engine.counters["rollbacks"]
-        if self._held is None or self._held[2] != rollbacks:
+        path = self._engine.path
+        leaps = self._engine.counters["rollbacks"] + path.map.kept_uncounted
+        if self._held is None or self._held[2] != leaps:
             from cowengine.engine.usage import held_by_snapshots
 
             kept = path.map.kept_blocks
-            self._held = (held_by_snapshots(self._engine), kept, rollbacks)
+            self._held = (held_by_snapshots(self._engine), kept, leaps)
         return max(0, self._held[0] + (path.map.kept_blocks - self._held[1]) * path.block_bytes)
 
     def keep_limit(self) -> None:

@@ -14,13 +14,16 @@ from cowengine.format.layout import (
     INTENT_MAGIC,
     MAGIC,
     SLOT_BYTES,
+    SUPERBLOCK,
     struct_of,
 )
 
 _INTENT = struct_of(INTENT, INTENT_BYTES)
 _CHECKSUM = struct.Struct("<Q")
 _CHECKSUM_OFFSET = INTENT_BYTES - _CHECKSUM.size
-_UUID_OFFSET = 40  # of the superblock
+_UUID_OFFSET, _POLICY_OFFSET = (
+    next(field.offset for field in SUPERBLOCK if field.name == name) for name in ("volume_uuid", "when_full")
+)
 SECTOR = 512
 
 
@@ -41,13 +44,16 @@ class Intent:
         return True
 
     def _is_ours(self, at: int, sector: bytes) -> bool:
-        """Whether a sector may be of one of the volume's superblocks: its first one, or its last."""
+        """Whether a sector may be of one of the volume's superblocks.
+
+        The first one has magic and UUID; behind it and what is reserved lie a policy and a list of losses: anything.
+        """
         within = at % SLOT_BYTES
         if at >= 2 * SLOT_BYTES:
             return False
         if within == 0:
             return sector[: len(MAGIC)] == MAGIC and sector[_UUID_OFFSET : _UUID_OFFSET + 16] == self.volume_uuid
-        return within + SECTOR == SLOT_BYTES and not any(sector[: SECTOR - _CHECKSUM.size])
+        return not any(sector[: max(0, _POLICY_OFFSET - within)])
 
 
 def encode_intent(intent: Intent) -> bytes:
