@@ -77,10 +77,13 @@ def busy(path: Path) -> None:
 
 
 def no_space(path: Path) -> None:
-    table = FailingTable()
+    table = FailingTable(number=errno.ENOSPC, for_ever=True)  # once is not enough: a write is tried again
     with volume_at(path, io=table) as volume:
-        table.fail_at, table.number = table.calls + 1, errno.ENOSPC
-        volume.pwrite(b"x", 0)
+        table.fail_at = table.calls + 1
+        try:
+            volume.pwrite(b"x", 0)
+        finally:
+            table.fail_at = 0
 
 
 def read_only(path: Path) -> None:
