@@ -492,6 +492,7 @@ class Engine:
                 self.closed = True
                 try:
                     self.path.shut()
+                    self.locks.release_all()
                 finally:
                     self.io.close(self.fd)
                     _engines.discard(self)

@@ -61,6 +61,10 @@ class FileLocks:
         """Ends `pin` or `claim`."""
         self._io.unlock(self._fd, LOCK_FIRST + number, 1)
 
+    def release_all(self) -> None:
+        """Before the descriptor is closed: a process forked just now may have another one of the same description."""
+        self._io.unlock(self._fd)
+
     def _take(self, number: int, *, exclusive: bool) -> bool:
         try:
             self._io.lock(self._fd, exclusive, LOCK_FIRST + number, 1)

@@ -182,6 +182,7 @@ class Reader:
             for look in list(self._looks):
                 look.closed = True
                 look.path.shut()
+            self._locks.release_all()
             self._io.close(self._fd)
 
     def abandon(self) -> None:

@@ -81,3 +81,14 @@ def test_a_child_may_open_the_file_when_the_parent_has_closed_it(tmp_path: Path)
     path = str(tmp_path / "volume")
     Volume.create(path, 65536).close()
     assert in_child(lambda: Volume.open(path).close()) == "nothing"
+
+
+def test_a_process_forked_while_a_volume_is_closed_keeps_nobody_out(tmp_path: Path) -> None:
+    """Between fork and exec a child has the parent's open file descriptions, and with them its locks."""
+    volume = Volume.create(tmp_path / "v", 1 << 20)
+    inherited = os.dup(volume.engine.fd)
+    try:
+        volume.close()
+        Volume.open(tmp_path / "v").close()
+    finally:
+        os.close(inherited)
