@@ -17,9 +17,9 @@ import uuid
 import warnings
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
+from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
 from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
@@ -63,7 +63,7 @@ class GivenUp(NamedTuple):
     """When, UTC."""
 
 
-class Volume:
+class Volume(Closing):
     """A volume. Make one with `create` or `open`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine, *, background: bool = True, cache_size: int | None = None) -> None:
@@ -160,14 +160,6 @@ class Volume:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
         return f"<cowengine.Volume {self.path!r} {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         engine = getattr(self, "engine", None)

@@ -18,17 +18,17 @@ from cowengine.backup.manifest import MANIFEST_BYTES_MAX, Backup, decode_manifes
 from cowengine.backup.names import checked_backup_id, checked_chain
 from cowengine.backup.stream import StreamHeader
 from cowengine.backup.stream_reader import Source
+from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.errors import (
     BackupError,
     BusyError,
     CowEngineError,
     ExistsError,
-    NoSpaceError,
     NotFoundError,
     OutOfRangeError,
-    ReadOnlyError,
 )
+from cowengine.oserrors import typed
 
 CHAINS = "chains"
 LOCK = "lock"
@@ -42,14 +42,11 @@ OLD = ".old-"
 def system_errors(path: str) -> Iterator[None]:
     """Turns the operating system's errors into typed ones that name `path`."""
     try:
-        yield
+        with typed(path):
+            yield
     except CowEngineError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError("no space left; free some or choose another place", path) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise ReadOnlyError(f"may not be written or read: {error.strerror}", path) from error
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise NotFoundError("not found, or no folder", path) from error
         if error.errno in (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL):
@@ -205,7 +202,7 @@ def file_source(io: IOTable, fd: int, path: str) -> Source:
     return Source(read)
 
 
-class ChainLock:
+class ChainLock(Closing):
     """The right to write to one chain, for as long as it is open. What crashed runs left in the chain is removed.
 
     Raises BusyError if another writer has it.
@@ -241,12 +238,6 @@ class ChainLock:
         if self._fd >= 0:
             self._io.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> ChainLock:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class NewBackup:

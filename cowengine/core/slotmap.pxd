@@ -17,3 +17,4 @@ cdef class SlotMap:
     cdef int is_busy(self, uint64_t slot, uint64_t count, bint *busy) noexcept nogil
     cdef int set_busy(self, uint64_t slot, uint64_t count, bint value) noexcept nogil
     cdef int set_used(self, uint64_t slot, uint64_t count, bint value) noexcept nogil
+    cdef int set_runs(self, list runs, bint used, bint value) except -1

@@ -241,27 +241,24 @@ cdef class SlotMap:
 
     def release(self, list runs not None):
         """Gives runs of (slot, count) back to circulation; none of them may be used."""
-        cdef uint64_t slot, count
-        cdef int status = 0
-        self.mutex.acquire()
-        for slot, count in runs:
-            status = self.set_busy(slot, count, False)
-            if status != 0:
-                break
-        self.mutex.release()
-        check_status(status, self.used)
+        self.set_runs(runs, False, False)
 
     def mark_used(self, list runs not None, bint value=True):
         """Marks runs of (slot, count) as used, or no longer used (they stay busy)."""
+        self.set_runs(runs, True, value)
+
+    cdef int set_runs(self, list runs, bint used, bint value) except -1:
+        """Changes used, or else busy, for all of some runs under one hold of the mutex."""
         cdef uint64_t slot, count
         cdef int status = 0
         self.mutex.acquire()
         for slot, count in runs:
-            status = self.set_used(slot, count, value)
+            status = self.set_used(slot, count, value) if used else self.set_busy(slot, count, value)
             if status != 0:
                 break
         self.mutex.release()
         check_status(status, self.used)
+        return 0
 
     def used_slots(self, list runs not None):
         """The slots of some runs that are marked used, as runs of one."""

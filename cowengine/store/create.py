@@ -7,9 +7,9 @@ import uuid
 
 from cowengine.core.iotable import IOTable
 from cowengine.errors import ExistsError, NotFoundError
+from cowengine.oserrors import typed
 from cowengine.store.log import create_log
 from cowengine.store.names import DOCUMENTS_NAME, LOG_NAME, UNFINISHED_SUFFIX, VOLUMES_NAME
-from cowengine.store.oserrors import typed
 
 
 def create_folder(io: IOTable, folder: str, log_size: int) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from cowengine.core.iotable import IOTable
 from cowengine.errors import CorruptionError, NotFoundError, OutOfRangeError
+from cowengine.oserrors import typed
 from cowengine.store.names import UNFINISHED_SUFFIX, document_file, parse_document_file
-from cowengine.store.oserrors import typed
 
 DOCUMENT_BYTES_MAX: Final = 16 * 1024 * 1024
 

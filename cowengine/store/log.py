@@ -31,9 +31,9 @@ from cowengine.errors import (
     PoisonedError,
     UnsupportedVersionError,
 )
+from cowengine.oserrors import typed
 from cowengine.store import layout
 from cowengine.store.layout import Frame, Header, Record
-from cowengine.store.oserrors import typed
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ import uuid
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
+from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.report import Report
 from cowengine.engine.usage import VolumeSpace
@@ -72,7 +72,7 @@ def connect(path: str | os.PathLike[str]) -> Store:
     return Store.open(path)
 
 
-class Store:
+class Store(Closing):
     """One open store. Made by `Store.create` and `Store.open`."""
 
     # ---- opening and closing ----
@@ -244,14 +244,6 @@ class Store:
             self.log.close()
         if failure is not None:
             raise failure
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True) and os.getpid() == self._pid:

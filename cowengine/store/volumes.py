@@ -17,6 +17,7 @@ import uuid
 from cowengine.engine.adopt import adopt_as
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
+from cowengine.oserrors import typed
 from cowengine.store.attach import move, open_alone, read_superblock, refuse_member
 from cowengine.store.layout import TYPE_SET
 from cowengine.store.log import StoreLog
@@ -28,7 +29,6 @@ from cowengine.store.names import (
     check_volume_name,
     volume_file,
 )
-from cowengine.store.oserrors import typed
 from cowengine.store.place import StorePlace
 from cowengine.volume import Volume
 

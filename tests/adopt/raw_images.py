@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from cowengine import Volume
+from cowengine.errors import FormatError
+
 PAGE = 4096
 
 
@@ -23,3 +26,21 @@ def write_image(path: Path, size: int, seed: int = 1, pieces: int = 20) -> bytes
                 file.seek(page)
                 file.write(data[page : page + PAGE])
     return bytes(data)
+
+
+def settled(path: Path, data: bytes) -> str:
+    """What a kill or failure left of adopting and flattening; its bytes are compared, and it is a raw image again."""
+    try:
+        volume = Volume.open(path, background=False)
+    except FormatError:
+        found = "raw image"
+        if path.with_name(path.name + ".adopting").exists():
+            found = "interrupted"
+            Volume.undo_adoption(path)
+    else:
+        found = "volume"
+        assert volume.pread(volume.size, 0) == data
+        assert volume.check().ok
+        volume.flatten()
+    assert path.read_bytes() == data
+    return found

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raw_images import write_image
+from raw_images import settled, write_image
 
-from cowengine import FormatError, Volume
+from cowengine import Volume
 
 KILLS = 60
 SIZE = 6 << 20
@@ -28,24 +28,6 @@ def killed(work: Callable[[], object], delay: float) -> None:
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-def settled(path: Path, data: bytes) -> str:
-    """What the kill left, made a raw image again; its bytes are compared either way."""
-    try:
-        volume = Volume.open(path, background=False)
-    except FormatError:
-        found = "raw image"
-        if path.with_name(path.name + ".adopting").exists():
-            found = "interrupted"
-            Volume.undo_adoption(path)
-    else:
-        found = "volume"
-        assert volume.pread(SIZE, 0) == data
-        assert volume.check().ok
-        volume.flatten()
-    assert path.read_bytes() == data
-    return found
 
 
 def test_kills_leave_the_raw_image_or_the_volume(tmp_path: Path) -> None:

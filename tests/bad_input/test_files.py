@@ -11,10 +11,10 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+from forked_child import in_child
 
 from cowengine import Volume
 from cowengine.core.checksum import xxh64
@@ -187,31 +187,6 @@ def test_a_volume_of_a_newer_version_is_refused_and_not_changed(
 
 
 # -- owners -----------------------------------------------------------------------------------------------------------
-def in_child(work: Callable[[], object], *, uid: int | None = None) -> str:
-    """The class of what `work` raised in a forked child, or "nothing"; as another user if `uid` is given."""
-    import_module("numpy")  # the child may not be allowed to read where it lies
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        outcome = "nothing"
-        try:
-            if uid is not None:
-                os.setgroups([])
-                os.setgid(uid)
-                os.setuid(uid)
-            work()
-        except BaseException as error:
-            outcome = type(error).__name__
-        finally:
-            os.write(writer, outcome.encode())
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        outcome = pipe.read().decode()
-    os.waitpid(child, 0)
-    return outcome
-
-
 def test_a_volume_has_one_owner_whatever_the_way_to_its_file(tmp_path: Path) -> None:
     path, other = tmp_path / "v", tmp_path / "hard link"
     with Volume.create(path, SIZE, background=False) as volume:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,13 @@ def run_process() -> Callable[..., subprocess.CompletedProcess[bytes]]:
         return subprocess.run(arguments, capture_output=True, check=False, timeout=60, **settings)
 
     return command
+
+
+@pytest.fixture
+def store(run: Run, tmp_path: Path) -> Path:
+    """A store with two volumes."""
+    path = tmp_path / "store"
+    run("store", "create", path)
+    for name in ("mail", "index"):
+        run("volume", "create", f"{path}:{name}", "2M")
+    return path

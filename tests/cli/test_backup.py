@@ -19,13 +19,10 @@ MiB = 1 << 20
 
 
 @pytest.fixture
-def store(run, tmp_path):
-    path = tmp_path / "store"
-    run("store", "create", path)
+def store(store):
     for name in ("mail", "index"):
-        run("volume", "create", f"{path}:{name}", "2M")
-        write(path, name, random.Random(name).randbytes(100_000), 4096)
-    return path
+        write(store, name, random.Random(name).randbytes(100_000), 4096)
+    return store
 
 
 @pytest.fixture

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from cowengine import Store
 
 MiB = 1 << 20
-
-
-@pytest.fixture
-def store(run, tmp_path):
-    path = tmp_path / "store"
-    run("store", "create", path)
-    for name in ("mail", "index"):
-        run("volume", "create", f"{path}:{name}", "2M")
-    return path
 
 
 def test_create_refuses_what_is_there(run, store):

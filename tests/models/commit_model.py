@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from commit_rules import BUILT, PLANNED
-from crash_disk import BarrierError, Crash, Disk
+from crash_disk import BarrierError, Disk, operate, reopened
 from exploring import Choose, Violation, pick
 
 BLOCKS, SLOTS, LOG, AREAS = 2, 6, 5, 3
@@ -369,7 +370,7 @@ class Volume:
             self.disk.write(("data", entry.slot), value)
             self.marks.add(entry.slot)
         elif self.free:
-            slot = sorted(self.free)[self.disk._choose(len(self.free))]
+            slot = sorted(self.free)[self.disk.choose(len(self.free))]
             self.disk.write(("data", slot), value)
             self.free.discard(slot)
             self.open.placed.add(slot)
@@ -431,7 +432,7 @@ class Volume:
         self.fenced = None
         flight = Flight(batch, self.disk.serial)
         self.flight.append(flight)
-        two_barriers = not self.planned or self.disk._choose(2) == 0
+        two_barriers = not self.planned or self.disk.choose(2) == 0
         if two_barriers:
             batch.checks = {}
         if two_barriers and batch.writes != self.synced and self.dropped != "record_before_data":
@@ -543,16 +544,9 @@ class CommitModel:
         volume = self._reopen(disk, oracle, dropped, trace, rots)
         for number, name in enumerate(script):
             trace.append(name)
-            try:
-                disk.fuse = choose(6) if choose(15) == 1 else None
-                ended = self._operate(volume, name, ("v", choose(2) if few_values else number), number)
-            except Crash:
-                ended = pick(choose, "power kill lose")
-                trace[-1] += f", crash: {ended}"
-            except BarrierError:
-                ended = pick(choose, "power kill")
-                trace[-1] += f", barrier failed: {ended}"
-            disk.fuse = None
+            fuse = choose(6) if choose(15) == 1 else None
+            value = ("v", choose(2) if few_values else number)
+            ended = operate(disk, trace, fuse, partial(self._operate, volume, name, value, number))
             self._check(volume)
             if ended:
                 self._crash(disk, pick(choose, "kill power") if ended == "close" else ended, rots)
@@ -560,7 +554,7 @@ class CommitModel:
 
     def _operate(self, volume: Volume, name: str, value: Hashable, number: int) -> str:
         """One operation; returns how the process ends, if it does."""
-        choose, snapshots = volume.disk._choose, volume.live.snapshots
+        choose, snapshots = volume.disk.choose, volume.live.snapshots
         if name in ("power", "kill", "lose"):
             return name
         if name == "fail":
@@ -591,23 +585,21 @@ class CommitModel:
                 raise Violation("a snapshot has changed")
 
     def _reopen(self, disk: Disk, oracle: Oracle, dropped: str, trace: list[str], rots: bool) -> Volume:
-        """Recovers; the first attempts may be cut short themselves."""
-        for attempt in range(8):
+        """Recovers; the first attempts may be cut short."""
+
+        def recovered() -> Volume:
             volume = Volume(disk, oracle, dropped, self._planned)
-            disk.fuse = disk._choose(12) if attempt < 4 else None
-            try:
-                volume.recover()
-                self._check(volume)
-                disk.fuse = None
-                return volume
-            except Crash:
-                how = pick(disk._choose, "power kill lose")
-            except BarrierError:
-                how = "kill"
-            disk.fuse = None
-            trace.append(f"recovery cut short: {how}")
-            self._crash(disk, how, rots)
-        raise Violation("recovery does not end")
+            volume.recover()
+            self._check(volume)
+            return volume
+
+        return reopened(
+            disk,
+            trace,
+            lambda attempt: disk.choose(12) if attempt < 4 else None,
+            recovered,
+            lambda how: self._crash(disk, how, rots),
+        )
 
     @staticmethod
     def _crash(disk: Disk, how: str, rots: bool) -> None:
@@ -615,7 +607,7 @@ class CommitModel:
         cells = [("superblock", slot) for slot in (0, 1)]
         both = [disk.durable.get(cell) for cell in cells]
         settled = all(isinstance(s, Superblock) for s in both) and not any(cell in disk.pending for cell in cells)
-        if rots and settled and disk._choose(3) == 0:
+        if rots and settled and disk.choose(3) == 0:
             newest = max(s for s in both if isinstance(s, Superblock))
             cell = cells[both.index(newest)]
             disk.durable[cell] = disk.cache[cell] = disk.torn()

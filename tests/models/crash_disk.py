@@ -7,11 +7,13 @@ each cell durable, or clean in the cache and old on the disk, or still dirty; th
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
-from exploring import Choose
+from exploring import Choose, Violation, pick
 
 Cell = tuple[str, Hashable]
+Opened = TypeVar("Opened")
 
 
 class Crash(Exception):
@@ -26,7 +28,7 @@ class Disk:
     """What was written, in three states: durable, in the cache, and which writes may be durable."""
 
     def __init__(self, choose: Choose) -> None:
-        self._choose = choose
+        self.choose = choose
         self.durable: dict[Cell, Hashable] = {}
         self.cache: dict[Cell, Hashable] = {}
         self.pending: dict[Cell, list[tuple[int, Hashable]]] = {}
@@ -65,7 +67,7 @@ class Disk:
         failed, self.untold = self.untold or self.fail_in == -1, False
         for cell, writes in list(self.pending.items()):
             covered = [value for serial, value in writes if began is None or serial <= began]
-            fate = self._choose(3) if failed and covered else 0  # durable; clean and old on the disk; still dirty
+            fate = self.choose(3) if failed and covered else 0  # durable; clean and old on the disk; still dirty
             if covered and fate == 0:
                 self.durable[cell] = covered[-1]
             if fate < 2:
@@ -79,7 +81,7 @@ class Disk:
     def lose(self) -> None:
         """Writeback fails behind everybody's back: pages become clean, and the next barrier tells."""
         for cell in list(self.pending):
-            if self._choose(2):
+            if self.choose(2):
                 del self.pending[cell]
                 self.untold = True
 
@@ -93,7 +95,7 @@ class Disk:
         """What was pending arrives or not, each cell for itself."""
         for cell, writes in self.pending.items():
             options = [self.durable.get(cell)] + [value for _, value in writes]
-            chosen = self._choose(len(options) + 1)
+            chosen = self.choose(len(options) + 1)
             self.durable[cell] = options[chosen] if chosen < len(options) else self.torn()
         self.cache, self.pending = dict(self.durable), {}
         self.untold, self.fail_in = False, None
@@ -104,3 +106,42 @@ class Disk:
             self.power_cut()
         elif how == "lose":
             self.lose()
+
+
+def operate(disk: Disk, trace: list[str], fuse: int | None, operation: Callable[[], str]) -> str:
+    """One operation, which may be cut short; returns how the process ends, if it does."""
+    disk.fuse = fuse
+    try:
+        ended = operation()
+    except Crash:
+        ended = pick(disk.choose, "power kill lose")
+        trace[-1] += f", crash: {ended}"
+    except BarrierError:
+        ended = pick(disk.choose, "power kill")
+        trace[-1] += f", barrier failed: {ended}"
+    disk.fuse = None
+    return ended
+
+
+def reopened(
+    disk: Disk,
+    trace: list[str],
+    fuse: Callable[[int], int | None],
+    open_it: Callable[[], Opened],
+    crash: Callable[[str], None],
+) -> Opened:
+    """What opens after a crash; attempts may be cut short themselves, as `fuse` says of each by its number."""
+    for attempt in range(8):
+        disk.fuse = fuse(attempt)
+        try:
+            opened = open_it()
+            disk.fuse = None
+            return opened
+        except Crash:
+            how = pick(disk.choose, "power kill lose")
+        except BarrierError:
+            how = "kill"
+        disk.fuse = None
+        trace.append(f"opening cut short: {how}")
+        crash(how)
+    raise Violation("opening does not end")

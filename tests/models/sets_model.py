@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from crash_disk import BarrierError, Crash, Disk
+from crash_disk import Disk, operate, reopened
 from exploring import Choose, Rule, Violation, pick
 
 VOLUMES, RING, EPOCH_SKIP = 2, 2, 8
@@ -270,16 +271,8 @@ class SetsModel:
         names = [pick(choose, OPERATIONS) for _ in range(4 + choose(20))] + ["power"]
         for number, name in enumerate(names):
             trace.append(name)
-            try:
-                disk.fuse = choose(8) if choose(4) == 1 else None
-                ended = self._operate(store, name, ("v", number))
-            except Crash:
-                ended = pick(choose, "power kill lose")
-                trace[-1] += f", crash: {ended}"
-            except BarrierError:
-                ended = pick(choose, "power kill")
-                trace[-1] += f", barrier failed: {ended}"
-            disk.fuse = None
+            fuse = choose(8) if choose(4) == 1 else None
+            ended = operate(disk, trace, fuse, partial(self._operate, store, name, ("v", number)))
             if ended:
                 disk.end_process(ended)
                 store = self._open(disk, dropped, told, trace)
@@ -288,11 +281,11 @@ class SetsModel:
 
     @staticmethod
     def _operate(store: Store, name: str, value: Hashable) -> str:
-        member = store.members[store.disk._choose(VOLUMES)]
+        member = store.members[store.disk.choose(VOLUMES)]
         if name in ("power", "kill", "lose"):
             return name
         if name == "fail":
-            store.disk.fail_in = store.disk._choose(4)
+            store.disk.fail_in = store.disk.choose(4)
         elif name == "write":
             store.write(member, value)
         elif name == "flush":
@@ -307,19 +300,12 @@ class SetsModel:
 
     @staticmethod
     def _open(disk: Disk, dropped: str, told: Told, trace: list[str]) -> Store:
-        for attempt in range(8):
+        def settled() -> Store:
             store = Store(disk, dropped, told)
-            disk.fuse = disk._choose(10) if attempt < 3 else None
-            try:
-                store.open()
-                disk.fuse = None
-                told.check(store, settled=True)
-                return store
-            except Crash:
-                how = pick(disk._choose, "power kill lose")
-            except BarrierError:
-                how = "kill"
-            disk.fuse = None
-            trace.append(f"opening cut short: {how}")
-            disk.end_process(how)
-        raise Violation("opening does not end")
+            store.open()
+            told.check(store, settled=True)
+            return store
+
+        return reopened(
+            disk, trace, lambda attempt: disk.choose(10) if attempt < 3 else None, settled, disk.end_process
+        )

@@ -88,14 +88,20 @@ def test_a_closed_gate_refuses_committers_and_no_readers() -> None:
     assert lock.acquire(reader, RESERVED)
 
 
-def test_the_gate_waits_for_the_committer_and_lets_it_finish() -> None:
-    lock = DatabaseLock()
+def gate_behind_a_committer(lock: DatabaseLock) -> tuple[LockHolder, threading.Thread, list[bool]]:
+    """A committer, and a thread that waits for it to close the gate; the list gets the outcome."""
     (committer,) = holders(1, lock)
     assert lock.acquire(committer, RESERVED)
     closed: list[bool] = []
     thread = threading.Thread(target=lambda: closed.append(lock.close_gate("job", soon())))
     thread.start()
     time.sleep(0.05)
+    return committer, thread, closed
+
+
+def test_the_gate_waits_for_the_committer_and_lets_it_finish() -> None:
+    lock = DatabaseLock()
+    committer, thread, closed = gate_behind_a_committer(lock)
     assert not closed
     assert lock.acquire(committer, EXCLUSIVE)
     lock.release(committer, NONE)
@@ -125,12 +131,7 @@ def test_a_forgotten_gate_opens_by_itself_and_says_so() -> None:
 
 def test_opening_ends_a_close_that_still_waits() -> None:
     lock = DatabaseLock()
-    (committer,) = holders(1, lock)
-    assert lock.acquire(committer, RESERVED)
-    closed: list[bool] = []
-    thread = threading.Thread(target=lambda: closed.append(lock.close_gate("job", soon())))
-    thread.start()
-    time.sleep(0.05)
+    _, thread, closed = gate_behind_a_committer(lock)
     lock.open_gate("job")
     thread.join(5)
     assert closed == [False]

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_child import in_child
 
 from cowengine import Volume
 from cowengine.errors import BusyError, ClosedError
-
-
-def in_child(work: Callable[[], None]) -> str:
-    """What `work` raised in a forked child, or "nothing"."""
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking while threads run is what is tested
-        child = os.fork()
-    if child == 0:
-        outcome = "nothing"
-        try:
-            work()
-        except BaseException as error:
-            outcome = type(error).__name__
-        finally:
-            os.write(writer, outcome.encode())
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        outcome = pipe.read().decode()
-    os.waitpid(child, 0)
-    return outcome
-
 
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "pread": lambda volume, snapshot: volume.pread(512, 0),

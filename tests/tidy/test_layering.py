@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cowengine"
 
 # Lowest first; what shares a line is one layer.
 LAYERS = [
-    {"errors", "version"},
+    {"errors", "oserrors", "closing", "version"},
     {"core"},
     {"format"},
     {"engine"},
