@@ -1,7 +1,11 @@
-"""The checksum of every structure on disk: XXH64."""
+"""The checksums on disk: XXH64 of every structure, and the seals of blocks."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from "checksum_impl.h" nogil:
     uint64_t ce_xxh64(const void *data, size_t length, uint64_t seed) noexcept
+
+
+cdef extern from "seal_impl.h" nogil:
+    uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int portable) noexcept

@@ -1,6 +1,6 @@
-"""XXH64 for Python code: one function over any buffer.
+"""The checksums on disk for Python code: XXH64 over any buffer, and the seal of a block.
 
-The loop is C (checksum_impl.c); other kernels call it through checksum.pxd. Thread-safe; keeps no state.
+The loops are C (checksum_impl.c, seal_impl.c); other kernels call them through checksum.pxd. Thread-safe; no state.
 """
 
 from libc.stdint cimport uint64_t
@@ -31,4 +31,19 @@ def xxh64(const unsigned char[::1] data not None, uint64_t seed=0):
             result = ce_xxh64(start, <size_t>length, seed)
     else:
         result = ce_xxh64(start, <size_t>length, seed)
+    return result
+
+
+def seal_of(const unsigned char[::1] block not None, uint64_t slot, bint portable=False):
+    """The seal of a block that begins at `slot`: 1 .. 2**32 - 1. The length must be a multiple of 32.
+
+    `portable` does without the processor's instruction; the result is the same. The GIL is released.
+    """
+    cdef Py_ssize_t length = block.shape[0]
+    cdef const unsigned char *start = &block[0] if length > 0 else NULL
+    cdef uint64_t result
+    if length % 32 != 0:
+        raise ValueError("the length of a block is a multiple of 32")
+    with nogil:
+        result = ce_seal(start, <size_t>length, slot, portable)
     return result

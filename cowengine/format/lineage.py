@@ -18,6 +18,7 @@ from cowengine.format.layout import (
     LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_RECORD,
+    LINEAGE_SEALED,
     LINEAGE_SNAPSHOT,
     LINEAGE_UNUSED,
     METADATA_BYTES_MAX,
@@ -38,7 +39,7 @@ from cowengine.format.trees import HOLE, Pointer
 _RECORD = struct_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _GAPS = gaps_of(LINEAGE_RECORD, LINEAGE_BYTES)
 _UNUSED = bytes(LINEAGE_BYTES)
-_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC | LINEAGE_HELD | LINEAGE_EMPTY
+_FLAGS = LINEAGE_DELETED | LINEAGE_ANCHOR | LINEAGE_AUTOMATIC | LINEAGE_HELD | LINEAGE_EMPTY | LINEAGE_SEALED
 
 
 @dataclass(slots=True)
@@ -142,6 +143,8 @@ def _problem(r: LineageRecord) -> str | None:
         return f"unknown flags {r.flags:#x}"
     if r.flags & LINEAGE_EMPTY and (not r.flags & LINEAGE_ANCHOR or r.root.kind != POINTER_HOLE or r.root.birth):
         return "empty, and no anchor without a map"
+    if r.flags & LINEAGE_SEALED and r.kind == LINEAGE_HEAD:
+        return "a head that is sealed"
     if r.id > ID_MAX or (r.parent > ID_MAX and r.parent != NONE_ID):
         return "an id out of bounds"
     if not 1 <= r.epoch <= EPOCH_MAX:

@@ -13,6 +13,7 @@ from cowengine.format.layout import (
     BLOCK_SHIFT_MAX,
     BLOCK_SHIFT_MIN,
     EPOCH_MAX,
+    FEATURE_SEALS,
     FEATURES_INCOMPATIBLE,
     FORMAT_VERSION,
     ID_MAX,
@@ -203,5 +204,7 @@ def _check_state(sb: Superblock) -> None:
     _require(sb.lineage_root.birth == 0 == sb.free_map_root.birth, "lineage_root or free_map_root has a birth")
     _require(sb.when_full <= WHEN_FULL_GIVE_UP, f"when_full {sb.when_full}")
     _require(len(sb.given_up) <= sb.given_up_count, f"given_up_count {sb.given_up_count}, and more are listed")
-    _require(sb.seal_root == HOLE, "seal_root is not zero")
+    sealed = sb.features_incompatible & FEATURE_SEALS
+    _require(bool(sealed) or sb.seal_root == HOLE, "seal_root is not zero")
+    _require(sb.seal_root.kind != POINTER_RUN and not sb.seal_root.birth, "seal_root is a run or has a birth")
     _require(sb.name_root == HOLE or bool(sb.features_compatible), "name_root is not zero")

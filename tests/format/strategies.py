@@ -37,6 +37,7 @@ def superblocks(draw):
         regions.append(f.Region(block, slot, count))
         block += count
         slot += count << (block_shift - 12)
+    sealed = draw(st.booleans())
     return f.Superblock(
         block_shift=block_shift,
         log_shift=log_shift,
@@ -49,6 +50,7 @@ def superblocks(draw):
         created_ns=draw(u64),
         clean=draw(st.booleans()),
         needs_store=draw(st.booleans()),
+        features_incompatible=f.FEATURE_SEALS if sealed else 0,
         features_read_only_compatible=draw(u64),
         features_compatible=draw(u64),
         store_uuid=draw(uuids),
@@ -62,6 +64,7 @@ def superblocks(draw):
         store_sequence=draw(u64),
         lineage_root=draw(node_pointers)._replace(birth=0),
         free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
+        seal_root=draw(node_pointers | hole_pointers)._replace(birth=0) if sealed else f.HOLE,
         when_full=draw(st.integers(0, 1)),
         keep_newest=draw(u64),
         snapshot_bytes_max=draw(u64),
@@ -77,13 +80,14 @@ def lineage_records(draw):
     metadata_bytes = draw(st.integers(0, f.METADATA_BYTES_MAX))
     reason = draw(reasons | st.just(""))
     flags = draw(st.integers(0, 7) | st.sampled_from([18, 19, 22, 23]))
+    sealed = kind == f.LINEAGE_SNAPSHOT and draw(st.booleans())
     return f.LineageRecord(
         kind=kind,
         id=draw(ids),
         name=draw(names),
         epoch=epoch,
         size=draw(sizes),
-        flags=flags | (f.LINEAGE_HELD if reason else 0),
+        flags=flags | (f.LINEAGE_HELD if reason else 0) | (f.LINEAGE_SEALED if sealed else 0),
         hold_reason=reason,
         parent=draw(ids | st.just(f.NONE_ID)),
         frozen=draw(st.integers(0, epoch - 1)) if kind == f.LINEAGE_HEAD else 0,

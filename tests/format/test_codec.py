@@ -235,7 +235,7 @@ def test_a_superblock_with_a_right_checksum_and_an_impossible_field_is_corrupt(w
         f.decode_superblock(sealed_superblock(data))
 
 
-@pytest.mark.parametrize(("offset", "value"), [(8, 2), (8, 0), (16, 1), (23, 128)])
+@pytest.mark.parametrize(("offset", "value"), [(8, 2), (8, 0), (16, 4), (23, 128)])
 def test_another_version_or_an_unknown_incompatible_feature_is_a_newer_format(offset, value):
     data = bytearray(f.encode_superblock(sample_superblock()))
     data[offset] = value

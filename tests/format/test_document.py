@@ -77,6 +77,8 @@ def test_the_numbers_of_the_document_are_those_of_the_code():
     assert layout.RECORDS_PER_LEAF == 8
     assert "| free map | 3 | slot number | 32,768 bits" in DOCUMENT and layout.BITS_PER_LEAF == 32768
     assert (layout.TREE_MAP, layout.TREE_LINEAGE, layout.TREE_FREE_MAP) == (1, 2, 3)
+    assert "| seals | 4 | slot number | 1,024 seals of 4 bytes" in DOCUMENT
+    assert (layout.TREE_SEALS, layout.SEALS_PER_LEAF, layout.FEATURE_SEALS) == (4, 1024, 1)
     assert "recovery adds 1,024" in DOCUMENT and layout.EPOCH_SKIP == 1024
     assert "`COWENG\\r\\n`" in DOCUMENT and layout.MAGIC == b"COWENG\r\n"
     assert "`CWRC`" in DOCUMENT and layout.RECORD_MAGIC == b"CWRC"
