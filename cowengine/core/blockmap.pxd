@@ -31,6 +31,7 @@ ctypedef struct walk_t:
 ctypedef struct unshared_t:     # the space that only a deleted snapshot holds
     uint64_t before_epoch       # of the nearest ancestor that holds data
     uint64_t position           # the cursor
+    uint64_t end                # stop there
     size_t budget
     runs_t *freed
     size_t freed_max            # stop before there are more

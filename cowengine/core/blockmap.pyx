@@ -258,6 +258,8 @@ cdef class BlockMap(Tree):
             return self.unshared_below(dead, kept, base, found)
         if base + span <= found.position:
             return 0
+        if base >= found.end:
+            return STATUS_STOPPED
         if (kind_of(dead.pointer.target) == KIND_HOLE or dead.pointer.birth <= found.before_epoch
                 or kept != NULL and self.is_shared(dead, kept)):
             found.position = base + span
@@ -314,7 +316,7 @@ cdef class BlockMap(Tree):
         found.budget -= 1
         for i in range(found.position - base if found.position > base else 0, LEAF_ENTRIES):
             found.position = base + i       # what lies before is done, this block is not
-            if found.freed.count >= found.freed_max:
+            if found.freed.count >= found.freed_max or base + i >= found.end:
                 return STATUS_STOPPED
             status = self.find(dead, base + i, &mine, &count)
             if status != 0:

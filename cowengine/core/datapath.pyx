@@ -717,6 +717,7 @@ cdef class DataPath(ReadPath):
         if status == 0:
             bytes = self.batch_bytes() + 32 * sizeof(run_t)
             found.before_epoch, found.position, found.budget = before_epoch, cursor, budget
+            found.end = ~<uint64_t>0
             found.freed, found.freed_nodes = &self.freed, &self.freed_nodes
             found.freed_max = self.freed.count
             if bytes < self.batch_max:
@@ -736,6 +737,33 @@ cdef class DataPath(ReadPath):
         batch = self.take(None)
         self.mutex.release()
         return cursor, status == 0, batch
+
+    def replay_reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor,
+                       uint64_t end):
+        """A step of `reclaim` that moved the cursor to `end`, as a record says: its nodes that have no slot yet are
+        noted (RT5). What it freed, the record says.
+        """
+        cdef unshared_t found
+        cdef link_t *other = NULL
+        cdef runs_t freed, freed_nodes
+        cdef int status
+        freed.items, freed.count, freed.room = NULL, 0, 0
+        freed_nodes.items, freed_nodes.count, freed_nodes.room = NULL, 0, 0
+        found.before_epoch, found.position, found.end = before_epoch, cursor, end
+        found.budget = found.freed_max = ~<size_t>0
+        found.freed, found.freed_nodes = &freed, &freed_nodes
+        self.mutex.acquire()
+        if live:
+            other = &self.map.root
+        elif kept is not None:
+            other = &kept.link
+        with nogil:
+            status = self.map.unshared(&dead.link, other, 0, &found)
+        self.mutex.release()
+        runs_clear(&freed)
+        runs_clear(&freed_nodes)
+        if status != STATUS_STOPPED:
+            check_status(status, self.map)
 
 
 cdef extern from "<sched.h>" nogil:

@@ -7,6 +7,7 @@ volume as it is, keeps holes, and lets the file system share the space where it 
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cowengine.core.iotable import IOTable
@@ -15,7 +16,7 @@ from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
 from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
-from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
+from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, NotFoundError
 from cowengine.format import SLOT_BYTES
 from cowengine.format.intent import Intent
 
@@ -40,7 +41,7 @@ def flatten_in_place(engine: Engine) -> None:
             engine.checkpoint()
             engine.checkpoint()
             _punch_holes(engine, header)
-            with engine.undivided():
+            with engine.undivided(NoSpaceError):
                 _turn(engine, header)
         finally:
             engine.path.resume()
@@ -99,9 +100,21 @@ def _turn(engine: Engine, header: int) -> None:
     intent = Intent(path.size, engine.uuid, path.pread(min(header, path.size), 0))
     write_zeros(io, engine.fd, LOG_FIRST * SLOT_BYTES, header)
     engine.barrier()
-    write_intent(io, engine.name, intent)
+    _announce(engine, intent)
     engine.read_only = True  # whatever happens from here on, nothing of the volume is written any more
     put_back(io, engine.fd, engine.name, intent)
+
+
+def _announce(engine: Engine, intent: Intent) -> None:
+    """The last step that can find the file system full; then the volume is as it was."""
+    try:
+        write_intent(engine.io, engine.name, intent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                "no space for what would undo it after a crash; nothing has changed", engine.name
+            ) from error
+        raise
 
 
 # -- a copy ------------------------------------------------------------------------------------------------------------

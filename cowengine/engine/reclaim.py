@@ -8,12 +8,13 @@ with the cursor under the data path's mutex.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowengine.core.readpath import Root
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.lineage import HEAD_ID
-from cowengine.errors import NoSpaceError
+from cowengine.errors import CorruptionError, NoSpaceError
 from cowengine.format import LINEAGE_EMPTY, NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
 if TYPE_CHECKING:
@@ -34,18 +35,10 @@ def reclaim_step(engine: Engine) -> bool:
         if number in lineage.fresh:
             _write_first(engine)
             engine.make_room(for_delete=True)
-        record = lineage.get(number)
-        assert record is not None
-        empty = record.flags & LINEAGE_EMPTY
-        # An empty anchor's root is that of the record: a reader may still have left the old one in the cache.
-        dead = Root(engine.path, record.root.encode()) if empty else lineage.root(number)
-        child = None if empty else next(iter(lineage.sharers(number)), None)
-        kept = None if child is None or child == HEAD_ID else lineage.root(child)
-        before = 0 if record.cursor == NO_CURSOR else record.cursor
-        above = lineage.epoch_before(number)
+        sides = _sides(engine, number)
         with engine.undivided():
             engine.begin_take()
-            cursor, at_end, batch = engine.path.reclaim(dead, kept, child == HEAD_ID, above, before, LEAVES_A_STEP)
+            cursor, at_end, batch = engine.path.reclaim(*sides, LEAVES_A_STEP)
             event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
             engine.commit([event], batch=batch, room_made=True)
             if at_end:
@@ -56,6 +49,32 @@ def reclaim_step(engine: Engine) -> bool:
                 lineage.move_cursor(number, cursor)
             lineage.set_holder()
         return True
+
+
+def _sides(engine: Engine, number: int) -> tuple[Root, Root | None, bool, int, int]:
+    """What a step compares: the map that goes and the one that stays, whether that is the live head's; then the epoch
+    of the holder above, and the cursor.
+    """
+    lineage = engine.lineage
+    record = lineage.get(number)
+    assert record is not None
+    empty = record.flags & LINEAGE_EMPTY
+    # An empty anchor's root is that of the record: a reader may still have left the old one in the cache.
+    dead = Root(engine.path, record.root.encode()) if empty else lineage.root(number)
+    child = None if empty else next(iter(lineage.sharers(number)), None)
+    kept = None if child is None or child == HEAD_ID else lineage.root(child)
+    before = 0 if record.cursor == NO_CURSOR else record.cursor
+    return dead, kept, child == HEAD_ID, lineage.epoch_before(number), before
+
+
+def replay_step(engine: Engine, number: int, cursor: int) -> None:
+    """A step as the log tells of it. The nodes that it passed are in memory only if no checkpoint wrote the snapshot
+    (the file system was full): the next one gives them slots, and those are free (RT5).
+    """
+    if number in engine.lineage.fresh and not engine.read_only:
+        with suppress(CorruptionError):  # damage is told by who needs the node; opening does not
+            engine.path.replay_reclaim(*_sides(engine, number), cursor)
+    engine.lineage.move_cursor(number, cursor)
 
 
 def _write_first(engine: Engine) -> None:

@@ -20,6 +20,7 @@ from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.intent import intent_path, void_intent
 from cowengine.engine.locks import FileLocks
+from cowengine.engine.reclaim import replay_step
 from cowengine.engine.resize import resized
 from cowengine.engine.space import Policy
 from cowengine.errors import (
@@ -267,7 +268,7 @@ def apply_event(engine: Engine, event: Event) -> None:
     elif isinstance(event, DeleteEvent):
         lineage.delete(event.id)
     elif isinstance(event, ReclaimEvent):
-        lineage.move_cursor(event.id, event.cursor)
+        replay_step(engine, event.id, event.cursor)
     elif isinstance(event, ReclaimedEvent):
         lineage.reclaimed(event.id)
     elif isinstance(event, AnchorEvent):
