@@ -330,7 +330,7 @@ def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk
     one in which it ends has bytes behind that end, which the base has not.
     """
     record = engine.lineage.get(target)
-    size = engine.path.size if target == 0 or record is None else record.size
+    size = engine.path.live.size if target == 0 or record is None else record.size
     block, part = divmod(base.size, engine.path.block_bytes)
     walks = _differing_walks(engine, target, base)
     return [*walks, _one_block(block)] if part and base.size < size else walks

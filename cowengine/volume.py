@@ -71,7 +71,7 @@ class Volume(Closing):
         if cache_size is not None:
             memory.bound(engine, cache_size)
         engine.background = background
-        self._path = engine.path  # the data path, one attribute away for the hot calls
+        self._path, self._head = engine.path, engine.path.live  # one attribute away for the hot calls
 
     @classmethod
     def create(
@@ -184,7 +184,7 @@ class Volume(Closing):
     @property
     def size(self) -> int:
         """Bytes."""
-        return int(self._path.size)
+        return int(self._head.size)
 
     @property
     def block_size(self) -> int:
@@ -194,7 +194,7 @@ class Volume(Closing):
     @property
     def epoch(self) -> int:
         """The current epoch of the live volume."""
-        return int(self._path.epoch)
+        return int(self._head.epoch)
 
     @property
     def closed(self) -> bool:
@@ -211,9 +211,9 @@ class Volume(Closing):
         """`length` bytes from byte `offset`. Raises OutOfRangeError past the end. Releases the GIL."""
         path = self._path
         plain = type(offset) is int and type(length) is int
-        if not plain or length <= 0 or offset < 0 or offset + length > path.size:
+        if not plain or length <= 0 or offset < 0 or offset + length > self._head.size:
             path.check_state()
-            offset, length = check_range(offset, length, path.size, "read")
+            offset, length = check_range(offset, length, self._head.size, "read")
         return path.pread(length, offset)
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
@@ -221,8 +221,8 @@ class Volume(Closing):
         path = self._path
         try:
             length = memoryview(buffer).nbytes
-            if type(offset) is not int or offset < 0 or offset + length > path.size:
-                offset, length = check_range(offset, length, path.size, "read")
+            if type(offset) is not int or offset < 0 or offset + length > self._head.size:
+                offset, length = check_range(offset, length, self._head.size, "read")
             return path.pread_into(buffer, offset, length)
         except (TypeError, BufferError, ValueError):
             check_buffer(buffer, writable=True)

@@ -19,7 +19,7 @@ from _cowengine_capi import ffi, lib
 
 from cowengine.core.calltable import addresses, settle
 from cowengine.core.datapath import DataPath
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 from cowengine.engine import memory
 from cowengine.errors import BusyError, ClosedError, CowEngineError, OutOfRangeError
 from cowengine.snapshot import Snapshot

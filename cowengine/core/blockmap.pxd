@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from cowengine.core.radix cimport Tree, entry_t, extent_t, link_t, pointer_t, runs_t
+from cowengine.core.radix cimport Tree, entry_t, extent_t, holder_t, link_t, node_t, pointer_t, runs_t
 
 ctypedef struct change_t:       # blocks [first, end) become holes, or lie consecutively from `slot`
     uint64_t first
@@ -10,6 +10,7 @@ ctypedef struct change_t:       # blocks [first, end) become holes, or lie conse
     int kind
     uint64_t slot
     uint64_t birth
+    const holder_t *holder      # the free rule of the head that is changed
     runs_t *freed               # gets the runs that nobody holds any more
     size_t freed_max            # stop before there are more
     uint64_t done               # set so far: [first, done)
@@ -37,13 +38,20 @@ ctypedef struct unshared_t:     # the space that only a deleted snapshot holds
     size_t freed_max            # stop before there are more
     runs_t *freed_nodes
 
+cdef inline uint64_t limit_of(const holder_t *holder, uint64_t block) noexcept nogil:
+    """BM2: what was born later than this is held by the head alone."""
+    return holder.before_epoch if block < holder.cursor else holder.parent_epoch
+
 
 cdef class BlockMap(Tree):
     cdef readonly uint64_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
-    cdef readonly int64_t kept_blocks   # left by the live head to snapshots, less those reclaimed; since the open
+    cdef readonly int64_t kept_blocks   # left by heads to snapshots, less those reclaimed; since the open
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
-    cdef uint64_t limit(self, uint64_t block) noexcept nogil
-    cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, runs_t *freed) noexcept nogil
+    cdef node_t **orphans
+    cdef size_t orphan_count
+    cdef void add_orphan(self, node_t *node) noexcept
+    cdef void drop_orphans(self) noexcept
+    cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, change_t *change) noexcept nogil
     cdef int set_range(self, link_t *link, uint64_t base, change_t *change) noexcept nogil
     cdef int set_entries(self, link_t *link, uint64_t base, change_t *change) noexcept nogil
     cdef int walk(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil

@@ -1,11 +1,11 @@
-"""The block map: block -> (slots, birth), for the live head and for every snapshot.
+"""The block map: block -> (slots, birth), for every head and every snapshot.
 
-Answers where a block lies, changes ranges of the head, and walks: what is mapped, what was born after an epoch, and
+Answers where a block lies, changes ranges of a head, and walks: what is mapped, what was born after an epoch, and
 what only a deleted snapshot holds. Decides nothing about placing; does no writes. All walks stop within a budget and go
 on from a position.
 
 Invariants (docs/invariants.md has them in full)
-    BM1  An entry's birth is at most the head's epoch; a pointer's birth is the largest below it.
+    BM1  An entry's birth is at most its head's epoch; a pointer's birth is the largest below it.
     BM2  The free rule: a replaced block is freed iff it was born after the nearest ancestor that holds data; below the
          cursor of a running reclaim of that ancestor, after the one before it.
     BM3  What a deleted snapshot alone holds: entries its child does not share, born after the nearest ancestor that
@@ -15,10 +15,11 @@ Threads   The caller holds the volume's mutex.
 """
 
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, realloc
 
 from cowengine.core.radix cimport (
     FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_CORRUPT, STATUS_STOPPED, Tree,
-    entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_t, slot_of,
+    entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t, pointer_target, runs_append, slot_of,
 )
 
 cdef enum:
@@ -26,7 +27,29 @@ cdef enum:
 
 
 cdef class BlockMap(Tree):
-    """The radix tree of map entries; its root is the live head's, other roots are passed in."""
+    """The radix tree of map entries; the roots of heads and snapshots are passed in."""
+
+    def __dealloc__(self):
+        self.drop_orphans()
+        free(self.orphans)
+
+    cdef void add_orphan(self, node_t *node) noexcept:
+        """Notes a node whose Root is gone. Needs the GIL, not the mutex."""
+        cdef node_t **grown
+        if self.orphan_count % 64 == 0:
+            grown = <node_t **>realloc(self.orphans, (self.orphan_count + 64) * sizeof(node_t *))
+            if grown == NULL:
+                return      # the nodes stay in memory until the volume is closed
+            self.orphans = grown
+        self.orphans[self.orphan_count] = node
+        self.orphan_count += 1
+
+    cdef void drop_orphans(self) noexcept:
+        """Drops the nodes noted by `add_orphan`. Needs the GIL and the mutex."""
+        cdef size_t i
+        for i in range(self.orphan_count):
+            self.drop(self.orphans[i])
+        self.orphan_count = 0
 
     # -- where is it? --------------------------------------------------------------------------------------------------
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil:
@@ -77,26 +100,22 @@ cdef class BlockMap(Tree):
         count[0] = (<uint64_t>1 << shift) - into
         return 0
 
-    # -- changing the head ---------------------------------------------------------------------------------------------
-    cdef uint64_t limit(self, uint64_t block) noexcept nogil:
-        """BM2: what was born later than this is held by the head alone."""
-        return self.holder.before_epoch if block < self.holder.cursor else self.holder.parent_epoch
-
-    cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, runs_t *freed) noexcept nogil:
+    # -- changing a head ----------------------------------------------------------------------------------------------
+    cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, change_t *change) noexcept nogil:
         """Frees the blocks [base, end) of a run pointer, as BM2 says; the run begins at `base`."""
-        cdef uint64_t middle = min(max(self.holder.cursor, base), end), slot = slot_of(pointer.target)
+        cdef uint64_t middle = min(max(change.holder.cursor, base), end), slot = slot_of(pointer.target)
         cdef int status = 0
         if kind_of(pointer.target) != KIND_RUN:
             return 0
         if middle > base:
-            if pointer.birth > self.limit(base):
-                status = runs_append(freed, slot, (middle - base) * self.slots_per_block)
+            if pointer.birth > limit_of(change.holder, base):
+                status = runs_append(change.freed, slot, (middle - base) * self.slots_per_block)
             else:
                 self.kept_blocks += middle - base
         if status == 0 and end > middle:
-            if pointer.birth > self.limit(middle):
+            if pointer.birth > limit_of(change.holder, middle):
                 status = runs_append(
-                    freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
+                    change.freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
             else:
                 self.kept_blocks += end - middle
         return status
@@ -108,8 +127,9 @@ cdef class BlockMap(Tree):
         cdef bint whole = change.first <= base and change.end - base >= span
         cdef link_t below
         # What the nearest snapshot holds as it is frees nothing: a tombstone costs the same however much is behind it.
-        if not (whole and (kind_of(link.pointer.target) != KIND_NODE or link.pointer.birth <= self.limit(base))):
-            status = self.writable(link, base)
+        if not (whole and (kind_of(link.pointer.target) != KIND_NODE
+                           or link.pointer.birth <= limit_of(change.holder, base))):
+            status = self.writable(link, base, change.holder)
             if status != 0:
                 return status
             link.pointer.birth = max(link.pointer.birth, change.birth)
@@ -130,7 +150,7 @@ cdef class BlockMap(Tree):
         else:
             if kind_of(link.pointer.target) == KIND_RUN and change.freed_max - change.freed.count < RUNS_OF_A_POINTER:
                 return STATUS_STOPPED
-            status = self.release_run(link.pointer, base, base + span, change.freed)
+            status = self.release_run(link.pointer, base, base + span, change)
             if status != 0:
                 return status
             if kind_of(link.pointer.target) == KIND_NODE:
@@ -153,7 +173,7 @@ cdef class BlockMap(Tree):
         for block in range(max(base, change.first), end):
             entry = &entries[block - base]
             if kind_of(entry.target) == KIND_RUN:
-                if entry.birth > self.limit(block):
+                if entry.birth > limit_of(change.holder, block):
                     if change.freed.count >= change.freed_max:
                         return STATUS_STOPPED
                     status = runs_append(change.freed, slot_of(entry.target), self.slots_per_block)

@@ -1,5 +1,5 @@
 from cowengine.core.datapath import DataPath
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 
 def addresses(path: DataPath, root: Root | None) -> tuple[int, int, int]: ...
 def settle(path: DataPath, status: int) -> None: ...

@@ -8,7 +8,8 @@ Threads   Any, with or without the GIL; no function of the table takes it, unles
 from libc.stdint cimport uint64_t, uintptr_t
 
 from cowengine.core.datapath cimport DataPath
-from cowengine.core.readpath cimport ReadPath, Root
+from cowengine.core.readpath cimport ReadPath
+from cowengine.core.roots cimport Root
 
 
 cdef extern from "calltable.h":
@@ -25,11 +26,11 @@ cdef int _read(void *path, void *root, char *data, uint64_t length, uint64_t off
 
 
 cdef int _write(void *path, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil:
-    return (<DataPath>path).write_piecewise(data, length, offset, done)
+    return (<DataPath>path).write_piecewise((<DataPath>path).live, data, length, offset, done)
 
 
 cdef uint64_t _size(void *path) noexcept nogil:
-    return (<ReadPath>path).size
+    return (<ReadPath>path).live.size
 
 
 cdef int _is_crowded(void *path) noexcept nogil:
@@ -47,6 +48,8 @@ _TABLE.is_crowded, _TABLE.descriptor = &_is_crowded, &_descriptor
 
 def addresses(DataPath path not None, Root root):
     """The addresses of the table, of the path and of the root, as ints; good as long as both objects live."""
+    if root is None:
+        root = path.live
     return <uintptr_t>&_TABLE, <uintptr_t><void *>path, <uintptr_t><void *>root
 
 

@@ -1,4 +1,4 @@
-"""Putting blocks of the live head back into their home slots.
+"""Putting blocks of a head back into their home slots.
 
 A move is a placement like any other: a flight keeps writes off the blocks, the copy lies in the home slots before the
 map says so, and the next record carries it. The birth stays what it was, so no list of changes sees a move; and only
@@ -11,18 +11,16 @@ Threads      Any number; no lock is held during I/O, and none waited for with th
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
-from cowengine.core.blockmap cimport change_t
-from cowengine.core.datapath cimport FLIGHTS_MAX, PIECES_MAX, DataPath, piece_t, plan_t
-from cowengine.core.radix cimport (
-    KIND_RUN, NODE_BYTES, STATUS_COMMIT, STATUS_POISONED, STATUS_STOPPED, entry_t, entry_target, kind_of,
-    slot_of,
-)
+from cowengine.core.batch cimport BYTES_A_PIECE
+from cowengine.core.blockmap cimport limit_of
+from cowengine.core.datapath cimport PIECES_MAX, DataPath, piece_t, plan_t
+from cowengine.core.radix cimport KIND_RUN, NODE_BYTES, STATUS_COMMIT, STATUS_STOPPED, entry_t, kind_of, slot_of
+from cowengine.core.roots cimport FLIGHTS_MAX, Head
 from cowengine.core.status cimport check_status
 
 cdef enum:
     MOVE_BYTES = 1 << 20            # at most at one go
     LOOKS = 512                     # at the map while the mutex is held
-    BATCH_BYTES_A_PIECE = 48        # a delta and a freed run
 
 cdef struct move_t:
     plan_t plan                     # pieces: `slot` is the home, `old_slot` where the blocks lie
@@ -30,7 +28,7 @@ cdef struct move_t:
     uint64_t position               # looked at so far: blocks before this one
 
 
-def move_home(DataPath path not None, uint64_t first):
+def move_home(DataPath path not None, uint64_t first, Head head=None):
     """Moves one run of blocks, the first from block `first` on that can be moved, and is at most 1 MiB long.
 
     Returns (the block to go on from, how many blocks were moved, whether the open batch must be committed first). The
@@ -39,12 +37,14 @@ def move_home(DataPath path not None, uint64_t first):
     cdef move_t *move = <move_t *>malloc(sizeof(move_t))
     cdef char *buffer = <char *>malloc(max(<uint64_t>MOVE_BYTES, path.block_bytes))
     cdef int status
+    if head is None:
+        head = path.live
     try:
         if move == NULL or buffer == NULL:
             raise MemoryError
         move.position = first
         with nogil:
-            status = move_run(path, move, buffer)
+            status = move_run(path, head, move, buffer)
         if status == STATUS_COMMIT:
             return move.position, 0, True
         if status == STATUS_STOPPED:
@@ -56,44 +56,44 @@ def move_home(DataPath path not None, uint64_t first):
         free(buffer)
 
 
-cdef int move_run(DataPath path, move_t *move, char *buffer) noexcept nogil:
+cdef int move_run(DataPath path, Head head, move_t *move, char *buffer) noexcept nogil:
     cdef plan_t *plan = &move.plan
     cdef int status
     path.mutex.acquire_nogil()
-    status = begin(path, move)
+    status = begin(path, head, move)
     path.mutex.release()
     if status != 0:
         return status
     status = copy(path, plan, buffer)
     path.mutex.acquire_nogil()
     if status == 0:
-        status = publish(path, move)
+        status = publish(path, head, move)
     else:
         path.unplace(plan)
-    path.end_flight(plan)
+    path.end(head, plan)
     path.mutex.release()
     return status
 
 
-cdef int begin(DataPath path, move_t *move) noexcept nogil:
+cdef int begin(DataPath path, Head head, move_t *move) noexcept nogil:
     """Finds what to move, takes its homes and registers the flight. STATUS_STOPPED: not yet found, or there is none."""
     cdef plan_t *plan = &move.plan
     cdef int i, _look, status = STATUS_STOPPED
     # Not between a fence and its snapshot: what is unshared now is shared a moment later.
-    while path.state == 0 and (path.paused or path.fencing or path.flight_count == FLIGHTS_MAX):
+    while path.state == 0 and (head.paused or head.fencing or head.flight_count == FLIGHTS_MAX):
         path.mutex.wait()
     if path.state != 0:
         return path.state
     for _look in range(LOOKS):
-        if move.position >= path.block_count:
+        if move.position >= head.block_count:
             return STATUS_STOPPED
-        status = find_run(path, move)
+        status = find_run(path, head, move)
         if status != STATUS_STOPPED:
             break
     if status != 0:
         return status
-    plan.reserved = plan.count * BATCH_BYTES_A_PIECE
-    if path.batch_bytes() + plan.reserved > path.batch_max:
+    plan.reserved = plan.count * BYTES_A_PIECE
+    if path.batch.bytes() + plan.reserved > path.batch.bytes_max:
         move.position = plan.first
         return STATUS_COMMIT
     for i in range(plan.count):
@@ -102,17 +102,11 @@ cdef int begin(DataPath path, move_t *move) noexcept nogil:
             plan.count = i
             path.unplace(plan)
             return status
-    path.reserved += plan.reserved
-    i = 0
-    while path.flights[i].end != 0:
-        i += 1
-    path.flights[i].first, path.flights[i].end, path.flights[i].epoch = plan.first, plan.end, path.epoch
-    path.flight_count += 1
-    plan.flight, plan.epoch = i, path.epoch
+    path.register(head, plan)
     return 0
 
 
-cdef int find_run(DataPath path, move_t *move) noexcept nogil:
+cdef int find_run(DataPath path, Head head, move_t *move) noexcept nogil:
     """Looks at the blocks from `position` on: 0 and a plan where a run can be moved, else STATUS_STOPPED further on."""
     cdef plan_t *plan = &move.plan
     cdef piece_t *piece
@@ -121,13 +115,13 @@ cdef int find_run(DataPath path, move_t *move) noexcept nogil:
     cdef bint yes
     cdef int status
     plan.count, plan.first, plan.end = 0, move.position, move.position
-    while plan.count < <int>path.chunk_blocks and plan.end - plan.first < blocks_max and plan.end < path.block_count:
-        status = path.map.find(&path.map.root, plan.end, &entry, &count)
+    while plan.count < <int>path.chunk_blocks and plan.end - plan.first < blocks_max and plan.end < head.block_count:
+        status = path.map.find(&head.link, plan.end, &entry, &count)
         if status != 0:
             return status
-        count = min(count, path.block_count - plan.end)
+        count = min(count, head.block_count - plan.end)
         home = path.home_of(plan.end, &room)
-        status = can_move(path, plan.end, &entry, home, room, &count, &yes)
+        status = can_move(path, head, plan.end, &entry, home, room, &count, &yes)
         if status != 0:
             return status
         if not yes:
@@ -146,8 +140,8 @@ cdef int find_run(DataPath path, move_t *move) noexcept nogil:
     return 0
 
 
-cdef int can_move(DataPath path, uint64_t block, entry_t *entry, uint64_t home, uint64_t room, uint64_t *count,
-                  bint *yes) noexcept nogil:
+cdef int can_move(DataPath path, Head head, uint64_t block, entry_t *entry, uint64_t home, uint64_t room,
+                  uint64_t *count, bint *yes) noexcept nogil:
     """Whether the blocks of an entry can be moved, and for how many from `block` on that is so or not so.
 
     I28: what the free rule calls unshared, away from its home, with the home free.
@@ -159,11 +153,11 @@ cdef int can_move(DataPath path, uint64_t block, entry_t *entry, uint64_t home, 
         count[0] = min(count[0], room)
     if kind_of(entry.target) != KIND_RUN or home == 0 or slot_of(entry.target) == home:
         return 0
-    if block < path.map.holder.cursor:
-        count[0] = min(count[0], path.map.holder.cursor - block)    # behind the cursor the free rule is another one
-    if entry.birth <= path.map.limit(block):
+    if block < head.holder.cursor:
+        count[0] = min(count[0], head.holder.cursor - block)    # behind the cursor the free rule is another one
+    if entry.birth <= limit_of(&head.holder, block):
         return 0
-    if path.overlaps(block, block + count[0]):
+    if head.overlaps(block, block + count[0]):
         count[0] = 1        # it is being written: whoever compacts next sees where it went
         return 0
     status = path.slots.is_busy(home, count[0] * path.slots_per_block, &busy)
@@ -189,25 +183,15 @@ cdef int copy(DataPath path, plan_t *plan, char *buffer) noexcept nogil:
     return path.io.write_at(path.fd, buffer, at, plan.pieces[0].slot * NODE_BYTES)
 
 
-cdef int publish(DataPath path, move_t *move) noexcept nogil:
-    """Enters the new places into the map and the batch (I3). A failure half-way poisons the volume."""
+cdef int publish(DataPath path, Head head, move_t *move) noexcept nogil:
+    """Enters the new places into the map and the batch (I3)."""
     cdef plan_t *plan = &move.plan
-    cdef piece_t *piece
-    cdef change_t change
     cdef int i, status = 0
     if path.state != 0:
         path.unplace(plan)
         return path.state
     for i in range(plan.count):
-        piece = &plan.pieces[i]
         if status == 0:
-            change.first, change.end, change.kind = piece.first, piece.first + piece.count, KIND_RUN
-            change.slot, change.birth, change.freed = piece.slot, move.births[i], &path.freed
-            change.freed_max = ~<size_t>0
-            status = path.map.set_range(&path.map.root, 0, &change)
-        if status == 0:
-            status = path.add_delta(piece.first, piece.count, entry_target(KIND_RUN, piece.slot), move.births[i])
-    if status != 0:
-        path.state = STATUS_POISONED
+            status = path.enter(head, &plan.pieces[i], move.births[i])
     path.data_writes += 1
     return status

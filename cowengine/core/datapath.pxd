@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
-from cowengine.core.radix cimport run_t, runs_t
-from cowengine.core.readpath cimport ReadPath, Root
+from cowengine.core.batch cimport Batch
+from cowengine.core.radix cimport run_t
+from cowengine.core.readpath cimport ReadPath
+from cowengine.core.roots cimport Head, Root
 from cowengine.core.slotmap cimport SlotMap
 
 cdef enum:
-    FLIGHTS_MAX = 64
     PIECES_MAX = 256
     RUNWAY_MAX = 8
     REGIONS_MAX = 8
@@ -16,11 +17,6 @@ ctypedef struct region_t:       # docs/format.md section 3
     uint64_t first_block
     uint64_t slot
     uint64_t block_count
-
-ctypedef struct flight_t:       # a write that has begun and not ended: blocks [first, end); end 0: free
-    uint64_t first
-    uint64_t end
-    uint64_t epoch
 
 ctypedef struct piece_t:        # a part of one write: blocks that lie consecutively
     uint64_t first
@@ -41,30 +37,12 @@ ctypedef struct plan_t:         # of one write of at most PIECES_MAX blocks
     size_t reserved             # bytes of the batch
     piece_t pieces[PIECES_MAX]
 
-ctypedef struct delta_t:        # docs/format.md section 6
-    uint64_t block
-    uint64_t count
-    uint64_t target
-    uint64_t birth
-
 
 cdef class DataPath(ReadPath):
     cdef readonly SlotMap slots
     cdef region_t regions[REGIONS_MAX]
     cdef int region_count
-    cdef readonly uint64_t epoch
-    cdef readonly uint64_t frozen
-    cdef bint fencing           # a snapshot waits for older writes; newer ones may not publish
-    cdef bint paused            # no write may begin
-    cdef flight_t flights[FLIGHTS_MAX]
-    cdef int flight_count
-    cdef delta_t *deltas
-    cdef size_t delta_count
-    cdef size_t delta_room
-    cdef runs_t freed
-    cdef runs_t freed_nodes
-    cdef size_t reserved
-    cdef size_t batch_max
+    cdef Batch batch            # the open one
     cdef uint64_t chunk_blocks
     cdef readonly uint64_t data_writes
     cdef run_t runway[RUNWAY_MAX]
@@ -74,21 +52,22 @@ cdef class DataPath(ReadPath):
     cdef readonly uint64_t bytes_written
     cdef readonly uint64_t blocks_placed
 
-    cdef void await_older(self)
-    cdef tuple take(self, Root root)
-    cdef int begin(self, plan_t *plan) noexcept nogil
-    cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil
-    cdef void end_flight(self, plan_t *plan) noexcept nogil
-    cdef int place(self, plan_t *plan) noexcept nogil
+    cdef void await_older(self, Head head)
+    cdef tuple take(self, Head head, Root root)
+    cdef int begin(self, Head head, plan_t *plan) noexcept nogil
+    cdef void register(self, Head head, plan_t *plan) noexcept nogil
+    cdef void end(self, Head head, plan_t *plan) noexcept nogil
+    cdef int place(self, Head head, plan_t *plan) noexcept nogil
     cdef int place_run(self, plan_t *plan, uint64_t block, uint64_t count, bint hole, uint64_t *slot,
                        uint64_t *got) noexcept nogil
     cdef uint64_t home_of(self, uint64_t block, uint64_t *count) noexcept nogil
     cdef void unplace(self, plan_t *plan) noexcept nogil
     cdef int transfer(self, plan_t *plan, const char *data) noexcept nogil
     cdef int write_partial(self, plan_t *plan, piece_t *piece, const char *data) noexcept nogil
-    cdef int publish(self, plan_t *plan) noexcept nogil
-    cdef int add_delta(self, uint64_t block, uint64_t count, uint64_t target, uint64_t birth) noexcept nogil
-    cdef size_t batch_bytes(self) noexcept nogil
-    cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil
-    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t size, uint64_t *done) noexcept nogil
+    cdef int publish(self, Head head, plan_t *plan) noexcept nogil
+    cdef int enter(self, Head head, piece_t *piece, uint64_t birth) noexcept nogil
+    cdef int write_piecewise(self, Head head, const char *data, uint64_t length, uint64_t offset,
+                             uint64_t *done) noexcept nogil
+    cdef int discard_some(self, Head head, uint64_t first, uint64_t end, uint64_t size,
+                          uint64_t *done) noexcept nogil
     cdef int resume_after(self, int status, uint64_t blocks) except -1

@@ -1,9 +1,9 @@
 """The data path of a volume: writes, discards, and the fence that separates one snapshot from the next. Reads:
 readpath.pyx.
 
-Places blocks, moves bytes, publishes map changes and collects them in the open batch. Does not commit: `take_batch` and
-the fence hand everything to the engine, which decides when. Python is called back for two things only: more slots to
-place blocks in, and a commit when the batch is full.
+Places blocks, moves bytes, publishes map changes and collects them in the open batch, for whichever head is written to.
+Does not commit: `take_batch` and the fence hand everything to the engine, which decides when. Python is called back for
+two things only: more slots to place blocks in, and a commit when the batch is full.
 
 Invariants (numbers as in docs/invariants.md)
     I1   In place only what was born after the last epoch ever frozen on this head.
@@ -18,70 +18,67 @@ Threads   Any number. One mutex guards all state; it is never held during the I/
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from cowengine.core.batch cimport BYTES_A_PIECE, Batch, delta_t
 from cowengine.core.blockmap cimport change_t, unshared_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.nodewriter cimport NodeWriter
 from cowengine.core.radix cimport (
-    KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_BEYOND, STATUS_COMMIT, STATUS_MEMORY, STATUS_POISONED,
-    STATUS_SLOTS, STATUS_STOPPED, entry_t, entry_target, kind_of, link_t, pointer_t, run_t, runs_clear, runs_t, slot_of,
+    KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_BEYOND, STATUS_COMMIT, STATUS_HEADLESS, STATUS_MEMORY,
+    STATUS_POISONED, STATUS_SLOTS, STATUS_STOPPED, entry_t, entry_target, kind_of, run_t, runs_clear, runs_t, slot_of,
 )
-from cowengine.core.readpath cimport ReadPath, Root
+from cowengine.core.readpath cimport ReadPath
+from cowengine.core.roots cimport FLIGHTS_MAX, Head, Root
 from cowengine.core.slotmap cimport SlotMap
 from cowengine.core.status cimport check_status
-
-cdef enum:
-    BATCH_BYTES_A_BLOCK = 48        # a delta and a freed run
 
 
 @cython.no_gc_clear
 cdef class DataPath(ReadPath):
-    """The moving parts of one open volume. `refill(slots)` and `commit()` are called back without any lock held."""
+    """The moving parts of one open volume. `refill(slots)` and `commit()` are called back without any lock held.
+
+    Where a head can be given and is not, the live volume is meant.
+    """
 
     def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, uint64_t batch_max, refill,
                   commit):
         self.slots = SlotMap(io, fd, fold, self.mutex)
-        self.batch_max = batch_max
-        self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BATCH_BYTES_A_BLOCK))
+        self.batch = Batch(batch_max, self.slots_per_block)
+        self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BYTES_A_PIECE))
         self.refill, self.commit = refill, commit
 
-    def __dealloc__(self):
-        free(self.deltas)
-        runs_clear(&self.freed)
-        runs_clear(&self.freed_nodes)
-
-    def set_geometry(self, uint64_t size, list regions not None):
-        """The size in bytes, and the home regions as (first_block, slot, block_count)."""
+    def set_regions(self, list regions not None):
+        """The home regions as (first_block, slot, block_count)."""
         cdef int i
         if len(regions) > REGIONS_MAX:
             raise ValueError("too many home regions")
         self.mutex.acquire()
-        self.size = size
-        self.block_count = (size + self.block_bytes - 1) >> self.block_shift
         self.region_count = len(regions)
         for i in range(self.region_count):
             self.regions[i].first_block, self.regions[i].slot, self.regions[i].block_count = regions[i]
         self.mutex.release()
 
     # -- public: bytes ------------------------------------------------------------------------------------------------
-    def pwrite(self, data, uint64_t offset):
-        """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the volume.
+    def pwrite(self, data, uint64_t offset, Head head=None):
+        """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the head.
 
         Then nothing was written, unless the volume became smaller meanwhile.
         """
         cdef Py_buffer view
         cdef uint64_t length, done = 0
         cdef int status
+        if head is None:
+            head = self.live
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             length = <uint64_t>view.len
-            if length > self.size or offset > self.size - length:
+            if length > head.size or offset > head.size - length:
                 return -1
             while done < length:
                 with nogil:
-                    status = self.write_piecewise(<const char *>view.buf, length, offset, &done)
+                    status = self.write_piecewise(head, <const char *>view.buf, length, offset, &done)
                 if status == STATUS_BEYOND:
                     return -1
                 if status != 0:
@@ -90,15 +87,17 @@ cdef class DataPath(ReadPath):
             PyBuffer_Release(&view)
         return length
 
-    def discard(self, uint64_t first, uint64_t end, uint64_t size=0):
+    def discard(self, uint64_t first, uint64_t end, uint64_t size=0, Head head=None):
         """Makes blocks [first, end) holes with a tombstone.
 
-        Returns False, with some of them done, once the volume's size is not `size` any more (0: any will do).
+        Returns False, with some of them done, once the head's size is not `size` any more (0: any will do).
         """
         cdef int status
+        if head is None:
+            head = self.live
         while first < end:
             with nogil:
-                status = self.discard_some(first, end, size, &first)
+                status = self.discard_some(head, first, end, size, &first)
             if status == STATUS_BEYOND:
                 return False
             if status != 0:
@@ -116,7 +115,8 @@ cdef class DataPath(ReadPath):
         return 0
 
     # -- writing -------------------------------------------------------------------------------------------------------
-    cdef int write_piecewise(self, const char *data, uint64_t length, uint64_t offset, uint64_t *done) noexcept nogil:
+    cdef int write_piecewise(self, Head head, const char *data, uint64_t length, uint64_t offset,
+                             uint64_t *done) noexcept nogil:
         """Writes chunk after chunk from `done` on; stops at the first that needs something."""
         cdef plan_t plan
         cdef uint64_t at
@@ -127,64 +127,49 @@ cdef class DataPath(ReadPath):
             plan.skip = at & (self.block_bytes - 1)
             plan.length = min(length - done[0], (self.chunk_blocks << self.block_shift) - plan.skip)
             plan.end = (at + plan.length + self.block_bytes - 1) >> self.block_shift
-            status = self.begin(&plan)
+            status = self.begin(head, &plan)
             if status != 0:
                 return status
             status = self.transfer(&plan, data + done[0])
             self.mutex.acquire_nogil()
             if status == 0:
-                status = self.publish(&plan)
+                status = self.publish(head, &plan)
             else:
                 self.unplace(&plan)
-            self.end_flight(&plan)
+            self.end(head, &plan)
             self.mutex.release()
             if status != 0:
                 return status
             done[0] += plan.length
         return 0
 
-    cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil:
-        cdef int i, seen = 0
-        if self.flight_count == 0:
-            return False
-        for i in range(FLIGHTS_MAX):
-            if self.flights[i].end != 0:
-                if self.flights[i].first < end and first < self.flights[i].end:
-                    return True
-                seen += 1
-                if seen == self.flight_count:
-                    break
-        return False
-
-    cdef int begin(self, plan_t *plan) noexcept nogil:
+    cdef int begin(self, Head head, plan_t *plan) noexcept nogil:
         """Registers a write and gives each of its blocks a place (I1, I2)."""
-        cdef int i, status
+        cdef int status
         self.mutex.acquire_nogil()
         while self.state == 0 and (
-                self.paused or self.flight_count == FLIGHTS_MAX or self.overlaps(plan.first, plan.end)):
+                head.paused or head.flight_count == FLIGHTS_MAX or head.overlaps(plan.first, plan.end)):
             self.mutex.wait()
         status = self.state
-        if status == 0 and (plan.first << self.block_shift) + plan.skip + plan.length > self.size:
+        if status == 0 and (plan.first << self.block_shift) + plan.skip + plan.length > head.size:
             status = STATUS_BEYOND
         if status == 0:
-            status = self.place(plan)
+            status = self.place(head, plan)
         if status == 0:
-            i = 0
-            while self.flights[i].end != 0:
-                i += 1
-            self.flights[i].first, self.flights[i].end, self.flights[i].epoch = plan.first, plan.end, self.epoch
-            self.flight_count += 1
-            plan.flight, plan.epoch = i, self.epoch
+            self.register(head, plan)
         self.mutex.release()
         return status
 
-    cdef void end_flight(self, plan_t *plan) noexcept nogil:
-        self.flights[plan.flight].end = 0
-        self.flight_count -= 1
-        self.reserved -= plan.reserved
-        self.mutex.wake()
+    cdef void register(self, Head head, plan_t *plan) noexcept nogil:
+        """A plan whose pieces have their places goes on its way: from here until `end` it is in flight."""
+        self.batch.reserved += plan.reserved
+        plan.epoch, plan.flight = head.epoch, head.begin_flight(plan.first, plan.end)
 
-    cdef int place(self, plan_t *plan) noexcept nogil:
+    cdef void end(self, Head head, plan_t *plan) noexcept nogil:
+        self.batch.reserved -= plan.reserved
+        head.end_flight(plan.flight)
+
+    cdef int place(self, Head head, plan_t *plan) noexcept nogil:
         """Splits a write into pieces: in place (I1), or placed anew."""
         cdef uint64_t block = plan.first, count, slot, got, last = plan.end - 1
         cdef uint64_t tail = (plan.skip + plan.length) & (self.block_bytes - 1)
@@ -195,14 +180,14 @@ cdef class DataPath(ReadPath):
         plan.count, plan.reserved = 0, 0
         while block < plan.end:
             piece = &plan.pieces[plan.count]
-            status = self.map.find(&self.map.root, block, &entry, &count)
+            status = self.map.find(&head.link, block, &entry, &count)
             if status != 0:
                 self.unplace(plan)
                 return status
             count = min(count, plan.end - block)
             hole = kind_of(entry.target) == KIND_HOLE
             piece.first, piece.old_slot, piece.partial, piece.placed = block, 0, False, False
-            if not hole and entry.birth > self.frozen:
+            if not hole and entry.birth > head.frozen:
                 piece.slot, piece.count = slot_of(entry.target), count
             else:
                 partial = block == plan.first and plan.skip != 0 or block == last and tail != 0
@@ -221,13 +206,12 @@ cdef class DataPath(ReadPath):
                     self.unplace(plan)
                     return status
                 piece.slot, piece.count, piece.partial, piece.placed = slot, got, partial, True
-                plan.reserved += got * BATCH_BYTES_A_BLOCK
+                plan.reserved += got * BYTES_A_PIECE
             block += piece.count
             plan.count += 1
-        if plan.reserved > 0 and self.batch_bytes() + plan.reserved > self.batch_max:
+        if plan.reserved > 0 and self.batch.bytes() + plan.reserved > self.batch.bytes_max:
             self.unplace(plan)
             return STATUS_COMMIT
-        self.reserved += plan.reserved
         return 0
 
     cdef uint64_t home_of(self, uint64_t block, uint64_t *count) noexcept nogil:
@@ -336,77 +320,54 @@ cdef class DataPath(ReadPath):
         free(whole)
         return status
 
-    cdef int publish(self, plan_t *plan) noexcept nogil:
-        """Enters the placed pieces into the map and the batch (I3, I6). A failure half-way poisons the volume."""
-        cdef change_t change
-        cdef piece_t *piece
+    cdef int publish(self, Head head, plan_t *plan) noexcept nogil:
+        """Enters the placed pieces into the map and the batch (I3, I6)."""
         cdef int i, status = 0
-        while self.fencing and plan.epoch == self.epoch and self.state == 0 and plan.reserved > 0:
+        while head.fencing and plan.epoch == head.epoch and self.state == 0 and plan.reserved > 0:
             self.mutex.wait()
         if self.state != 0:
             self.unplace(plan)
             return self.state
         for i in range(plan.count):
-            piece = &plan.pieces[i]
-            if piece.placed and status == 0:
-                change.first, change.end, change.kind = piece.first, piece.first + piece.count, KIND_RUN
-                change.slot, change.birth, change.freed = piece.slot, plan.epoch, &self.freed
-                change.freed_max = ~<size_t>0
-                status = self.map.set_range(&self.map.root, 0, &change)
-                if status == 0:
-                    status = self.add_delta(piece.first, piece.count, entry_target(KIND_RUN, piece.slot), plan.epoch)
-        if status != 0:
-            self.state = STATUS_POISONED
+            if plan.pieces[i].placed and status == 0:
+                status = self.enter(head, &plan.pieces[i], plan.epoch)
         self.data_writes += 1
         self.bytes_written += plan.length
         return status
 
-    cdef int add_delta(self, uint64_t block, uint64_t count, uint64_t target, uint64_t birth) noexcept nogil:
-        """Appends a delta to the open batch, merged with the last one if it continues it."""
-        cdef delta_t *last = &self.deltas[self.delta_count - 1] if self.delta_count > 0 else NULL
-        cdef delta_t *grown
-        cdef size_t room
-        if last != NULL and last.block + last.count == block and last.birth == birth and (
-                target == 0 and last.target == 0
-                or target != 0 and last.target != 0 and last.target + last.count * self.slots_per_block == target):
-            last.count += count
-            return 0
-        if self.delta_count == self.delta_room:
-            room = 256 if self.delta_room == 0 else self.delta_room * 2
-            grown = <delta_t *>realloc(self.deltas, room * sizeof(delta_t))
-            if grown == NULL:
-                return STATUS_MEMORY
-            self.deltas, self.delta_room = grown, room
-        last = &self.deltas[self.delta_count]
-        last.block, last.count, last.target, last.birth = block, count, target, birth
-        self.delta_count += 1
-        return 0
+    cdef int enter(self, Head head, piece_t *piece, uint64_t birth) noexcept nogil:
+        """Enters a piece that was written whole into the map and the batch. A failure half-way poisons the volume."""
+        cdef change_t change
+        cdef int status
+        change.first, change.end, change.kind = piece.first, piece.first + piece.count, KIND_RUN
+        change.slot, change.birth, change.holder = piece.slot, birth, &head.holder
+        change.freed, change.freed_max = &self.batch.freed, ~<size_t>0
+        status = self.map.set_range(&head.link, 0, &change)
+        if status == 0:
+            status = self.batch.add_delta(piece.first, piece.count, entry_target(KIND_RUN, piece.slot), birth)
+        if status != 0:
+            self.state = STATUS_POISONED
+        return status
 
-    cdef size_t batch_bytes(self) noexcept nogil:
-        """What the open batch may come to in a record, with what writes in flight have reserved."""
-        return (self.reserved + self.delta_count * sizeof(delta_t)
-                + (self.freed.count + self.freed_nodes.count) * sizeof(run_t))
-
-    cdef int discard_some(self, uint64_t first, uint64_t end, uint64_t size, uint64_t *done) noexcept nogil:
+    cdef int discard_some(self, Head head, uint64_t first, uint64_t end, uint64_t size,
+                          uint64_t *done) noexcept nogil:
         """Makes as many blocks from `first` on holes as the batch has room for."""
         cdef change_t change
-        cdef size_t bytes
         cdef int status
         self.mutex.acquire_nogil()
-        while self.state == 0 and (self.paused or self.fencing or self.overlaps(first, end)):
+        while self.state == 0 and (head.paused or head.fencing or head.overlaps(first, end)):
             self.mutex.wait()
         status = self.state
-        if status == 0 and (size != 0 and size != self.size or end > self.block_count):
+        if status == 0 and (size != 0 and size != head.size or end > head.block_count):
             status = STATUS_BEYOND
-        bytes = self.batch_bytes() + 2 * BATCH_BYTES_A_BLOCK
-        if status == 0 and bytes >= self.batch_max:
+        if status == 0 and self.batch.bytes() + 2 * BYTES_A_PIECE >= self.batch.bytes_max:
             status = STATUS_COMMIT
         if status == 0:
-            change.first, change.end, change.kind, change.slot, change.birth = first, end, KIND_HOLE, 0, self.epoch
-            change.freed, change.done = &self.freed, first
-            change.freed_max = self.freed.count + (self.batch_max - bytes) // sizeof(run_t)
-            status = self.map.set_range(&self.map.root, 0, &change)
-            if change.done > first and self.add_delta(first, change.done - first, 0, self.epoch) != 0:
+            change.first, change.end, change.kind, change.slot, change.birth = first, end, KIND_HOLE, 0, head.epoch
+            change.freed, change.freed_max = &self.batch.freed, self.batch.runs_max(2 * BYTES_A_PIECE)
+            change.holder, change.done = &head.holder, first
+            status = self.map.set_range(&head.link, 0, &change)
+            if change.done > first and self.batch.add_delta(first, change.done - first, 0, head.epoch) != 0:
                 self.state = STATUS_POISONED
             if status == STATUS_STOPPED:
                 status = STATUS_COMMIT if change.done == first else 0
@@ -417,113 +378,78 @@ cdef class DataPath(ReadPath):
     def batch_fill(self):
         """Bytes of the open batch, and how many it may have."""
         self.mutex.acquire()
-        cdef size_t fill = self.batch_bytes()
+        cdef size_t fill = self.batch.bytes()
         self.mutex.release()
-        return fill, self.batch_max
+        return fill, self.batch.bytes_max
 
     # -- the fence -----------------------------------------------------------------------------------------------------
-    def fence(self):
+    def fence(self, Head head=None):
         """Begins a snapshot: writes that begin from now on belong to the next epoch. Returns the epoch that ended."""
-        fence_all([self])
-        return self.frozen
+        if head is None:
+            head = self.live
+        return fence_all([head])[0]
 
-    def take_batch(self, bint keep_root):
+    def take_batch(self, bint keep_root, Head head=None):
         """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, root).
 
         After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a
         record. With `keep_root` the map as of the batch is kept: root is a Root, and superseded nodes are [(slot,
         count)]; else None and [].
         """
-        cdef Root root = Root(self) if keep_root else None
+        cdef Root root = Root(self.map, self.mutex) if keep_root else None
+        if head is None:
+            head = self.live
         self.mutex.acquire()
-        self.await_older()
+        self.await_older(head)
         if self.state != 0:
             self.mutex.release()
             check_status(self.state, self.map)
-        batch = self.take(root)
+        batch = self.take(head, root)
         self.mutex.release()
         return batch
 
-    cdef void await_older(self):
+    cdef void await_older(self, Head head):
         """Waits until no write of the epoch that a fence ended is in flight.
 
         The mutex is held, but not all the time.
         """
-        cdef bint older = self.fencing
-        cdef int i
         with nogil:
-            while older and self.state == 0:
-                older = False
-                for i in range(FLIGHTS_MAX):
-                    older = older or self.flights[i].end != 0 and self.flights[i].epoch <= self.frozen
-                if older:
-                    self.mutex.wait()
+            while head.fencing and self.state == 0 and head.has_older():
+                self.mutex.wait()
 
-    cdef tuple take(self, Root root):
+    cdef tuple take(self, Head head, Root root):
         """The part of `take_batch` that gives up the mutex nowhere: batch and root are of one moment."""
         cdef list superseded = []
-        cdef size_t n
-        deltas = (<const char *>self.deltas)[:self.delta_count * sizeof(delta_t)] if self.delta_count else b""
-        freed = (<const char *>self.freed.items)[:self.freed.count * sizeof(run_t)] if self.freed.count else b""
-        freed_nodes = ((<const char *>self.freed_nodes.items)[:self.freed_nodes.count * sizeof(run_t)]
-                       if self.freed_nodes.count else b"")
-        self.delta_count = 0
-        self.freed.count = 0
-        self.freed_nodes.count = 0
         if root is not None:
-            root.link = self.map.root
+            root.link = head.link
             if root.link.node != NULL:
                 root.link.node.references += 1
             self.map.stamp += 1
-            for n in range(self.map.superseded.count):
-                superseded.append((self.map.superseded.items[n].slot, self.map.superseded.items[n].count))
-            self.map.superseded.count = 0
-        if self.fencing:
-            # The free rule goes by the new snapshot before any write of the new epoch publishes (I6).
-            self.map.holder.before_epoch = self.map.holder.parent_epoch
-            self.map.holder.parent_epoch, self.map.holder.cursor = self.frozen, 0
-            self.fencing = False
-        self.drop_orphans()
+            superseded = taken_runs(&self.map.superseded)
+        if head.fencing:
+            head.stand_on_snapshot()
+        self.map.drop_orphans()
         self.mutex.wake()
-        return deltas, freed, freed_nodes, self.data_writes, superseded, root
+        return self.batch.take() + (self.data_writes, superseded, root)
 
-    def pause(self):
+    def pause(self, Head head=None):
         """Lets no write begin, and waits for those that run; for rollback."""
+        if head is None:
+            head = self.live
         self.mutex.acquire()
-        self.paused = True
+        head.paused = True
         with nogil:
-            while self.flight_count > 0 and self.state == 0:
+            while head.flight_count > 0 and self.state == 0:
                 self.mutex.wait()
         self.mutex.release()
 
-    def resume(self):
+    def resume(self, Head head=None):
         """Ends `pause`."""
+        if head is None:
+            head = self.live
         self.mutex.acquire()
-        self.paused = False
+        head.paused = False
         self.mutex.wake()
-        self.mutex.release()
-
-    def replace_root(self, Root root not None):
-        """Makes the live map that of a snapshot; the volume is paused and its open batch empty."""
-        self.mutex.acquire()
-        self.map.drop(self.map.root.node)
-        self.map.root = root.link
-        if root.link.node != NULL:
-            root.link.node.references += 1
-        self.map.stamp += 1
-        self.mutex.release()
-
-    def set_epochs(self, uint64_t epoch, uint64_t frozen):
-        """The head's current epoch, and the last one ever frozen on it."""
-        self.mutex.acquire()
-        self.epoch, self.frozen = epoch, frozen
-        self.mutex.release()
-
-    def set_holder(self, uint64_t parent_epoch, uint64_t before_epoch, uint64_t cursor):
-        """What the free rule goes by (BM2)."""
-        self.mutex.acquire()
-        self.map.holder.parent_epoch, self.map.holder.before_epoch = parent_epoch, before_epoch
-        self.map.holder.cursor = cursor
         self.mutex.release()
 
     def add_runway(self, list runs not None):
@@ -550,35 +476,13 @@ cdef class DataPath(ReadPath):
         self.mutex.release()
         return total
 
-    def resize(self, uint64_t size, uint64_t birth):
-        """Sets the size in bytes; the blocks that are gained or lost become holes with a tombstone of this birth.
-
-        No write to what is lost is in flight, and snapshots hold what it maps: nothing is freed.
-        """
-        cdef change_t change
-        cdef runs_t ignored
-        cdef uint64_t blocks = (size + self.block_bytes - 1) >> self.block_shift
-        cdef int status
-        ignored.items, ignored.count, ignored.room = NULL, 0, 0
-        self.mutex.acquire()
-        change.first, change.end = min(blocks, self.block_count), max(blocks, self.block_count)
-        change.kind, change.slot, change.birth = KIND_HOLE, 0, birth
-        change.freed, change.freed_max = &ignored, ~<size_t>0
-        status = self.map.reach(change.end - 1)
-        if status == 0 and change.first < change.end:
-            status = self.map.set_range(&self.map.root, 0, &change)
-        self.size, self.block_count = size, blocks
-        self.mutex.release()
-        runs_clear(&ignored)
-        check_status(status, self.map)
-
     # -- states --------------------------------------------------------------------------------------------------------
     def poison(self):
         """Every call fails with PoisonedError from now on; wakes who waits."""
         self.mutex.acquire()
         if self.state == 0:
             self.state = STATUS_POISONED
-        self.fencing = False
+        self.live.fencing = False
         self.mutex.wake()
         self.mutex.release()
 
@@ -588,7 +492,7 @@ cdef class DataPath(ReadPath):
         self.state = STATUS_ABSENT
         self.mutex.wake()
         with nogil:
-            while self.flight_count > 0:
+            while self.live.flight_count > 0:
                 self.mutex.wait()
             while self.readers[0] + self.readers[1] > 0:
                 self.mutex.release()
@@ -605,18 +509,11 @@ cdef class DataPath(ReadPath):
         self.state = STATUS_ABSENT
 
     def behead(self):
-        """From now on there is no live volume here, only roots can be read. Lets go of the engine."""
-        self.headless = True
+        """From now on there is no live volume here, only snapshots can be read. Lets go of the engine."""
+        self.live.state = STATUS_HEADLESS
         self.refill = self.commit = None
 
-    # -- roots and checkpoints -----------------------------------------------------------------------------------------
-    def load_roots(self, bytes map_root not None, bytes free_map_root not None):
-        """Sets the roots of the live map and the free map, from a superblock and the live head's record."""
-        cdef const char *live = map_root
-        cdef const char *used = free_map_root
-        memcpy(&self.map.root.pointer, live, sizeof(pointer_t))
-        memcpy(&self.slots.used.root.pointer, used, sizeof(pointer_t))
-
+    # -- records and checkpoints ---------------------------------------------------------------------------------------
     def replay(self, bytes deltas not None):
         """Applies the deltas of a record to the live map, and marks what they place as used.
 
@@ -628,18 +525,19 @@ cdef class DataPath(ReadPath):
         cdef size_t i
         cdef runs_t ignored
         cdef bint inside = True
+        cdef Head head = self.live
         cdef int status = 0
         ignored.items, ignored.count, ignored.room = NULL, 0, 0
         self.mutex.acquire()
         for i in range(len(deltas) // sizeof(delta_t)):
             delta = <const delta_t *>raw + i
-            if delta.block >= self.block_count or delta.count > self.block_count - delta.block:
+            if delta.block >= head.block_count or delta.count > head.block_count - delta.block:
                 inside = False
                 break
             change.first, change.end, change.kind = delta.block, delta.block + delta.count, kind_of(delta.target)
             change.slot, change.birth = slot_of(delta.target), delta.birth & 0xFFFFFFFFFFFF
-            change.freed, change.freed_max = &ignored, ~<size_t>0
-            status = self.map.set_range(&self.map.root, 0, &change)
+            change.freed, change.freed_max, change.holder = &ignored, ~<size_t>0, &head.holder
+            status = self.map.set_range(&head.link, 0, &change)
             if status == 0 and change.kind == KIND_RUN:
                 status = self.slots.set_used(change.slot, delta.count * self.slots_per_block, True)
             ignored.count = 0
@@ -686,65 +584,50 @@ cdef class DataPath(ReadPath):
         for root in roots:
             if status == 0:
                 status = writer.add(&root.link)
-                if root.link.node != NULL and root.link.node == self.map.root.node:
-                    self.map.root.pointer = root.link.pointer
+                if root.link.node != NULL and root.link.node == self.live.link.node:
+                    self.live.link.pointer = root.link.pointer
         self.mutex.release()
         return writer.finish(status)
 
     def take_stillborn(self):
         """Slots just given to nodes that a reclaim had passed while they were dirty, as [(slot, count)]."""
-        cdef size_t i
         self.mutex.acquire()
-        runs = [(self.map.stillborn.items[i].slot, self.map.stillborn.items[i].count)
-                for i in range(self.map.stillborn.count)]
-        self.map.stillborn.count = 0
+        runs = taken_runs(&self.map.stillborn)
         self.mutex.release()
         return runs
 
-    def reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor,
-                uint64_t budget):
-        """One step of giving back what only `dead` holds; `kept` is its child, `live` says that the live head is.
+    def reclaim(self, Root dead not None, Root kept, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
+        """One step of giving back what only `dead` holds; `kept` is what stands on it, a snapshot or a head, if any.
 
         What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns
         (cursor, whether it is at the end, the batch as `take_batch` gives it, without a root).
         """
         cdef unshared_t found
-        cdef link_t *other = NULL
-        cdef size_t bytes
         cdef int status
         self.mutex.acquire()
         status = self.state
         if status == 0:
-            bytes = self.batch_bytes() + 32 * sizeof(run_t)
             found.before_epoch, found.position, found.budget = before_epoch, cursor, budget
             found.end = ~<uint64_t>0
-            found.freed, found.freed_nodes = &self.freed, &self.freed_nodes
-            found.freed_max = self.freed.count
-            if bytes < self.batch_max:
-                found.freed_max += (self.batch_max - bytes) // sizeof(run_t)
-            if live:
-                other = &self.map.root
-            elif kept is not None:
-                other = &kept.link
+            found.freed, found.freed_nodes = &self.batch.freed, &self.batch.freed_nodes
+            found.freed_max = self.batch.runs_max(32 * sizeof(run_t))
             with nogil:
-                status = self.map.unshared(&dead.link, other, 0, &found)
+                status = self.map.unshared(&dead.link, NULL if kept is None else &kept.link, 0, &found)
             cursor = found.position
-            if live:
-                self.map.holder.cursor = cursor
+            if isinstance(kept, Head):
+                (<Head>kept).holder.cursor = cursor
         if status != 0 and status != STATUS_STOPPED:
             self.mutex.release()
             check_status(status, self.map)
-        batch = self.take(None)
+        batch = self.take(self.live, None)
         self.mutex.release()
         return cursor, status == 0, batch
 
-    def replay_reclaim(self, Root dead not None, Root kept, bint live, uint64_t before_epoch, uint64_t cursor,
-                       uint64_t end):
+    def replay_reclaim(self, Root dead not None, Root kept, uint64_t before_epoch, uint64_t cursor, uint64_t end):
         """A step of `reclaim` that moved the cursor to `end`, as a record says: its nodes that have no slot yet are
         noted (RT5). What it freed, the record says.
         """
         cdef unshared_t found
-        cdef link_t *other = NULL
         cdef runs_t freed, freed_nodes
         cdef int status
         freed.items, freed.count, freed.room = NULL, 0, 0
@@ -753,12 +636,8 @@ cdef class DataPath(ReadPath):
         found.budget = found.freed_max = ~<size_t>0
         found.freed, found.freed_nodes = &freed, &freed_nodes
         self.mutex.acquire()
-        if live:
-            other = &self.map.root
-        elif kept is not None:
-            other = &kept.link
         with nogil:
-            status = self.map.unshared(&dead.link, other, 0, &found)
+            status = self.map.unshared(&dead.link, NULL if kept is None else &kept.link, 0, &found)
         self.mutex.release()
         runs_clear(&freed)
         runs_clear(&freed_nodes)
@@ -766,21 +645,30 @@ cdef class DataPath(ReadPath):
             check_status(status, self.map)
 
 
+cdef list taken_runs(runs_t *runs):
+    """Some runs as [(slot, count)]; there are none then."""
+    cdef size_t i
+    taken = [(runs.items[i].slot, runs.items[i].count) for i in range(runs.count)]
+    runs.count = 0
+    return taken
+
+
 cdef extern from "<sched.h>" nogil:
     int _yield "sched_yield" ()
 
 
-def fence_all(list paths not None):
-    """One instant over several volumes: no write begins while all mutexes are held; each volume's epoch ends there.
+def fence_all(list heads not None):
+    """One instant over heads of several volumes: no write begins while all mutexes are held; each one's epoch ends.
 
-    `paths` come in a fixed order, the same for everybody.
+    `heads` come in a fixed order of their volumes, the same for everybody. Returns the epochs that ended.
     """
-    cdef DataPath path
-    for path in paths:
-        path.mutex.acquire()
-    for path in paths:
-        path.frozen = path.epoch
-        path.epoch += 1
-        path.fencing = True
-    for path in paths:
-        path.mutex.release()
+    cdef Head head
+    for head in heads:
+        head.mutex.acquire()
+    for head in heads:
+        head.frozen = head.epoch
+        head.epoch += 1
+        head.fencing = True
+    for head in heads:
+        head.mutex.release()
+    return [head.frozen for head in heads]

@@ -1,6 +1,7 @@
 from typing import Self, final
 
-from cowengine.core.readpath import ReadPath, Root
+from cowengine.core.readpath import ReadPath
+from cowengine.core.roots import Root
 
 @final
 class ExclusiveWalk:

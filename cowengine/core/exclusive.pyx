@@ -18,7 +18,8 @@ from cowengine.core.radix cimport (
     FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, LEVEL_MAX, STATUS_CORRUPT, STATUS_STOPPED,
     entry_t, kind_of, level_of, link_t, node_t,
 )
-from cowengine.core.readpath cimport ReadPath, Root
+from cowengine.core.readpath cimport ReadPath
+from cowengine.core.roots cimport Root
 from cowengine.core.status cimport check_status
 
 
@@ -51,7 +52,7 @@ cdef class ExclusiveWalk:
 
     cdef link_t *root_of(self, Root root) noexcept:
         if root is None:
-            return &self.path.map.root
+            root = self.path.live
         root.used = True
         return &root.link
 

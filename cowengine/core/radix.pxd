@@ -112,10 +112,9 @@ cdef class Tree:
     cdef uint64_t slots_per_block
     cdef uint64_t slot_limit        # no slot at or above this one can be valid
     cdef uint64_t stamp
-    cdef link_t root
+    cdef link_t root                # not of the map: that has a root for each head and snapshot
     cdef runs_t superseded          # slots of nodes that the next checkpoint no longer needs
     cdef runs_t stillborn           # slots of nodes that no checkpoint needs, not even the one that writes them
-    cdef holder_t holder            # map only
     cdef readonly size_t node_count
     cdef readonly size_t dirty_count
     cdef readonly uint64_t damaged_slot     # of the last node that failed its checksum
@@ -125,13 +124,13 @@ cdef class Tree:
     cdef uint64_t seed(self, int level, uint64_t key) noexcept nogil
     cdef bint sound(self, node_t *node, uint64_t birth) noexcept nogil
     cdef void fill(self, node_t *node, pointer_t pointer) noexcept nogil
-    cdef bint is_freed_with(self, uint64_t birth, uint64_t end) noexcept nogil
+    cdef bint is_freed_with(self, uint64_t birth, uint64_t end, const holder_t *holder) noexcept nogil
     cdef bint collapse(self, link_t *link) noexcept nogil
     cdef int load(self, link_t *link, uint64_t key) noexcept nogil
     cdef void drop(self, node_t *node) noexcept nogil
-    cdef int writable(self, link_t *link, uint64_t key) noexcept nogil
+    cdef int writable(self, link_t *link, uint64_t key, const holder_t *holder) noexcept nogil
     cdef int supersede(self, node_t *node, runs_t *runs) noexcept nogil
-    cdef int reach(self, uint64_t key) noexcept nogil
+    cdef int reach(self, link_t *root, uint64_t key) noexcept nogil
     cdef int leaf(self, link_t *root, uint64_t key, node_t **leaf) noexcept nogil
     cdef int leaf_for_change(self, uint64_t key, node_t **leaf) noexcept nogil
     cdef link_t child(self, link_t *link, uint64_t index) noexcept nogil

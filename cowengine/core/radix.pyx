@@ -179,13 +179,16 @@ cdef class Tree:
                 entries[i].target = entry_target(kind, slot + i * self.slots_per_block if kind == KIND_RUN else 0)
                 entries[i].birth = pointer.birth
 
-    cdef bint is_freed_with(self, uint64_t birth, uint64_t end) noexcept nogil:
-        """The free rule for a node that the head replaces: no snapshot holds it. `end` is the end of its span."""
-        if self.number != TREE_MAP:
-            return True
-        return birth > (self.holder.before_epoch if end <= self.holder.cursor else self.holder.parent_epoch)
+    cdef bint is_freed_with(self, uint64_t birth, uint64_t end, const holder_t *holder) noexcept nogil:
+        """The free rule for a node that is replaced: nobody else holds it. `end` is the end of its span.
 
-    cdef int writable(self, link_t *link, uint64_t key) noexcept nogil:
+        In a tree without births nobody ever does: there `holder` is NULL.
+        """
+        if holder == NULL:
+            return True
+        return birth > (holder.before_epoch if end <= holder.cursor else holder.parent_epoch)
+
+    cdef int writable(self, link_t *link, uint64_t key, const holder_t *holder) noexcept nogil:
         """Makes link.node a node that may be changed: itself, a copy (RT1), or a new one for a hole or run."""
         cdef node_t *node
         cdef node_t *old
@@ -209,7 +212,7 @@ cdef class Tree:
                     if node.children[i] != NULL:
                         node.children[i].references += 1
             end = ((key >> self.span_shift(level)) + 1) << self.span_shift(level)
-            if self.is_freed_with(link.pointer.birth, end):
+            if self.is_freed_with(link.pointer.birth, end, holder):
                 status = self.supersede(old, &self.superseded)
                 if status != 0:
                     self.drop(node)
@@ -248,21 +251,21 @@ cdef class Tree:
         result.node = NULL
         return result
 
-    cdef int reach(self, uint64_t key) noexcept nogil:
+    cdef int reach(self, link_t *root, uint64_t key) noexcept nogil:
         """Grows the tree until `key` lies in it; the old root becomes child 0."""
         cdef node_t *node
         cdef link_t old
         cdef pointer_t *pointers
-        cdef int i, level = level_of(self.root.pointer.target)
+        cdef int i, level = level_of(root.pointer.target)
         while key >> self.span_shift(level) != 0:
-            if kind_of(self.root.pointer.target) == KIND_HOLE and self.root.pointer.birth == 0:
+            if kind_of(root.pointer.target) == KIND_HOLE and root.pointer.birth == 0:
                 level += 1
-                self.root.pointer.target = pointer_target(KIND_HOLE, level, 0)
+                root.pointer.target = pointer_target(KIND_HOLE, level, 0)
                 continue
             node = self.create(level + 1)
             if node == NULL:
                 return STATUS_MEMORY
-            old = self.root
+            old = root[0]
             memset(node.words, 0, NODE_BYTES)
             pointers = <pointer_t *>node.words
             for i in range(1, FANOUT):
@@ -272,9 +275,9 @@ cdef class Tree:
             node.stamp, node.dirty = self.stamp, 1
             self.dirty_count += 1
             level += 1
-            self.root.node = node
-            self.root.pointer.target = pointer_target(KIND_NODE, level, 0)
-            self.root.pointer.checksum = 0
+            root.node = node
+            root.pointer.target = pointer_target(KIND_NODE, level, 0)
+            root.pointer.checksum = 0
         return 0
 
     cdef int leaf(self, link_t *root, uint64_t key, node_t **leaf) noexcept nogil:
@@ -310,9 +313,9 @@ cdef class Tree:
         cdef pointer_t *pointers
         cdef node_t *parent
         cdef uint64_t index
-        cdef int level, status = self.reach(key)
+        cdef int level, status = self.reach(&self.root, key)
         if status == 0:
-            status = self.writable(&self.root, key)
+            status = self.writable(&self.root, key, NULL)
         if status != 0:
             return status
         parent = self.root.node
@@ -322,7 +325,7 @@ cdef class Tree:
             index = (key >> self.span_shift(level)) & (FANOUT - 1)
             pointers = <pointer_t *>parent.words
             link.pointer, link.node = pointers[index], parent.children[index]
-            status = self.writable(&link, key)
+            status = self.writable(&link, key, NULL)
             pointers[index], parent.children[index] = link.pointer, link.node
             if status != 0:
                 return status

@@ -1,4 +1,4 @@
-"""Reads of one volume: the live head's and every snapshot's.
+"""Reads of one volume: every head's and every snapshot's.
 
 A range is resolved to physical extents under the mutex and read without it. Also what only looks: walks over extents,
 eras of reads.
@@ -15,16 +15,16 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, extent_t, walk_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport (
-    NODE_BYTES, STATUS_BEYOND, STATUS_GONE, STATUS_HEADLESS, STATUS_STOPPED, TREE_MAP, entry_t, link_t, node_t,
-    pointer_t, slot_of, sweep_t,
+    NODE_BYTES, STATUS_BEYOND, STATUS_STOPPED, TREE_MAP, entry_t, link_t, slot_of,
 )
+from cowengine.core.roots cimport Head, Root
 from cowengine.core.status cimport check_status
 
 cdef enum:
@@ -33,51 +33,8 @@ cdef enum:
 
 
 @cython.no_gc_clear
-cdef class Root:
-    """The map's root as a snapshot holds it. `used` says that it was read since somebody last cleared it."""
-
-    def __cinit__(self, ReadPath path not None, bytes pointer=None):
-        cdef const char *raw
-        self.path = path
-        if pointer is not None:
-            if len(pointer) != sizeof(pointer_t):
-                raise ValueError("a pointer has 32 bytes")
-            raw = pointer
-            memcpy(&self.link.pointer, raw, sizeof(pointer_t))
-
-    def __dealloc__(self):
-        # The garbage collector may come here while the mutex is held; so the node is only noted (under the GIL).
-        if self.link.node != NULL:
-            self.path.add_orphan(self.link.node)
-
-    @property
-    def pointer(self):
-        """The pointer as 32 bytes; valid on disk only if no node below it is dirty."""
-        self.path.mutex.acquire()
-        cdef bytes raw = (<const char *>&self.link.pointer)[:sizeof(pointer_t)]
-        self.path.mutex.release()
-        return raw
-
-    def unload(self, size_t keep=0):
-        """Drops clean nodes from memory until the map has at most `keep`; they are read again when needed."""
-        cdef sweep_t sweep
-        cdef bint more = True
-        sweep.position = 0
-        while more:
-            self.path.mutex.acquire()
-            more = self.path.map.forget_some(&self.link, &sweep, keep)
-            self.path.mutex.release()
-
-    def retire(self):
-        """The snapshot is deleted: reads of it fail from now on."""
-        self.path.mutex.acquire()
-        self.gone = True
-        self.path.mutex.release()
-
-
-@cython.no_gc_clear
 cdef class ReadPath:
-    """What reads of a volume need; `DataPath` adds the rest."""
+    """What reads of a volume need; `DataPath` adds the rest. `live` is head 0."""
 
     def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, *args):
         self.io, self.fd, self.block_shift = io, fd, block_shift
@@ -85,30 +42,15 @@ cdef class ReadPath:
         self.slots_per_block = self.block_bytes // NODE_BYTES
         self.mutex = Mutex()
         self.map = BlockMap(io, fd, TREE_MAP, fold, 8, self.slots_per_block, <uint64_t>1 << 47)
+        self.live = Head(self.map, self.mutex, 0, block_shift)
         self.era = 2
         self.node_limit = <size_t>-1
 
-    def __dealloc__(self):
-        self.drop_orphans()
-        free(self.orphans)
-
-    cdef void add_orphan(self, node_t *node) noexcept:
-        """Notes a node whose Root is gone. Needs the GIL, not the mutex."""
-        cdef node_t **grown
-        if self.orphan_count % 64 == 0:
-            grown = <node_t **>realloc(self.orphans, (self.orphan_count + 64) * sizeof(node_t *))
-            if grown == NULL:
-                return      # the nodes stay in memory until the volume is closed
-            self.orphans = grown
-        self.orphans[self.orphan_count] = node
-        self.orphan_count += 1
-
-    cdef void drop_orphans(self) noexcept:
-        """Drops the nodes noted by `add_orphan`. Needs the GIL and the mutex."""
-        cdef size_t i
-        for i in range(self.orphan_count):
-            self.map.drop(self.orphans[i])
-        self.orphan_count = 0
+    def root_at(self, bytes pointer not None):
+        """The root of the map that a pointer of 32 bytes leads to."""
+        cdef Root root = Root(self.map, self.mutex)
+        root.load(pointer)
+        return root
 
     def bound(self, size_t node_limit, trim):
         """From now on `trim()` is called, with no lock held, after a read that finds more than `node_limit` nodes."""
@@ -119,32 +61,14 @@ cdef class ReadPath:
         if self.state != 0:
             check_status(self.state, self.map)
 
-    def unload(self, size_t keep):
-        """Drops clean nodes of the live map from memory until the map has at most `keep`; goes on where it stopped.
-
-        The commit lock is held.
-        """
-        cdef sweep_t sweep
-        cdef bint more = True
-        cdef int turns = 0
-        sweep.position = self.hand
-        while turns < 2:
-            self.mutex.acquire()
-            more = self.map.forget_some(&self.map.root, &sweep, keep)
-            enough = self.map.node_count <= keep
-            self.mutex.release()
-            if enough:
-                break
-            if not more:
-                sweep.position, turns = 0, turns + 1
-        self.hand = sweep.position
-
     # -- bytes ---------------------------------------------------------------------------------------------------------
     def pread(self, uint64_t length, uint64_t offset, Root root=None):
-        """Bytes of the live volume, or of a snapshot's root; the range was checked. The GIL is released."""
+        """Bytes of the live volume, or of another root; the range was checked. The GIL is released."""
         cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
         cdef char *data = PyBytes_AS_STRING(result)
         cdef int status
+        if root is None:
+            root = self.live
         with nogil:
             status = self.read(root, data, length, offset)
         check_status(status, self.map)
@@ -159,6 +83,8 @@ cdef class ReadPath:
         cdef int status
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         length = min(<uint64_t>view.len, length_max)
+        if root is None:
+            root = self.live
         with nogil:
             status = self.read(root, <char *>view.buf, length, offset)
         PyBuffer_Release(&view)
@@ -200,13 +126,13 @@ cdef class ReadPath:
         cdef entry_t entry
         cdef uint64_t count
         cdef int status
+        if root is None:
+            root = self.live
         with nogil:
             self.mutex.acquire_nogil()
-            status = self.state
-            if status == 0 and root is not None and root.gone:
-                status = STATUS_GONE
+            status = self.state if self.state != 0 else root.state
             if status == 0:
-                status = self.map.find(&self.map.root if root is None else &root.link, block, &entry, &count)
+                status = self.map.find(&root.link, block, &entry, &count)
             self.mutex.release()
         check_status(status, self.map)
         return slot_of(entry.target), count
@@ -215,23 +141,15 @@ cdef class ReadPath:
         """Reads a range; the mutex is held only to find where it lies (I5)."""
         cdef extent_read_t extents[EXTENTS_MAX]
         cdef uint64_t covered, era
-        cdef link_t *link
         cdef int i, count, status
         while length > 0:
             self.mutex.acquire_nogil()
-            status = self.state
-            link = &self.map.root
-            if root is not None:
-                link = &root.link
-                root.used = True
-                if root.gone and status == 0:
-                    status = STATUS_GONE
-            elif self.headless and status == 0:
-                status = STATUS_HEADLESS
-            elif status == 0 and offset + length > self.size:
+            root.used = True
+            status = self.state if self.state != 0 else root.state
+            if status == 0 and offset + length > root.size:
                 status = STATUS_BEYOND
             if status == 0:
-                status = self.resolve(link, offset, length, extents, &count, &covered)
+                status = self.resolve(&root.link, offset, length, extents, &count, &covered)
             era = self.era
             if status == 0:
                 self.readers[era & 1] += 1
@@ -271,13 +189,14 @@ cdef class ReadPath:
     def extents(self, Root root, uint64_t first, uint64_t end, uint64_t max_results, born_after=None):
         """Extents in blocks [first, end) as raw pairs (first, count): what is mapped, or what was born after an epoch.
 
-        At most `max_results`. The mutex is given up now and then; of the live map, later changes may be seen or not.
+        At most `max_results`. The mutex is given up now and then; of a head, later changes may be seen or not.
         """
         cdef walk_t walk
-        cdef link_t *link
         cdef bytearray result = bytearray()
         cdef uint64_t rows = 0
         cdef int status = STATUS_STOPPED
+        if root is None:
+            root = self.live
         walk.extents = <extent_t *>malloc(WALK_EXTENTS * sizeof(extent_t))
         if walk.extents == NULL:
             raise MemoryError
@@ -291,17 +210,10 @@ cdef class ReadPath:
                 walk.budget = WALK_NODES
                 with nogil:
                     self.mutex.acquire_nogil()
-                    status = self.state
-                    link = &self.map.root
-                    if root is not None:
-                        link = &root.link
-                        root.used = True
-                        if root.gone:
-                            status = STATUS_GONE
-                    elif self.headless and status == 0:
-                        status = STATUS_HEADLESS
+                    root.used = True
+                    status = self.state if self.state != 0 else root.state
                     if status == 0:
-                        status = self.map.walk(link, 0, &walk)
+                        status = self.map.walk(&root.link, 0, &walk)
                     self.mutex.release()
                 if self.map.node_count > self.node_limit:
                     self.trim()

@@ -250,4 +250,4 @@ def _map(engine: Engine, extents: Iterator[Extent]) -> None:
             engine.superseded += superseded
             write_map(engine, root)
             del root
-            path.unload(0)
+            path.live.unload(0)

@@ -20,7 +20,7 @@ from cowengine.errors import NoSpaceError
 from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
-    from cowengine.core.readpath import Root
+    from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
 
 
@@ -49,7 +49,7 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     return replace(
         engine.superblock, clean=clean, base_sequence=log.sequence, base_checksum=log.checksum,
         base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
-        epoch=engine.path.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
+        epoch=engine.path.live.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
         needs_store=engine.superblock.needs_store and not clean,
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
         **engine.space.superblock_fields(),
@@ -83,7 +83,7 @@ def _write_metadata(engine: Engine) -> None:
 
 
 def _write_lineage(engine: Engine, head_root: Pointer) -> None:
-    engine.lineage.write_table(head_root, engine.path.epoch, engine.path.frozen)
+    engine.lineage.write_table(head_root, engine.path.live.epoch, engine.path.live.frozen)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
     with engine.undivided():

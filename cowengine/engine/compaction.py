@@ -48,7 +48,8 @@ def compact(
     while not stop.is_set():
         engine.require_writable()
         block, moved, batch_full = move_home(path, result.position // path.block_bytes)
-        result.position, result.done = min(block * path.block_bytes, path.size), block * path.block_bytes >= path.size
+        size = path.live.size
+        result.position, result.done = min(block * path.block_bytes, size), block * path.block_bytes >= size
         result.moved_bytes += moved * path.block_bytes
         unsettled += moved * path.block_bytes
         if result.done:

@@ -143,8 +143,9 @@ def fill(
     engine = Engine(io, fd, path, sb, read_only=False, file_slots=home_end)
     engine.set_size(size)
     block_count = -(-size >> sb.block_shift)
-    engine.path.load_roots(hole(level_for(TREE_MAP, block_count)).encode(), hole(level_for(TREE_FREE_MAP, 1)).encode())
-    engine.path.set_epochs(1, 0)
+    engine.path.live.load(hole(level_for(TREE_MAP, block_count)).encode())
+    engine.free_map.pointer = hole(level_for(TREE_FREE_MAP, 1)).encode()
+    engine.path.live.set_epochs(1, 0)
     engine.lineage.add_head(size)
     if populate is not None:
         populate(engine)

@@ -24,7 +24,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.holds import claim, require_deletable
@@ -111,6 +111,7 @@ class Engine:
             io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
             self._refill, self._commit_full_batch,
         )  # fmt: skip
+        self.path.set_regions([tuple(region) for region in sb.regions])
         self.flush_scheduled = False
         self.left_store = False  # it may have been written to without its store since that store's last set
         self.background = True  # timers and worker threads may be used
@@ -142,7 +143,7 @@ class Engine:
 
     def set_size(self, size: int) -> None:
         """The size of the live volume, in bytes."""
-        self.path.set_geometry(size, [tuple(region) for region in self.superblock.regions])
+        self.path.live.set_size(size)
 
     # -- callbacks of the data path, called with no lock held ---------------------------------------------------------
     def _refill(self, slots: int) -> None:
@@ -262,7 +263,8 @@ class Engine:
                 self._synced_writes = writes
             all_events = [*self.pending_events, *events]
             if deltas or freed or freed_nodes or events or (self.pending_events and not events_can_wait):
-                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch or self.path.epoch)
+                epoch = epoch or self.path.live.epoch
+                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch)
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
         return root
@@ -291,7 +293,7 @@ class Engine:
 
     def _size_after(self, events: list[Event]) -> int:
         sizes = [event.size for event in events if isinstance(event, ResizeEvent | RollbackEvent)]
-        return sizes[-1] if sizes else self.path.size
+        return sizes[-1] if sizes else self.path.live.size
 
     def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
         """I7: only now is the space that the record freed on its way back."""
@@ -336,7 +338,7 @@ class Engine:
     def taken(self, event: SnapshotEvent, root: Root | None) -> LineageRecord:
         """Adds an acknowledged snapshot to the lineage."""
         assert root is not None
-        record = self.lineage.take(event, root, self.path.size)
+        record = self.lineage.take(event, root, self.path.live.size)
         self.lineage.set_holder()
         self.counters["snapshots_taken"] += 1
         return record
@@ -424,10 +426,10 @@ class Engine:
 
     def turn_back(self, event: RollbackEvent) -> None:
         """The live head takes the map and the size of a snapshot and goes on in the event's epoch."""
-        self.path.replace_root(self.lineage.root(event.to))
+        self.path.live.replace_root(self.lineage.root(event.to))
         self.set_size(event.size)
         self.lineage.resize_head(event.size)
-        self.path.set_epochs(event.epoch, event.epoch - 1)
+        self.path.live.set_epochs(event.epoch, event.epoch - 1)
         self.lineage.stand(event.to)
         self.counters["rollbacks"] += 1
         self.lineage.set_holder()

@@ -11,7 +11,7 @@ import errno
 import os
 
 from cowengine.core.iotable import IOTable
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
 from cowengine.engine.intent import intent_path, put_back, write_intent
@@ -57,7 +57,7 @@ def _header(engine: Engine) -> int:
     for region in regions:
         if region.first_block <= reached and region.slot == region.first_block * block_slots:
             reached = max(reached, region.first_block + region.block_count)
-    if reached * engine.path.block_bytes < engine.path.size:
+    if reached * engine.path.block_bytes < engine.path.live.size:
         raise BusyError(
             "the blocks of this volume do not lie as in a raw image, because it was created or has grown; flatten it "
             "into another file", engine.name,
@@ -81,7 +81,7 @@ def _punch_holes(engine: Engine, header: int) -> None:
     """What is a hole reads as zeros in the file as well. Raises BusyError if a block is not at home."""
     path = engine.path
     block_slots = path.block_bytes // SLOT_BYTES
-    block, end = header // path.block_bytes, -(-path.size // path.block_bytes)
+    block, end = header // path.block_bytes, -(-path.live.size // path.block_bytes)
     while block < end:
         slot, count = path.place(block)
         count = min(count, end - block)
@@ -97,7 +97,7 @@ def _punch_holes(engine: Engine, header: int) -> None:
 def _turn(engine: Engine, header: int) -> None:
     """The volume is paused and has no use for its log: header out, head of the image in."""
     io, path = engine.io, engine.path
-    intent = Intent(path.size, engine.uuid, path.pread(min(header, path.size), 0))
+    intent = Intent(path.live.size, engine.uuid, path.pread(min(header, path.live.size), 0))
     write_zeros(io, engine.fd, LOG_FIRST * SLOT_BYTES, header)
     engine.barrier()
     _announce(engine, intent)

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
     LINEAGE_ANCHOR,
@@ -212,7 +212,7 @@ class Lineage:
             if record is None:
                 raise NotFoundError("the snapshot was deleted")
             self.require_fit(record)
-            root = self._roots.setdefault(number, Root(self._path, record.root.encode()))
+            root = self._roots.setdefault(number, self._path.root_at(record.root.encode()))
             if record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR):
                 root.retire()
         self.loaded_roots[number] = root
@@ -369,11 +369,11 @@ class Lineage:
         """
         record = self.holder(HEAD_ID)
         if record is None:
-            self._path.set_holder(0, 0, 0)
+            self._path.live.set_holder(0, 0, 0)
             return
         cursor = 0 if record.cursor == NO_CURSOR else record.cursor
         before = self.epoch_before(record.id) if is_pending(record.flags) else 0
-        self._path.set_holder(record.epoch, before, cursor)
+        self._path.live.set_holder(record.epoch, before, cursor)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def add_head(self, size: int) -> None:

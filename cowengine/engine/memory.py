@@ -62,7 +62,7 @@ def trim_locked(engine: Engine) -> None:
 
 
 def _trim_map(engine: Engine, keep: int) -> None:
-    engine.path.unload(keep)
+    engine.path.live.unload(keep)
     for root in list(engine.lineage.loaded_roots.values()):
         if engine.path.map.node_count <= keep:
             return

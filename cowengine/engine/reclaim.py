@@ -11,13 +11,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cowengine.core.readpath import Root
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import CorruptionError, NoSpaceError
 from cowengine.format import LINEAGE_EMPTY, NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
 if TYPE_CHECKING:
+    from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
 
 LEAVES_A_STEP = 64
@@ -51,20 +51,20 @@ def reclaim_step(engine: Engine) -> bool:
         return True
 
 
-def _sides(engine: Engine, number: int) -> tuple[Root, Root | None, bool, int, int]:
-    """What a step compares: the map that goes and the one that stays, whether that is the live head's; then the epoch
-    of the holder above, and the cursor.
+def _sides(engine: Engine, number: int) -> tuple[Root, Root | None, int, int]:
+    """What a step compares: the map that goes and the one that stays; then the epoch of the holder above, and the
+    cursor.
     """
     lineage = engine.lineage
     record = lineage.get(number)
     assert record is not None
     empty = record.flags & LINEAGE_EMPTY
     # An empty anchor's root is that of the record: a reader may still have left the old one in the cache.
-    dead = Root(engine.path, record.root.encode()) if empty else lineage.root(number)
+    dead = engine.path.root_at(record.root.encode()) if empty else lineage.root(number)
     child = None if empty else next(iter(lineage.sharers(number)), None)
-    kept = None if child is None or child == HEAD_ID else lineage.root(child)
+    kept = None if child is None else engine.path.live if child == HEAD_ID else lineage.root(child)
     before = 0 if record.cursor == NO_CURSOR else record.cursor
-    return dead, kept, child == HEAD_ID, lineage.epoch_before(number), before
+    return dead, kept, lineage.epoch_before(number), before
 
 
 def replay_step(engine: Engine, number: int, cursor: int) -> None:

@@ -179,8 +179,9 @@ def load(engine: Engine) -> None:
     engine.set_size(head.size)
     # Who only reads needs no free map.
     free_map_root = hole(level_for(TREE_FREE_MAP, 1)) if engine.read_only else sb.free_map_root
-    engine.path.load_roots(head.root.encode(), free_map_root.encode())
-    engine.path.set_epochs(head.epoch, head.frozen)
+    engine.path.live.load(head.root.encode())
+    engine.free_map.pointer = free_map_root.encode()
+    engine.path.live.set_epochs(head.epoch, head.frozen)
     engine.lineage.set_holder()
     log = engine.log
     log.sequence, log.checksum = sb.base_sequence, sb.base_checksum
@@ -252,19 +253,20 @@ def _apply(engine: Engine, record: Record) -> None:
         if not event.before:
             apply_event(engine, event)
     # The runway and whatever else was given out are free again; what the record placed is used.
-    engine.path.set_epochs(max(record.epoch, engine.path.epoch), engine.path.frozen)
+    live = engine.path.live
+    live.set_epochs(max(record.epoch, live.epoch), live.frozen)
 
 
 def apply_event(engine: Engine, event: Event) -> None:
     """What a commit did in memory after it was acknowledged."""
     lineage, path = engine.lineage, engine.path
     if isinstance(event, SnapshotEvent):
-        if lineage.get(event.id) is not None or event.epoch <= path.frozen:
+        if lineage.get(event.id) is not None or event.epoch <= path.live.frozen:
             raise CorruptionError(f"the log takes snapshot {event.id} in epoch {event.epoch} for the second time")
         _, _, _, _, superseded, root = path.take_batch(True)
         engine.superseded += superseded
-        lineage.take(event, root, path.size)
-        path.set_epochs(event.epoch + 1, event.epoch)
+        lineage.take(event, root, path.live.size)
+        path.live.set_epochs(event.epoch + 1, event.epoch)
     elif isinstance(event, DeleteEvent):
         lineage.delete(event.id)
     elif isinstance(event, ReclaimEvent):
@@ -276,11 +278,11 @@ def apply_event(engine: Engine, event: Event) -> None:
     elif isinstance(event, RollbackEvent):
         target = lineage.get(event.to)
         possible = target is not None and not target.flags & LINEAGE_ANCHOR and event.size == target.size
-        if not possible or event.head != 0 or event.epoch <= path.epoch:
+        if not possible or event.head != 0 or event.epoch <= path.live.epoch:
             raise CorruptionError(f"the log rolls back to snapshot {event.to}, which does not exist")
         engine.turn_back(event)
     elif isinstance(event, ResizeEvent):
-        if event.head != 0 or event.epoch <= path.frozen:
+        if event.head != 0 or event.epoch <= path.live.frozen:
             raise CorruptionError(f"the log makes head {event.head} {event.size} bytes long in epoch {event.epoch}")
         resized(engine, event)
     elif isinstance(event, StoreEvent):
@@ -297,11 +299,11 @@ def apply_event(engine: Engine, event: Event) -> None:
 # -- the commit of recovery --------------------------------------------------------------------------------------------
 def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool) -> None:
     """I14: confirms the tip under a fresh salt, in both slots."""
-    sb, log, path = engine.superblock, engine.log, engine.path
-    epoch = max(path.epoch, sb.epoch) + EPOCH_SKIP
+    sb, log, live = engine.superblock, engine.log, engine.path.live
+    epoch = max(live.epoch, sb.epoch) + EPOCH_SKIP
     if epoch > EPOCH_MAX:
         raise CorruptionError("the volume has no epochs left")
-    path.set_epochs(epoch, path.frozen)
+    live.set_epochs(epoch, live.frozen)
     same_store = store_uuid is not None and sb.store_uuid == store_uuid
     recovered = replace(
         sb, clean=False, salt=int.from_bytes(os.urandom(8), "little"), epoch=epoch,

@@ -46,9 +46,9 @@ def resize(engine: Engine, size: int) -> None:
         engine.make_room()
         try:
             engine.path.pause()  # Ctrl-C while it waits is raised here
-            if size < engine.path.size:
+            if size < engine.path.live.size:
                 _shrink(engine, size)
-            elif size > engine.path.size:
+            elif size > engine.path.live.size:
                 _grow(engine, size)
             else:
                 engine.commit(room_made=True)
@@ -58,12 +58,12 @@ def resize(engine: Engine, size: int) -> None:
 
 def resized(engine: Engine, event: ResizeEvent) -> None:
     """What a resize event means in memory: the same for a commit and for replay."""
-    engine.path.resize(event.size, event.epoch)
+    engine.path.live.resize(event.size, event.epoch)
     engine.lineage.resize_head(event.size)
 
 
 def _grow(engine: Engine, size: int) -> None:
-    event = ResizeEvent(head=0, size=size, epoch=engine.path.epoch)
+    event = ResizeEvent(head=0, size=size, epoch=engine.path.live.epoch)
     with engine.undivided():
         engine.commit([event], room_made=True)
         resized(engine, event)
@@ -108,7 +108,7 @@ def _cut_block(engine: Engine, size: int) -> Run | None:
     """
     path = engine.path
     kept = size % path.block_bytes
-    stop = min(size - kept + path.block_bytes, path.size)
+    stop = min(size - kept + path.block_bytes, path.live.size)
     if kept == 0 or not any(path.pread(stop - size, size)):
         return None
     data = path.pread(kept, size - kept)

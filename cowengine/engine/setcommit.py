@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cowengine.core.datapath import fence_all
-from cowengine.core.readpath import Root
+from cowengine.core.roots import Root
 from cowengine.errors import CorruptionError, PoisonedError
 from cowengine.format import NO_UUID, SnapshotEvent, StoreEvent
 
@@ -96,8 +96,11 @@ class Prepared:
             # Behind the fence there is no way back: writers of the new epoch wait for roots that may never be kept.
             for engine in self._engines:
                 undivided.enter_context(engine.undivided())
-            fence_all([engine.path for engine in self._engines])
-            self._events = [engine.new_event(self._name, b"", epoch=engine.path.frozen) for engine in self._engines]
+            epochs = fence_all([engine.path.live for engine in self._engines])
+            self._events = [
+                engine.new_event(self._name, b"", epoch=epoch)
+                for engine, epoch in zip(self._engines, epochs, strict=True)
+            ]
             self._roots = self._make_durable()
             self._undivided = undivided.pop_all()
         self._open = True
@@ -176,7 +179,7 @@ def prepare(engines: Sequence[Engine], name: str) -> Prepared:
 def _commit_member(engine: Engine) -> Root:
     # The commit lock is the preparing thread's, which waits for this one.
     # Its record, if it needs one, ends before the snapshot: that comes with the next.
-    root = engine.commit(keep_root=True, room_made=True, epoch=engine.path.frozen, events_can_wait=True)
+    root = engine.commit(keep_root=True, room_made=True, epoch=engine.path.live.frozen, events_can_wait=True)
     assert root is not None
     return root
 
@@ -225,7 +228,7 @@ def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEven
                 or event.snapshot_id != engine.lineage.next_id
             ):
                 continue
-            if engine.lineage.find_name(event.name) is not None or event.epoch >= engine.path.epoch:
+            if engine.lineage.find_name(event.name) is not None or event.epoch >= engine.path.live.epoch:
                 raise CorruptionError(f"the store log's set {event.name!r} does not fit the volume", engine.name)
             _apply(engine, event)
             applied.append(event)
@@ -244,5 +247,5 @@ def _apply(engine: Engine, event: SetEvent) -> None:
     _, _, _, _, superseded, root = engine.path.take_batch(True)
     engine.superseded += superseded
     engine.taken(snapshot, root)
-    engine.path.set_epochs(engine.path.epoch, event.epoch)
+    engine.path.live.set_epochs(engine.path.live.epoch, event.epoch)
     engine.lead_with(snapshot, StoreEvent(event.store_sequence, before=True))
