@@ -157,6 +157,27 @@ class Server:
     def exact(self, name: str) -> bool:
         return is_exact(self.held[name])
 
+    def listed(self) -> list[tuple[Any, ...]]:
+        return [(s.id, s.name, s.epoch, s.change_id, s.size, s.is_anchor) for s in self.volume.snapshots()]
+
+    def digest(self, name: str) -> str:
+        return digest(whole(self.held[name]))
+
+    def allocated(self, name: str) -> list[list[int]]:
+        return self.held[name].allocated_extents().tolist()
+
+    def changed(self, name: str, base: str) -> list[list[int]]:
+        return self.held[name].changed_extents(base).tolist()
+
+    def write(self, data: str, offset: int) -> None:
+        self.volume.pwrite(bytes.fromhex(data), offset)
+
+    def flush(self) -> None:
+        self.volume.flush()
+
+    def take(self, name: str) -> None:
+        self.volume.snapshot(name)
+
     def delete(self, name: str) -> None:
         self.volume.get_snapshot(name).delete()
 

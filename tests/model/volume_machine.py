@@ -1,17 +1,17 @@
 """The volume against the model: Hypothesis picks the operations, both sides do them, everything visible must agree.
 
-Runs on a disk in memory, where an example costs little, and on real files, where the kernels bypass Python. The model
-(model_volume.py) imports nothing of cowengine.
+Runs on a disk in memory, where an example costs little, and on real files, where the kernels bypass Python; what other
+processes and threads add is in shared_machine.py. The model (model_volume.py) imports nothing of cowengine.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory_disk import MemoryDisk
@@ -131,13 +131,18 @@ class VolumeMachine(RuleBasedStateMachine):
         with pytest.raises(ExistsError):
             self.volume.snapshot(taken.name)
 
+    def why_kept(self, chosen: ModelSnapshot) -> str | None:
+        """What the refusal to give a snapshot back says; None if nothing stands against it."""
+        return chosen.hold_reason
+
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
     def delete(self, number: int) -> None:
         chosen = self.model.snapshots[number % len(self.model.snapshots)]
         name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
-        if chosen.hold_reason:
-            with pytest.raises(BusyError, match=chosen.hold_reason):
+        kept = self.why_kept(chosen)
+        if kept:
+            with pytest.raises(BusyError, match=kept):
                 snapshot.delete()
             return
         snapshot.delete()
@@ -169,8 +174,9 @@ class VolumeMachine(RuleBasedStateMachine):
     def anchor(self, number: int) -> None:
         chosen = self.model.snapshots[number % len(self.model.snapshots)]
         name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
-        if chosen.hold_reason and not chosen.anchor:
-            with pytest.raises(BusyError, match=chosen.hold_reason):
+        kept = self.why_kept(chosen)
+        if kept and not chosen.anchor:
+            with pytest.raises(BusyError, match=kept):
                 snapshot.to_anchor()
             return
         snapshot.to_anchor()
@@ -250,6 +256,7 @@ class VolumeMachine(RuleBasedStateMachine):
                         target.changed_extents(base)
                     continue
                 wanted = self.model.changed_extents(old, new)
+                assert differing(old, new, self.model.block_size) <= set(blocks_of(wanted, self.model.block_size))
                 assert rows(target.changed_extents(base)) == wanted
                 assert rows(target.changed_extents(base.change_id)) == wanted
                 assert restarted(lambda *a, t=target, b=base: t.changed_extents(b, *a), most, new.size) == wanted
@@ -278,6 +285,18 @@ class VolumeMachine(RuleBasedStateMachine):
 def rows(extents: Any) -> Rows:
     assert extents.dtype == "uint64"
     return [(int(offset), int(length)) for offset, length in extents]
+
+
+def blocks_of(found: Rows, block_size: int) -> Iterator[int]:
+    """The blocks of some rows."""
+    for offset, length in found:
+        yield from range(offset // block_size, -(-(offset + length) // block_size))
+
+
+def differing(old: ModelSnapshot, new: ModelSnapshot, block_size: int) -> set[int]:
+    """The blocks of the new version whose bytes are not those of the old one: what a list of changes must have."""
+    spans = [(at, min(at + block_size, new.size)) for at in range(0, new.size, block_size)]
+    return {at // block_size for at, end in spans if new.content[at:end] != old.content[at:end]}
 
 
 def restarted(extents: Any, most: int, size: int) -> Rows:
@@ -311,17 +330,3 @@ class FileMachine(VolumeMachine):
     def teardown(self) -> None:
         super().teardown()
         self.folder.cleanup()
-
-
-EXAMPLES = int(os.environ.get("COWENGINE_EXAMPLES", "60"))
-LIMITS = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=EXAMPLES <= 60,
-    suppress_health_check=list(HealthCheck),
-)
-TestVolumeInMemory = VolumeMachine.TestCase
-TestVolumeInMemory.settings = LIMITS
-TestVolumeOnFile = FileMachine.TestCase
-TestVolumeOnFile.settings = settings(LIMITS, max_examples=EXAMPLES // 3)
