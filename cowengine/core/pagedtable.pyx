@@ -1,4 +1,4 @@
-"""Trees whose leaves Python reads and writes: the lineage table, and the free map when a checkpoint writes it.
+"""Trees whose leaves Python reads and writes: the lineage table, the index of names, and the free map at a checkpoint.
 
 Threads   Methods take the volume's mutex; who may change a tree is the engine's to say.
 """
@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.nodewriter cimport NodeWriter
-from cowengine.core.radix cimport NODE_BYTES, TREE_LINEAGE, Tree, node_t, pointer_t, sweep_t
+from cowengine.core.radix cimport NODE_BYTES, TREE_LINEAGE, TREE_NAMES, Tree, node_t, pointer_t, sweep_t
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.status cimport check_status
 
@@ -100,3 +100,8 @@ cdef class PagedTable:
 def lineage_table(ReadPath path not None, uint64_t fold):
     """An empty lineage table of a volume."""
     return PagedTable(path, Tree(path.io, path.fd, TREE_LINEAGE, fold, 3, 1, <uint64_t>1 << 47))
+
+
+def name_table(ReadPath path not None, uint64_t fold):
+    """An empty index of names of a volume."""
+    return PagedTable(path, Tree(path.io, path.fd, TREE_NAMES, fold, 8, 1, <uint64_t>1 << 47))

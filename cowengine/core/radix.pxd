@@ -13,6 +13,7 @@ cdef enum:
     TREE_MAP = 1
     TREE_LINEAGE = 2
     TREE_FREE_MAP = 3
+    TREE_NAMES = 5
 
 cdef enum:              # of a dirty node that was replaced
     REPLACED_NOT = 0

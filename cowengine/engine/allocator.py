@@ -146,18 +146,19 @@ class Allocator:
         self._placed_at_commit = self._path.blocks_placed
 
     # -- for nodes ----------------------------------------------------------------------------------------------------
-    def take(self, count: int) -> list[Run]:
+    def take(self, count: int, *, dispensable: bool = False) -> list[Run]:
         """Slots for `count` nodes, written with zeros so that writing them later needs no space.
 
-        When the file system is full they come from the reserve, then from free slots that still have their space (P8).
-        Raises NoSpaceError; then nothing was taken.
+        When the file system is full they come from the reserve, then from free slots that still have their space (P8);
+        none do for nodes that are `dispensable`. Raises NoSpaceError; then nothing was taken.
         """
         taken: list[Run] = []
         refused: list[Run] = []
         with self._lock:
             try:
                 while count > 0:
-                    run = self._pick_for_nodes(count, full=bool(refused))
+                    enough = bool(refused) and dispensable
+                    run = None if enough else self._pick_for_nodes(count, full=bool(refused))
                     if run is None or len(refused) > REFUSED_MAX:
                         raise NoSpaceError("no space left on the file system; nothing acknowledged was lost")
                     if self._zeroed(run):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.check_names import check_names
 from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
@@ -41,12 +42,15 @@ from cowengine.format import (
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     NONE_ID,
+    POINTER_NODE,
     SLOT_BYTES,
     SLOT_SHIFT,
     SLOTS_MAX,
     TREE_FREE_MAP,
     TREE_MAP,
+    TREE_NAMES,
     LineageRecord,
+    Pointer,
     Record,
     Superblock,
     blob_seed,
@@ -159,6 +163,7 @@ class _Check:
         records = self._chain()
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
+        check_names(self.trees, self.sb, lineage, self.problems)
         home_shifts = {slot - first_block * self.block_slots for slot, _, first_block in self.homes}
         replay = Replay(lineage, self.sb.next_id, self.block_slots, home_shifts, self.problems)
         if 0 not in lineage or lineage[0].kind != LINEAGE_HEAD:
@@ -403,10 +408,12 @@ class _Check:
     def _nodes_of_the_other(self) -> dict[int, Place]:
         """Nodes of the superblock that was not chosen: they may still be marked, sound or not."""
         other = self.other
-        if other is None or (other.lineage_root, other.free_map_root) == (self.sb.lineage_root, self.sb.free_map_root):
+        if other is None or _roots(other) == _roots(self.sb):
             return {}
         quiet = self._quiet_trees()
         quiet.leaves(TREE_FREE_MAP, other.free_map_root)
+        if other.name_root.kind == POINTER_NODE:
+            quiet.leaves(TREE_NAMES, other.name_root)
         for record in quiet.lineage(other.lineage_root).values():
             quiet.collect(record.root, Intervals([(0, SLOTS_MAX)]), set())
         return quiet.nodes
@@ -484,6 +491,10 @@ class _Check:
             records=len(records),
             slots_used=total(slots),
         )
+
+
+def _roots(sb: Superblock) -> tuple[Pointer, ...]:
+    return sb.lineage_root, sb.free_map_root, sb.name_root
 
 
 def _forked_anchors(records: dict[int, LineageRecord]) -> set[int]:

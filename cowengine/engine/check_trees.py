@@ -30,6 +30,7 @@ from cowengine.format import (
     TREE_FREE_MAP,
     TREE_LINEAGE,
     TREE_MAP,
+    TREE_NAMES,
     LineageRecord,
     Pointer,
     decode_lineage,
@@ -38,7 +39,7 @@ from cowengine.format import (
     span,
 )
 
-TREE_NAMES = {TREE_MAP: "map", TREE_LINEAGE: "lineage", TREE_FREE_MAP: "free map"}
+WORDS = {TREE_MAP: "map", TREE_LINEAGE: "lineage", TREE_FREE_MAP: "free map", TREE_NAMES: "names"}
 PROBLEMS_MAX = 200
 
 Extent = tuple[int, int, int, int]
@@ -93,7 +94,7 @@ class Trees:
 
     def read(self, tree: int, pointer: Pointer, index: int) -> bytes | None:
         """The 4,096 bytes of a node; None, with a problem, if they are not what the pointer says."""
-        what = f"{TREE_NAMES[tree]} node of level {pointer.level}, index {index}, in slot {pointer.slot}"
+        what = f"{WORDS[tree]} node of level {pointer.level}, index {index}, in slot {pointer.slot}"
         place = (tree, pointer.level, index)
         if self.nodes.setdefault(pointer.slot, place) != place:
             self.problem(f"{what}: that slot is also node {self.nodes[pointer.slot]}")
@@ -130,7 +131,7 @@ class Trees:
         return found
 
     def leaves(self, tree: int, root: Pointer) -> list[tuple[int, bytes]]:
-        """(index, bytes) of all leaves of the lineage table or the free map, ascending."""
+        """(index, bytes) of all leaves of a tree that is not the map, ascending."""
         found: list[tuple[int, bytes]] = []
         stack = [(root, 0)]
         while stack:
@@ -141,7 +142,7 @@ class Trees:
             if pointer.level == 0:
                 found.append((index, data))
                 continue
-            what = f"{TREE_NAMES[tree]} node in slot {pointer.slot}"
+            what = f"{WORDS[tree]} node in slot {pointer.slot}"
             below = self.children(tree, data, pointer.level, what)
             stack += [(child, index * FANOUT + number) for number, child in reversed(below)]
         return found

@@ -1,11 +1,11 @@
 """The checkpoint: the trees on disk catch up with the log, and the log can be recycled.
 
-Order (I11, I12): commit; nodes of the map, of the lineage table and of the free map to slots that no checkpoint uses;
-barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what the older of the two
+Order (I11, I12): commit; nodes of the map, of the lineage table, of the index of names and of the free map to slots
+that no checkpoint uses; barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what the older of the two
 superblocks needs.
 
 Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint
-goes on.
+goes on. Only the index of names is given up for that, as nothing needs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.engine import memory
 from cowengine.engine.allocator import Run
 from cowengine.errors import NoSpaceError
-from cowengine.format import SLOT_BYTES, Pointer, Superblock, blob_seed
+from cowengine.format import POINTER_NODE, SLOT_BYTES, TREE_NAMES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
     from cowengine.core.roots import Root
@@ -31,17 +31,30 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     here. Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write
     poisons (I10).
     """
+    names = engine.lineage.names
+    try:
+        _checkpoint(engine, clean)
+    except NoSpaceError:
+        if not names.kept or not engine.log.fits(engine.log.record_max):
+            raise
+        names.give_up("a checkpoint has no room for it", for_good=True)
+        _checkpoint(engine, clean)
+    memory.trim_locked(engine)
+
+
+def _checkpoint(engine: Engine, clean: bool) -> None:
     root = engine.commit(keep_root=True, room_made=True)
     assert root is not None
+    engine.lineage.names.merge()
     with engine.undivided(NoSpaceError):
         write_map(engine, root)
         _write_metadata(engine)
         _write_lineage(engine, Pointer.decode(root.pointer))
+        _write_names(engine)
         _write_free_map(engine)
         engine.barrier()
         engine.write_superblock(_superblock(engine, clean))
         _recycle(engine)
-    memory.trim_locked(engine)
 
 
 def _superblock(engine: Engine, clean: bool) -> Superblock:
@@ -52,7 +65,7 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
         epoch=engine.path.live.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
         needs_store=engine.superblock.needs_store and not clean,
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
-        **engine.space.superblock_fields(),
+        **engine.lineage.names.superblock_fields(), **engine.space.superblock_fields(),
     )  # fmt: skip
 
 
@@ -93,6 +106,31 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     engine.lineage.dropped_slots = []
 
 
+def _write_names(engine: Engine) -> None:
+    names = engine.lineage.names
+    for root, written in names.lost:
+        engine.superseded += _slots_of_index(engine, root, written)
+    names.lost = []
+    runs = engine.allocator.take(names.table.dirty_nodes(), dispensable=True)
+    engine.path.slots.mark_used(runs)
+    names.written += runs
+    with engine.undivided():
+        names.table.flush(runs)
+    engine.superseded += names.table.take_superseded()
+
+
+def _slots_of_index(engine: Engine, root: Pointer, written: list[Run]) -> list[Run]:
+    """The slots of an index of names that was given up, as far as it can be read, but for those already let go."""
+    from cowengine.engine.check_trees import Problems, Trees
+
+    trees = Trees(engine.io, engine.fd, engine.fold, 1, Problems())
+    if root.kind == POINTER_NODE:
+        trees.leaves(TREE_NAMES, root)
+    slots = set(trees.nodes).union(*(range(slot, slot + count) for slot, count in written))
+    slots.difference_update(*(range(slot, slot + count) for slot, count in (*engine.superseded, *engine.retired)))
+    return engine.path.slots.used_slots([(slot, 1) for slot in sorted(slots)])
+
+
 def _write_free_map(engine: Engine) -> None:
     """The free map last: giving its own nodes places changes it, until nothing new becomes dirty."""
     slots, free_map = engine.path.slots, engine.free_map
@@ -125,6 +163,7 @@ def _recycle(engine: Engine) -> None:
     engine.bases = (engine.bases[1], log.position)
     log.tail = engine.bases[0]
     engine.lineage.written()
+    engine.lineage.names.is_durable()
     engine.counters["checkpoints"] += 1
 
 

@@ -117,7 +117,7 @@ class Engine:
         self.background = True  # timers and worker threads may be used
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
-        self.lineage = Lineage(self.path, self.table, sb.next_id)
+        self.lineage = Lineage(self.path, self.table, self.fold, sb)
         reserve = RESERVE_SLOTS if self.log.size >= 1 << 20 else RESERVE_SLOTS_SMALL
         self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots, reserve)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
@@ -314,6 +314,7 @@ class Engine:
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def require_name_free(self, name: str) -> None:
         """Raises ExistsError if a snapshot of that name exists."""
+        self.lineage.names.prepare()  # what the snapshot's record will need
         if self.lineage.find_name(name) is not None:
             raise ExistsError(f"a snapshot named {name!r} exists", self.name)
 
@@ -383,7 +384,7 @@ class Engine:
     def _release(self, number: int, event: Event, mark: Callable[[int], None]) -> None:
         """Makes a snapshot's data unreadable, as `event` says and `mark` notes in the lineage."""
         self.make_room(for_delete=True)
-        self.lineage.load_all()
+        self.lineage.names.load()
         self.lineage.root(number)  # if it is damaged, this says so before anything is done
         claim(self, self.live_snapshot(number))
         with self.undivided():

@@ -8,13 +8,14 @@ Threads   The engine's commit lock guards all changes; reads of single records a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from weakref import WeakValueDictionary
 
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
 from cowengine.core.roots import Root
+from cowengine.engine.names import Names, is_pending
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
     LINEAGE_ANCHOR,
@@ -32,40 +33,32 @@ from cowengine.format import (
     LineageRecord,
     Pointer,
     SnapshotEvent,
+    Superblock,
     decode_lineage,
     encode_lineage,
     hole,
     iter_essentials,
     level_for,
 )
+from cowengine.format.layout import IDS_PER_COUNT
 
 HEAD_ID = 0
 _EMPTY_LEAF = bytes(RECORDS_PER_LEAF * LINEAGE_BYTES)
 
 
-def is_pending(flags: int) -> bool:
-    """Whether the space of a snapshot with these flags is to be given back, or its place in the lineage."""
-    return bool(flags & LINEAGE_DELETED or flags & (LINEAGE_ANCHOR | LINEAGE_EMPTY) == LINEAGE_ANCHOR)
-
-
 class Lineage:
-    """Records by id. `complete` tells whether names, epochs and children of all of them are indexed."""
+    """Records by id; `names` finds them."""
 
-    def __init__(self, path: DataPath, table: PagedTable, next_id: int) -> None:
+    def __init__(self, path: DataPath, table: PagedTable, fold: int, superblock: Superblock) -> None:
         self._path = path
         self._table = table
-        self.next_id = next_id
+        self.next_id = superblock.next_id
+        self.names = Names(self, path, fold, superblock)
         self._records: dict[int, LineageRecord] = {}
         self._leaves: set[int] = set()
-        self._names: dict[str, int] = {}  # of those that are not deleted, oldest first
-        self._by_epoch: dict[int, int] = {}
-        self.linear = True  # no rollback: every snapshot stands on the one before it
-        self._pending: dict[int, None] = {}  # deleted ones and anchors, until their space is given back
-        self._children: dict[int, set[int]] = {}
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
-        self.complete = False
         self.fresh: dict[int, None] = {}  # snapshots whose roots no checkpoint has written yet
         self.metadata: dict[int, bytes] = {}  # of fresh snapshots
         self._changed: set[int] = set()
@@ -100,19 +93,7 @@ class Lineage:
                 self._records[number] = record
         self._leaves.add(leaf)  # last: another thread may be looking for one of them
 
-    def load_all(self) -> None:
-        """Indexes names, epochs and children of all records; the records themselves are still read when asked for."""
-        if self.complete:
-            return
-        above = NONE_ID
-        for number, (kind, flags, parent, epoch, name) in self._essentials():
-            self.linear = self.linear and (parent == above or number == HEAD_ID)
-            above = above if number == HEAD_ID else number
-            self._index(number, kind, flags, parent, epoch, name)
-        self.linear = self.linear and self.head.parent == above
-        self.complete = True
-
-    def _essentials(self) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
+    def essentials(self) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
         """Kind, flags, parent, epoch and name of every record, by id. Full decoding would take ten times as long."""
         for first in range(0, self.next_id, RECORDS_PER_LEAF):
             page = None if first // RECORDS_PER_LEAF in self._leaves else self._table.read(first)
@@ -123,30 +104,26 @@ class Lineage:
                 elif essentials[0] and number not in self._changed:
                     yield number, essentials
 
-    def _index(self, number: int, kind: int, flags: int, parent: int, epoch: int, name: str) -> None:
-        self._children.setdefault(parent, set()).add(number)
-        if kind == LINEAGE_SNAPSHOT and is_pending(flags):
-            self._pending[number] = None
-        if kind == LINEAGE_SNAPSHOT and not flags & LINEAGE_DELETED:
-            self._names[name] = number
-            self._by_epoch[epoch] = number
+    def _visible(self, numbers: Iterable[int]) -> Iterator[LineageRecord]:
+        """The snapshots among these that are not deleted."""
+        for number in numbers:
+            record = self.get(number)
+            if record is not None and record.kind == LINEAGE_SNAPSHOT and not record.flags & LINEAGE_DELETED:
+                yield record
 
     def find_name(self, name: str) -> LineageRecord | None:
         """The snapshot of that name that is not deleted, or None."""
-        self.load_all()
-        number = self._names.get(name)
-        return None if number is None else self.get(number)
+        return next((record for record in self._visible(self.names.named(name)) if record.name == name), None)
 
     def find_epoch(self, epoch: int) -> LineageRecord | None:
         """The snapshot of that epoch that is not deleted, or None."""
-        self.load_all()
-        number = self._by_epoch.get(epoch)
-        return None if number is None else self.get(number)
+        return next((record for record in self._visible(self.names.in_epoch(epoch)) if record.epoch == epoch), None)
 
     def stands_on(self, number: int, base: LineageRecord) -> bool:
         """Whether `base` is this head or snapshot or an ancestor of it."""
-        self.load_all()
-        if self.linear:
+        if not self.names.kept:
+            self.names.load()
+        if self.names.linear:
             return number == HEAD_ID or base.id <= number
         for record in self.ancestors(number):
             if record.id == base.id:
@@ -157,23 +134,39 @@ class Lineage:
 
     def snapshots(self, start: int = 0, stop: int | None = None) -> list[LineageRecord]:
         """The snapshots that are not deleted, oldest first, from position `start` to before `stop`."""
-        self.load_all()
-        return [self._known(number) for number in islice(self._names.values(), start, stop)]
+        self.names.load()
+        found: list[LineageRecord] = []
+        position = 0
+        for first, count in self.names.counts.groups():
+            if stop is not None and position >= stop:
+                break
+            if position + count > start:
+                here = list(self._visible(range(first, first + IDS_PER_COUNT)))
+                if len(here) != count:
+                    self.names.give_up(f"it counts {count} snapshots from id {first} on, and there are {len(here)}")
+                    return self.snapshots(start, stop)
+                found += here[max(0, start - position) : None if stop is None else stop - position]
+            position += count
+        return found
 
     def count(self) -> int:
         """How many snapshots there are that are not deleted."""
-        self.load_all()
-        return len(self._names)
+        self.names.load()
+        return self.names.counts.total
 
     def pending(self) -> list[LineageRecord]:
         """Deleted snapshots and anchors whose space is not given back yet, in the order of the requests."""
-        self.load_all()
-        return [self._known(number) for number in self._pending]
+        self.names.load()
+        return [self._known(number) for number in self.names.pending]
 
     def children(self, number: int) -> set[int]:
         """Ids of the heads and snapshots that stand on a snapshot."""
-        self.load_all()
-        return self._children.get(number, set())
+        found = set()
+        for child in self.names.standing_on(number):
+            record = self.get(child)
+            if record is not None and record.parent == number:
+                found.add(child)
+        return found
 
     def sharers(self, number: int) -> list[int]:
         """The nearest heads and snapshots that stand on a snapshot and hold data: empty anchors are seen through."""
@@ -239,6 +232,7 @@ class Lineage:
     # -- changes: the same for a commit and for replay ----------------------------------------------------------------
     def take(self, event: SnapshotEvent, root: Root, size: int, blob: tuple[int, int] = (0, 0)) -> LineageRecord:
         """Adds the snapshot of an event; the live head stands on it from now on."""
+        self.names.prepare()
         head = self.head
         record = LineageRecord(
             kind=LINEAGE_SNAPSHOT,
@@ -259,19 +253,17 @@ class Lineage:
             self.metadata[event.id] = event.metadata
         self._changed.add(event.id)
         self.next_id = max(self.next_id, event.id + 1)
-        if self.complete:
-            self._index(event.id, record.kind, record.flags, record.parent, record.epoch, record.name)
+        self.names.add(record)
         self.stand(event.id)
         return record
 
     def stand(self, number: int) -> None:
         """Makes the live head stand on a snapshot."""
+        self.names.prepare()
         head = self.head
         if number != self.next_id - 1:
-            self.linear = False
-        if self.complete:
-            self._children.get(head.parent, set()).discard(HEAD_ID)
-            self._children.setdefault(number, set()).add(HEAD_ID)
+            self.names.linear = False
+        self.names.move(HEAD_ID, head.parent, number)
         head.parent = number
         self._changed.add(HEAD_ID)
 
@@ -282,22 +274,22 @@ class Lineage:
 
     def delete(self, number: int) -> None:
         """Marks a snapshot as deleted; it stays a member of the lineage until its space is given back."""
+        self.names.prepare()
         record = self._known(number)
+        if not record.flags & LINEAGE_DELETED:
+            self.names.remove(record)
         record.flags |= LINEAGE_DELETED
-        if self.complete:
-            del self._names[record.name]
-            del self._by_epoch[record.epoch]
         self._give_up(number)
 
     def anchor(self, number: int) -> None:
         """Marks a snapshot as an anchor; it holds its data until that is given back."""
+        self.names.prepare()
         self._known(number).flags |= LINEAGE_ANCHOR
         self._give_up(number)
 
     def _give_up(self, number: int) -> None:
         """Nobody reads this snapshot from now on, and its space is to be given back."""
-        if self.complete:
-            self._pending[number] = None
+        self.names.wait(number)
         root = self.loaded_roots.get(number) or self._roots.get(number)
         if root is not None:
             root.retire()
@@ -317,6 +309,7 @@ class Lineage:
 
     def reclaimed(self, number: int) -> None:
         """The reclaim of a snapshot is complete: an anchor stays and is empty, anything else goes."""
+        self.names.prepare()
         record = self._known(number)
         if record.flags & LINEAGE_DELETED:
             self._drop(record)
@@ -326,7 +319,7 @@ class Lineage:
         self._roots.pop(number, None)  # who walks it still has it; nobody else may
         self.loaded_roots.pop(number, None)
         self.fresh.pop(number, None)
-        self._pending.pop(number, None)
+        self.names.settle(number)
         self._changed.add(number)
 
     def _drop(self, record: LineageRecord) -> None:
@@ -335,11 +328,10 @@ class Lineage:
         for child in list(self.children(number)):
             below = self.get(child)
             assert below is not None
+            self.names.move(child, number, record.parent)
             below.parent = record.parent
-            self._children.setdefault(record.parent, set()).add(child)
             self._changed.add(child)
-        self._children.pop(number, None)
-        self._children.get(record.parent, set()).discard(number)
+        self.names.move(number, record.parent, NONE_ID)
         if record.metadata_slot:
             self.dropped_slots.append((record.metadata_slot, 1))
         del self._records[number]

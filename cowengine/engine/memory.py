@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NODE_BYTES = 4608  # of memory: the node, its header, and a leaf's share of the tables of children above it
 CACHE_BYTES = 64 << 20
 CACHE_BYTES_MIN = 1 << 20
-SHARE_OF_TABLES = 16  # the lineage table and the two bitmaps may each take one part in so many
+SHARE_OF_TABLES = 16  # the lineage table, the index of names and the two bitmaps may each take one part in so many
 
 
 def bound(engine: Engine, cache_bytes: int) -> None:
@@ -56,6 +56,8 @@ def trim_locked(engine: Engine) -> None:
     path.node_limit = max(limit, path.map.node_count + limit // 4)
     if engine.table.nodes() > limit // SHARE_OF_TABLES:
         engine.table.unload()
+    if engine.lineage.names.table.nodes() > limit // SHARE_OF_TABLES:
+        engine.lineage.names.table.unload()
     if path.slots.busy_count + engine.free_map.nodes() > limit // SHARE_OF_TABLES:
         path.slots.unload()
         engine.free_map.unload()
@@ -71,5 +73,5 @@ def _trim_map(engine: Engine, keep: int) -> None:
 
 def used(engine: Engine) -> int:
     """Bytes of memory that nodes and bitmaps take now."""
-    nodes = engine.path.map.node_count + engine.table.nodes() + engine.free_map.nodes() + engine.path.slots.busy_count
-    return int(nodes * NODE_BYTES)
+    tables = engine.table.nodes() + engine.lineage.names.table.nodes() + engine.free_map.nodes()
+    return int((engine.path.map.node_count + tables + engine.path.slots.busy_count) * NODE_BYTES)

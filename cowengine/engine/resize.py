@@ -72,7 +72,7 @@ def _grow(engine: Engine, size: int) -> None:
 def _shrink(engine: Engine, size: int) -> None:
     engine.commit(room_made=True)
     engine.make_room()
-    engine.lineage.load_all()
+    engine.lineage.names.load()
     last = _cut_block(engine, size)
     with engine.undivided():
         kept = engine.new_event(_unused_name(engine), b"", epoch=engine.path.fence(), flags=LINEAGE_AUTOMATIC)

@@ -62,6 +62,7 @@ TREE_MAP: Final = 1
 TREE_LINEAGE: Final = 2
 TREE_FREE_MAP: Final = 3
 TREE_SEALS: Final = 4
+TREE_NAMES: Final = 5
 
 POINTER_HOLE: Final = 0
 POINTER_RUN: Final = 1
@@ -172,6 +173,9 @@ SUPERBLOCK: Final = (
     Field("free_map_root", 408, 32),
     Field("seal_root", 440, 32),
     Field("name_root", 472, 32),
+    Field("name_buckets", 504, 8),
+    Field("name_entries", 512, 8),
+    Field("linear", 520, 8),
     Field("when_full", 984, 8),
     Field("keep_newest", 992, 8),
     Field("snapshot_bytes_max", 1000, 8),
@@ -195,6 +199,17 @@ MAP_ENTRY: Final = (
     Field("target", 0, 8),
     Field("birth", 8, 8),
 )
+
+NAME_ENTRY_BYTES: Final = 16
+NAME_ENTRY: Final = (
+    Field("hash", 0, 8),
+    Field("id", 8, 8),
+)
+NAME_ENTRIES_PER_LEAF: Final = 256
+NAME_BUCKETS_MAX: Final = 127 << 14
+NAMED_IDS_MAX: Final = 1 << 32
+IDS_PER_COUNT: Final = 64
+COUNTS_PER_LEAF: Final = 4096
 
 LINEAGE_BYTES: Final = 512
 LINEAGE_RECORD: Final = (

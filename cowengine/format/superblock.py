@@ -22,6 +22,8 @@ from cowengine.format.layout import (
     LOG_SHIFTS,
     LOSSES_BYTES,
     MAGIC,
+    NAME_BUCKETS_MAX,
+    NAMED_IDS_MAX,
     POINTER_NODE,
     POINTER_RUN,
     REGIONS_MAX,
@@ -83,6 +85,9 @@ class Superblock:
     free_map_root: Pointer = HOLE
     seal_root: Pointer = HOLE
     name_root: Pointer = HOLE
+    name_buckets: int = 0
+    name_entries: int = 0
+    linear: bool = False
     when_full: int = 0
     keep_newest: int = 0
     snapshot_bytes_max: int = 0
@@ -110,6 +115,7 @@ def encode_superblock(sb: Superblock) -> bytes:
         sb.base_sequence, sb.base_checksum, sb.base_offset, sb.tip_sequence, sb.tip_checksum,
         sb.epoch, sb.next_id, sb.store_sequence, len(sb.regions), _REGIONS.pack(*numbers),
         sb.lineage_root.encode(), sb.free_map_root.encode(), sb.seal_root.encode(), sb.name_root.encode(),
+        sb.name_buckets, sb.name_entries, sb.linear,
         sb.when_full, sb.keep_newest, sb.snapshot_bytes_max, sb.given_up_count, len(losses), losses, 0,
     )  # fmt: skip
     checksum = xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0)
@@ -131,6 +137,7 @@ def decode_superblock(data: bytes) -> Superblock:
         volume_uuid, store_uuid, generation, salt, created_ns, log_first, log_slots,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum,
         epoch, next_id, store_sequence, region_count, regions, lineage, free_map, seal, name,
+        name_buckets, name_entries, linear,
         when_full, keep_newest, snapshot_bytes_max, given_up_count, given_up_bytes, given_up, checksum,
     ) = _SUPERBLOCK.unpack(data)  # fmt: skip
     if xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0) != checksum:
@@ -142,12 +149,14 @@ def decode_superblock(data: bytes) -> Superblock:
         raise UnsupportedVersionError(f"unknown incompatible features {unknown:#x}: upgrade cowengine")
     check_gaps(data, _GAPS, "superblock")
     _require(clean <= 1 and needs_store <= 1, "clean or needs_store is neither 0 nor 1")
+    _require(linear <= 1, f"linear is {linear}")
     sb = Superblock(
         block_shift, log_shift, volume_uuid, log_first, log_slots, _decode_regions(regions, region_count),
         generation, salt, created_ns, bool(clean), bool(needs_store),
         incompatible, read_only_compatible, compatible, store_uuid,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum, epoch, next_id, store_sequence,
         Pointer.decode(lineage), Pointer.decode(free_map), Pointer.decode(seal), Pointer.decode(name),
+        name_buckets, name_entries, bool(linear),
         when_full, keep_newest, snapshot_bytes_max, given_up_count, decode_losses(given_up, given_up_bytes),
     )  # fmt: skip
     _check_geometry(sb)
@@ -207,4 +216,13 @@ def _check_state(sb: Superblock) -> None:
     sealed = sb.features_incompatible & FEATURE_SEALS
     _require(bool(sealed) or sb.seal_root == HOLE, "seal_root is not zero")
     _require(sb.seal_root.kind != POINTER_RUN and not sb.seal_root.birth, "seal_root is a run or has a birth")
-    _require(sb.name_root == HOLE or bool(sb.features_compatible), "name_root is not zero")
+    _check_names(sb)
+
+
+def _check_names(sb: Superblock) -> None:
+    if sb.name_root == HOLE:
+        _require(not sb.name_buckets and not sb.name_entries and not sb.linear, "no name_root, and words about it")
+        return
+    _require(sb.name_root.kind == POINTER_NODE and not sb.name_root.birth, "name_root is no node, or has a birth")
+    _require(1 <= sb.name_buckets <= NAME_BUCKETS_MAX, f"name_buckets {sb.name_buckets}")
+    _require(sb.next_id <= NAMED_IDS_MAX, f"name_root, and next_id {sb.next_id}")

@@ -11,6 +11,7 @@ from cowengine.format.layout import (
     FANOUT_SHIFT,
     LEAF_ENTRIES,
     LEVEL_MAX,
+    NAME_ENTRIES_PER_LEAF,
     POINTER,
     POINTER_BYTES,
     POINTER_HOLE,
@@ -22,6 +23,7 @@ from cowengine.format.layout import (
     TREE_FREE_MAP,
     TREE_LINEAGE,
     TREE_MAP,
+    TREE_NAMES,
     TREE_SEALS,
     struct_of,
 )
@@ -34,6 +36,7 @@ KEYS_PER_LEAF = {
     TREE_LINEAGE: RECORDS_PER_LEAF,
     TREE_FREE_MAP: BITS_PER_LEAF,
     TREE_SEALS: SEALS_PER_LEAF,
+    TREE_NAMES: NAME_ENTRIES_PER_LEAF,
 }
 
 

@@ -21,17 +21,19 @@ from crash_oracle import HOLD_REASON, SECTOR, Expectation, Found, Operation, Ora
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.engine import allocator, engine, reclaim
+from cowengine.engine import allocator, engine, hashindex, names, reclaim
 from cowengine.errors import BusyError, PoisonedError
 
 PATH = "/disk/volume"
 
 # So that freed slots are reused within a few steps, where normally the file first grows by some megabytes and a reserve
-# takes the first ones; and that a reclaim commits behind each leaf.
+# takes the first ones; that a reclaim commits behind each leaf; and that a few snapshots have an index of many buckets.
 SMALL = (
     (allocator, "RUNWAY_SLOTS", 2),
     (allocator, "REUSE_SHARE", 64),
     (engine, "RESERVE_SLOTS_SMALL", 2),
+    (names, "KEPT_FROM", 1),
+    (hashindex, "LOAD", 2),
     (reclaim, "LEAVES_A_STEP", 1),
 )
 

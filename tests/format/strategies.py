@@ -20,6 +20,10 @@ node_pointers = st.builds(
 hole_pointers = st.builds(f.hole, st.integers(0, 6), st.integers(0, f.EPOCH_MAX))
 run_pointers = st.builds(f.Pointer, st.just(f.POINTER_RUN), slots, st.integers(0, 6), epochs, st.just(0))
 pointers = node_pointers | hole_pointers | run_pointers
+indexes_of_names = st.fixed_dictionaries({
+    "name_root": node_pointers.map(lambda pointer: pointer._replace(birth=0)),
+    "name_buckets": st.integers(1, 2**20), "name_entries": u64, "linear": st.booleans(),
+})  # fmt: skip
 
 
 @st.composite
@@ -38,6 +42,7 @@ def superblocks(draw):
         block += count
         slot += count << (block_shift - 12)
     sealed = draw(st.booleans())
+    index = draw(st.just({}) | indexes_of_names)
     return f.Superblock(
         block_shift=block_shift,
         log_shift=log_shift,
@@ -60,11 +65,12 @@ def superblocks(draw):
         tip_sequence=tip_sequence,
         tip_checksum=draw(u64) if tip_sequence else 0,
         epoch=draw(epochs),
-        next_id=draw(st.integers(1, f.ID_MAX + 1)),
+        next_id=draw(st.integers(1, f.NAMED_IDS_MAX if index else f.ID_MAX + 1)),
         store_sequence=draw(u64),
         lineage_root=draw(node_pointers)._replace(birth=0),
         free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
         seal_root=draw(node_pointers | hole_pointers)._replace(birth=0) if sealed else f.HOLE,
+        **index,
         when_full=draw(st.integers(0, 1)),
         keep_newest=draw(u64),
         snapshot_bytes_max=draw(u64),

@@ -222,8 +222,24 @@ BAD_SUPERBLOCK = {
     "a lineage root in the superblock": (376, "H", 1),
     "a reserved part of a pointer": (400, "B", 1),
     "seal_root": (440 + 6, "B", 1),
-    "name_root": (472 + 6, "B", 1),
+    "a name_root that is no node": (472 + 6, "B", 1),
+    "name_buckets without a name_root": (504, "Q", 1),
+    "name_entries without a name_root": (512, "Q", 1),
+    "linear without a name_root": (520, "Q", 1),
+    "a linear that is neither 0 nor 1": (520, "Q", 2),
 }
+
+
+@pytest.mark.parametrize(
+    ("offset", "code", "value"), [(504, "Q", 0), (504, "Q", 2_080_769), (480, "Q", 1), (160, "Q", 2**32 + 1)]
+)
+def test_an_impossible_index_of_names_is_corrupt(offset, code, value):
+    indexed = sample_superblock(name_root=f.Pointer(f.POINTER_NODE, 502, 1, 0, 79), name_buckets=1, linear=True)
+    data = bytearray(f.encode_superblock(indexed))
+    assert f.decode_superblock(bytes(data)) == indexed
+    struct.pack_into("<" + code, data, offset, value)
+    with pytest.raises(CorruptionError):
+        f.decode_superblock(sealed_superblock(data))
 
 
 @pytest.mark.parametrize("what", BAD_SUPERBLOCK)

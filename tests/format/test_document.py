@@ -27,6 +27,7 @@ def rows_under(heading: str) -> list[tuple[str, int, int]]:
         ("## 3. Superblock", layout.SUPERBLOCK),
         ("**Pointer**", layout.POINTER),
         ("**Map entry**", layout.MAP_ENTRY),
+        ("**The index of names**", layout.NAME_ENTRY),
         ("## 5. Lineage record", layout.LINEAGE_RECORD),
         ("## 6. The commit log", layout.RECORD_HEADER),
         ("**Delta**", layout.DELTA),
@@ -43,6 +44,7 @@ def test_a_byte_table_of_the_document_is_the_field_table_of_the_code(heading, ta
         (layout.SUPERBLOCK, layout.SLOT_BYTES),
         (layout.POINTER, layout.POINTER_BYTES),
         (layout.MAP_ENTRY, layout.ENTRY_BYTES),
+        (layout.NAME_ENTRY, layout.NAME_ENTRY_BYTES),
         (layout.LINEAGE_RECORD, layout.LINEAGE_BYTES),
         (layout.RECORD_HEADER, layout.RECORD_HEADER_BYTES),
         (layout.DELTA, layout.DELTA_BYTES),
@@ -79,6 +81,11 @@ def test_the_numbers_of_the_document_are_those_of_the_code():
     assert (layout.TREE_MAP, layout.TREE_LINEAGE, layout.TREE_FREE_MAP) == (1, 2, 3)
     assert "| seals | 4 | slot number | 1,024 seals of 4 bytes" in DOCUMENT
     assert (layout.TREE_SEALS, layout.SEALS_PER_LEAF, layout.FEATURE_SEALS) == (4, 1024, 1)
+    assert "| names | 5 | 256 x number of the leaf | 256 entries of 16 bytes, or 4,096 counts of 1 byte |" in DOCUMENT
+    assert (layout.TREE_NAMES, layout.NAME_ENTRIES_PER_LEAF, layout.COUNTS_PER_LEAF) == (5, 256, 4096)
+    assert "of the index: 1 to 2,080,768" in DOCUMENT and layout.NAME_BUCKETS_MAX == 2_080_768
+    assert "`next_id` is above 2^32" in DOCUMENT and layout.NAMED_IDS_MAX == 2**32
+    assert "is about the 64 ids" in DOCUMENT and layout.IDS_PER_COUNT == 64
     assert "recovery adds 1,024" in DOCUMENT and layout.EPOCH_SKIP == 1024
     assert "`COWENG\\r\\n`" in DOCUMENT and layout.MAGIC == b"COWENG\r\n"
     assert "`CWRC`" in DOCUMENT and layout.RECORD_MAGIC == b"CWRC"
