@@ -23,6 +23,10 @@ from cowengine.format import (
 )
 from cowengine.format.layout import COUNTS_PER_LEAF, IDS_PER_COUNT, NAME_ENTRY_BYTES
 from cowengine.format.names import (
+    KIND_EPOCH,
+    KIND_MASK,
+    KIND_NAME,
+    KIND_PARENT,
     PENDING_BIT,
     bucket_leaf,
     bucket_of,
@@ -50,10 +54,10 @@ def check_names(trees: Trees, sb: Superblock, lineage: dict[int, LineageRecord],
                 problems.add(f"index of names, leaf {leaf}: {problem}")
             found.update(iter_entries(page))
     expected = _entries(trees.fold, lineage)
-    for (hashed, number), count in (expected - found).items():
-        problems.add(f"index of names: {count} entry of snapshot or head {number}, hash {hashed:#x}, is missing")
-    for (hashed, number), count in (found - expected).items():
-        problems.add(f"index of names: {count} entry of {number}, hash {hashed:#x}, is of nothing that is there")
+    for hashed, place in expected - found:
+        problems.add(f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is missing")
+    for hashed, place in found - expected:
+        problems.add(f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is of nothing that is there")
     if sum(found.values()) != sb.name_entries:
         problems.add(f"index of names: {sum(found.values())} entries, and name_entries says {sb.name_entries}")
     _check_counts(leaves, lineage, problems)
@@ -61,14 +65,18 @@ def check_names(trees: Trees, sb: Superblock, lineage: dict[int, LineageRecord],
         problems.add("index of names: the superblock calls the lineage linear, and it is not")
 
 
+def _shown(place: int) -> str:
+    return f"kind {place >> 56} of snapshot or head {place & ~KIND_MASK}"
+
+
 def _entries(fold: int, lineage: dict[int, LineageRecord]) -> Counter[tuple[int, int]]:
     expected: Counter[tuple[int, int]] = Counter()
     for number, record in lineage.items():
         if record.parent != NONE_ID:
-            expected[parent_hash(fold, record.parent), number] += 1
+            expected[parent_hash(fold, record.parent), KIND_PARENT | number] += 1
         if record.kind != LINEAGE_HEAD and not record.flags & LINEAGE_DELETED:
-            expected[name_hash(fold, record.name), number] += 1
-            expected[epoch_hash(fold, record.epoch), number] += 1
+            expected[name_hash(fold, record.name), KIND_NAME | number] += 1
+            expected[epoch_hash(fold, record.epoch), KIND_EPOCH | number] += 1
     return expected
 
 

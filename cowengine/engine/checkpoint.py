@@ -1,8 +1,8 @@
 """The checkpoint: the trees on disk catch up with the log, and the log can be recycled.
 
 Order (I11, I12): commit; nodes of the map, of the lineage table, of the index of names and of the free map to slots
-that no checkpoint uses; barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what the older of the two
-superblocks needs.
+that no checkpoint uses; barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what
+the older of the two superblocks needs.
 
 Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint
 goes on. Only the index of names is given up for that, as nothing needs it.

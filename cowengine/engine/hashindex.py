@@ -1,7 +1,9 @@
-"""A hash table on disk that maps hashes to ids: linear hashing with pages as buckets (docs/format.md section 4).
+"""A hash table on disk that maps hashes to places, ids with a kind: linear hashing with pages as buckets.
 
-It grows by one bucket at a time, so no change of it costs more for the others that are there. Equal hashes may have
-any number of ids; what an id stands for is the caller's to know. Writes nothing but the table's pages.
+It grows by one bucket at a time, so no change of it costs more for the others that are there. Equal hashes may have any
+number of places; what these stand for is the caller's to know. Writes nothing but the table's pages.
+
+On disk   docs/format.md section 4.
 
 Threads   Who may call is the caller's to say; reads beside one another are safe.
 """
@@ -36,27 +38,26 @@ class HashIndex:
         self.entries = entries
 
     def find(self, hashed: int) -> list[int]:
-        """The ids that were added with this hash."""
+        """The places that were added with this hash."""
         found = []
         for _, page, at in self._places(hashed):
             found.append(ENTRY.unpack_from(page, at)[1])
         return found
 
-    def add(self, hashed: int, number: int) -> None:
-        """Adds an id."""
+    def add(self, hashed: int, place: int) -> None:
+        """Adds a place."""
         *_, (key, page) = self._pages(bucket_of(hashed, self.buckets))
-        self._table.write(key, entries_used(page) * NAME_ENTRY_BYTES, ENTRY.pack(hashed, number))
+        self._table.write(key, entries_used(page) * NAME_ENTRY_BYTES, ENTRY.pack(hashed, place))
         self.entries += 1
         if self.entries > self.buckets * LOAD and self.buckets < NAME_BUCKETS_MAX:
             self._split()
 
-    def remove(self, hashed: int, number: int) -> bool:
-        """Removes an id that was added with this hash; False if it was not."""
-        raw = ENTRY.pack(hashed, number)
-        for key, page, at in self._places(hashed):
-            if page.startswith(raw, at):
-                break
-        else:
+    def remove(self, hashed: int, place: int) -> bool:
+        """Removes a place that was added with this hash; False if it was not."""
+        raw = ENTRY.pack(hashed, place)
+        places = ((key, at) for key, page, at in self._places(hashed) if page.startswith(raw, at))
+        key, at = next(places, (0, -1))
+        if at < 0:
             return False
         # The last entry of the bucket takes its place, so that no gap is left.
         pages = [(key, page) for key, page in self._pages(bucket_of(hashed, self.buckets)) if page != _EMPTY]

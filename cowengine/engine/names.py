@@ -33,7 +33,15 @@ from cowengine.format import (
     hole,
 )
 from cowengine.format.layout import IDS_PER_COUNT
-from cowengine.format.names import epoch_hash, name_hash, parent_hash
+from cowengine.format.names import (
+    KIND_EPOCH,
+    KIND_MASK,
+    KIND_NAME,
+    KIND_PARENT,
+    epoch_hash,
+    name_hash,
+    parent_hash,
+)
 
 if TYPE_CHECKING:
     from cowengine.core.datapath import DataPath
@@ -111,7 +119,7 @@ class Names:
         under_heads = []
         for number, (kind, flags, parent, epoch, name) in self._lineage.essentials():
             if parent != NONE_ID:
-                self._changes.add(parent_hash(self._fold, parent), number)
+                self._changes.add(parent_hash(self._fold, parent), KIND_PARENT | number)
             if kind == LINEAGE_HEAD:
                 under_heads.append(parent)
                 continue
@@ -119,9 +127,10 @@ class Names:
             above = number
             if is_pending(flags):
                 self.pending[number] = None
+                self.counts.touch(number)
             if not flags & LINEAGE_DELETED:
-                self._changes.add(name_hash(self._fold, name), number)
-                self._changes.add(epoch_hash(self._fold, epoch), number)
+                self._changes.add(name_hash(self._fold, name), KIND_NAME | number)
+                self._changes.add(epoch_hash(self._fold, epoch), KIND_EPOCH | number)
                 self.counts.add(number, 1)
         self.linear = self.linear and under_heads == [above]
 
@@ -136,17 +145,17 @@ class Names:
     # -- finding ------------------------------------------------------------------------------------------------------
     def named(self, name: str) -> set[int]:
         """Ids of snapshots of which one may have this name."""
-        return self._find(name_hash(self._fold, name))
+        return self._find(name_hash(self._fold, name), KIND_NAME)
 
     def in_epoch(self, epoch: int) -> set[int]:
         """Ids of snapshots of which one may have this epoch."""
-        return self._find(epoch_hash(self._fold, epoch))
+        return self._find(epoch_hash(self._fold, epoch), KIND_EPOCH)
 
     def standing_on(self, parent: int) -> set[int]:
         """Ids of heads and snapshots, among them all that stand on this one."""
-        return self._find(parent_hash(self._fold, parent))
+        return self._find(parent_hash(self._fold, parent), KIND_PARENT)
 
-    def _find(self, hashed: int) -> set[int]:
+    def _find(self, hashed: int, kind: int) -> set[int]:
         on_disk: list[int] = []
         if self.kept:
             try:
@@ -155,31 +164,32 @@ class Names:
                 self.give_up(f"it is damaged: {problem}")
         if not self.kept:
             self.load()
-        return self._changes.find(hashed, on_disk)
+        places = self._changes.find(hashed, on_disk)
+        return {place & ~KIND_MASK for place in places if place & KIND_MASK == kind}
 
     # -- changes, behind `prepare` ------------------------------------------------------------------------------------
     def add(self, record: LineageRecord) -> None:
         """A snapshot was taken."""
         if self.loaded:
-            self._changes.add(name_hash(self._fold, record.name), record.id)
-            self._changes.add(epoch_hash(self._fold, record.epoch), record.id)
+            self._changes.add(name_hash(self._fold, record.name), KIND_NAME | record.id)
+            self._changes.add(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, 1)
             self.move(record.id, NONE_ID, record.parent)
 
     def remove(self, record: LineageRecord) -> None:
         """A snapshot was deleted."""
         if self.loaded:
-            self._changes.remove(name_hash(self._fold, record.name), record.id)
-            self._changes.remove(epoch_hash(self._fold, record.epoch), record.id)
+            self._changes.remove(name_hash(self._fold, record.name), KIND_NAME | record.id)
+            self._changes.remove(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, -1)
 
     def move(self, number: int, old: int, new: int) -> None:
         """A head or snapshot stood on `old` and stands on `new`; NONE_ID: on nothing."""
         if self.loaded:
             if old != NONE_ID:
-                self._changes.remove(parent_hash(self._fold, old), number)
+                self._changes.remove(parent_hash(self._fold, old), KIND_PARENT | number)
             if new != NONE_ID:
-                self._changes.add(parent_hash(self._fold, new), number)
+                self._changes.add(parent_hash(self._fold, new), KIND_PARENT | number)
 
     def wait(self, number: int) -> None:
         """A snapshot waits for its reclaim."""
@@ -214,10 +224,10 @@ class Names:
         self.load()
         if not self.kept:
             self._index.expect(sum(1 for _ in self._changes.added()))
-        for hashed, number in self._changes.removed:
-            self._index.remove(hashed, number)
-        for hashed, number in self._changes.added():
-            self._index.add(hashed, number)
+        for hashed, place in self._changes.removed:
+            self._index.remove(hashed, place)
+        for hashed, place in self._changes.added():
+            self._index.add(hashed, place)
         self.counts.write(self.table, self.pending)
         self._changes = Changes()
         self.kept = True

@@ -203,7 +203,7 @@ MAP_ENTRY: Final = (
 NAME_ENTRY_BYTES: Final = 16
 NAME_ENTRY: Final = (
     Field("hash", 0, 8),
-    Field("id", 8, 8),
+    Field("place", 8, 8),
 )
 NAME_ENTRIES_PER_LEAF: Final = 256
 NAME_BUCKETS_MAX: Final = 127 << 14

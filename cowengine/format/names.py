@@ -16,6 +16,8 @@ from cowengine.format.layout import (
     struct_of,
 )
 
+KIND_NAME, KIND_EPOCH, KIND_PARENT = 1 << 56, 2 << 56, 3 << 56  # as they stand in an entry
+KIND_MASK = 0xFF << 56
 PENDING_BIT = 0x80
 IDS_PER_COUNT_LEAF = IDS_PER_COUNT * COUNTS_PER_LEAF
 _BUCKETS_A_GROUP = FANOUT - 1  # leaves that an interior node leads to; the first of them holds counts
@@ -24,28 +26,27 @@ _LEAF_BYTES = NAME_ENTRIES_PER_LEAF * NAME_ENTRY_BYTES
 _NO_HASH = bytes(8)
 
 ENTRY = struct_of(NAME_ENTRY, NAME_ENTRY_BYTES)
-_NAME, _EPOCH, _PARENT = b"\x01", b"\x02", b"\x03"
 _KEY = struct.Struct("<Q")
 
 
 def key_hash(data: bytes, fold: int) -> int:
-    """The hash of a kind byte and a key. Not all keys have one of their own."""
+    """The hash of a kind and a key. Not all keys have one of their own."""
     return xxh64(data, fold) or 1
 
 
 def name_hash(fold: int, name: str) -> int:
     """Of a snapshot's name."""
-    return key_hash(_NAME + name.encode(errors="surrogatepass"), fold)
+    return key_hash(b"\x01" + name.encode(errors="surrogatepass"), fold)
 
 
 def epoch_hash(fold: int, epoch: int) -> int:
     """Of a snapshot's epoch."""
-    return key_hash(_EPOCH + _KEY.pack(epoch), fold)
+    return key_hash(b"\x02" + _KEY.pack(epoch), fold)
 
 
 def parent_hash(fold: int, parent: int) -> int:
     """Of what heads and snapshots stand on."""
-    return key_hash(_PARENT + _KEY.pack(parent), fold)
+    return key_hash(b"\x03" + _KEY.pack(parent), fold)
 
 
 def bucket_of(hashed: int, buckets: int) -> int:
@@ -96,5 +97,5 @@ def is_full(page: bytes) -> bool:
 
 
 def iter_entries(page: bytes) -> Iterator[tuple[int, int]]:
-    """(hash, id) of the entries of a page."""
+    """(hash, place) of the entries of a page."""
     return ENTRY.iter_unpack(page[: entries_used(page) * NAME_ENTRY_BYTES])

@@ -162,8 +162,28 @@ def big_blocks(path: str) -> None:
         volume.write_zeroes(64 * KIB, 100)
 
 
+def indexed(path: str) -> None:
+    """So many snapshots that there is an index of names; a branch, deleted ones, changes of it in the log only."""
+    volume = create(path + ".open", 160 * KIB, log_size=64 * KIB)
+    for number in range(90):
+        fill(volume, 500 + number, [number % 40])
+        volume.snapshot(f"täglich {number:02}")
+    for number in range(5, 85):
+        volume.get_snapshot(f"täglich {number:02}").delete()
+    volume.reclaim()
+    volume.rollback(volume.get_snapshot("täglich 86"))
+    volume.engine.checkpoint()
+    fill(volume, 600, [0, 1])
+    volume.snapshot("only in the log")
+    volume.get_snapshot("täglich 03").delete()
+    volume.flush()
+    shutil.copyfile(path + ".open", path)
+    volume.close()
+
+
 SCENARIOS: list[Callable[[str], None]] = [
     plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks, adopted,
+    indexed,
 ]  # fmt: skip
 
 
