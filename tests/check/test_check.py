@@ -99,7 +99,7 @@ def test_what_is_no_volume_raises(data):
 def test_a_newer_format_raises():
     img = sample()
     img.build()
-    img.write_superblock(1, features_incompatible=1, generation=2)
+    img.write_superblock(1, features_incompatible=1 << 63, generation=2)
     with pytest.raises(UnsupportedVersionError):
         check(bytes(img.data))
 
