@@ -132,11 +132,11 @@ class Allocator:
                     self._return(left)
                     return
 
-    def take_block(self) -> Run:
-        """Slots for one block, written with zeros. Raises NoSpaceError."""
+    def take_block(self, data: bytes) -> Run:
+        """Slots for one block, written with `data`. Raises NoSpaceError and StorageError; then nothing was taken."""
         with self._lock:
             run = self._pick(self._block_slots, self._block_slots)
-            if not self._zeroed(run):
+            if not self._written(run, data):
                 self._return([run])
                 raise NoSpaceError("no space left on the file system; nothing acknowledged was lost")
             return run
@@ -183,9 +183,12 @@ class Allocator:
         return None if found is None else self._taken(found)
 
     def _zeroed(self, run: Run) -> bool:
-        """Writes a run with zeros; False, and no space used, if the file system is full."""
+        return self._written(run, bytes(run[1] * SLOT_BYTES))
+
+    def _written(self, run: Run, data: bytes) -> bool:
+        """Writes a run of new slots; False, and no space used, if the file system is full."""
         try:
-            self._path.io.pwrite(self._path.fd, bytes(run[1] * SLOT_BYTES), run[0] * SLOT_BYTES)
+            self._path.io.pwrite(self._path.fd, data, run[0] * SLOT_BYTES)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 self._punch(*run)

@@ -17,7 +17,6 @@ from cowengine.format import (
     LINEAGE_AUTOMATIC,
     SIZE_MAX,
     SIZE_MIN,
-    SLOT_BYTES,
     DeleteEvent,
     ResizeEvent,
     encode_delta,
@@ -104,7 +103,7 @@ def _unused_name(engine: Engine) -> str:
 def _cut_block(engine: Engine, size: int) -> Run | None:
     """The block in which a smaller size ends, written to new slots with zeros behind it; None if it has them already.
 
-    The volume is paused. Raises NoSpaceError.
+    The volume is paused. Raises NoSpaceError and StorageError.
     """
     path = engine.path
     kept = size % path.block_bytes
@@ -112,10 +111,4 @@ def _cut_block(engine: Engine, size: int) -> Run | None:
     if kept == 0 or not any(path.pread(stop - size, size)):
         return None
     data = path.pread(kept, size - kept)
-    run = engine.allocator.take_block()
-    try:
-        engine.io.pwrite(engine.fd, data + bytes(path.block_bytes - kept), run[0] * SLOT_BYTES)
-    except BaseException:
-        engine.allocator.give_back([run])
-        raise
-    return run
+    return engine.allocator.take_block(data + bytes(path.block_bytes - kept))

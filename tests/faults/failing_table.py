@@ -36,8 +36,7 @@ class FailingTable(IOTable):
         super().pwrite(fd, data, offset)
 
     def fdatasync(self, fd: int) -> None:
-        self._count("fdatasync")
-        super().fdatasync(fd)
+        self._count("fdatasync")  # and no more: nothing here can tell what is durable, and the disk is slow
 
     def truncate(self, fd: int, size: int) -> None:
         self._count("truncate")
@@ -49,4 +48,3 @@ class FailingTable(IOTable):
 
     def sync_directory(self, path: str) -> None:
         self._count("sync_directory")
-        super().sync_directory(path)

@@ -74,7 +74,7 @@ def workload(volume: Volume, history: History) -> None:
 
 def verify(path: Path, history: History) -> None:
     """What a fresh handle finds."""
-    with Volume.open(path, background=False) as volume:
+    with Volume.open(path, io=FailingTable(), background=False) as volume:
         report = volume.check()
         assert report.ok, report.problems
         anchors = [snapshot.name for snapshot in volume.snapshots() if snapshot.is_anchor]
