@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
-from cowengine.errors import FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
+from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
 from cowengine.names import check_path, check_reason, shown
@@ -128,9 +128,20 @@ class Snapshot:
     def metadata(self) -> dict[str, Any]:
         """What was passed to `Volume.snapshot`; read from the file at the first use."""
         if self._metadata is None:
-            data = self._engine.metadata(self._record())
-            self._metadata = json.loads(data) if data else {}
+            self._metadata = self._decoded(self._engine.metadata(self._record()))
         return dict(self._metadata)
+
+    def _decoded(self, data: bytes) -> dict[str, Any]:
+        """Metadata as it was passed. Raises CorruptionError for what nobody can have passed."""
+        try:
+            metadata = json.loads(data) if data else {}
+        except (ValueError, RecursionError) as error:
+            raise CorruptionError(
+                f"the snapshot's metadata is no JSON ({error})", self._engine.name, snapshot=self._name
+            ) from None
+        if not isinstance(metadata, dict):
+            raise CorruptionError("the snapshot's metadata is no JSON object", self._engine.name, snapshot=self._name)
+        return metadata
 
     @property
     def volume_path(self) -> str:

@@ -8,7 +8,9 @@ from libc.string cimport memcpy
 
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.nodewriter cimport NodeWriter
-from cowengine.core.radix cimport NODE_BYTES, TREE_LINEAGE, TREE_NAMES, Tree, node_t, pointer_t, sweep_t
+from cowengine.core.radix cimport (
+    NODE_BYTES, STATUS_STOPPED, TREE_LINEAGE, TREE_NAMES, Tree, node_t, pointer_t, sweep_t,
+)
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.status cimport check_status
 
@@ -43,6 +45,16 @@ cdef class PagedTable:
         self.mutex.release()
         check_status(status, self.tree)
         return result
+
+    def next(self, uint64_t key):
+        """The first key of the first leaf there is at or behind a key, or None."""
+        self.mutex.acquire()
+        cdef int status = self.tree.next_leaf(&self.tree.root, &key)
+        self.mutex.release()
+        if status == STATUS_STOPPED:
+            return None
+        check_status(status, self.tree)
+        return key
 
     def write(self, uint64_t key, uint64_t offset, bytes data not None):
         """Changes bytes of the leaf that holds a key."""

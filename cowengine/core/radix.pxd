@@ -118,7 +118,7 @@ cdef class Tree:
     cdef runs_t stillborn           # slots of nodes that no checkpoint needs, not even the one that writes them
     cdef readonly size_t node_count
     cdef readonly size_t dirty_count
-    cdef readonly uint64_t damaged_slot     # of the last node that failed its checksum
+    cdef readonly uint64_t damaged_slot     # of the last node that failed its checksum, or of a run out of bounds
 
     cdef int span_shift(self, int level) noexcept nogil
     cdef node_t *create(self, int level) noexcept nogil
@@ -132,6 +132,7 @@ cdef class Tree:
     cdef int writable(self, link_t *link, uint64_t key, const holder_t *holder) noexcept nogil
     cdef int supersede(self, node_t *node, runs_t *runs) noexcept nogil
     cdef int reach(self, link_t *root, uint64_t key) noexcept nogil
+    cdef int next_leaf(self, link_t *root, uint64_t *key) noexcept nogil
     cdef int leaf(self, link_t *root, uint64_t key, node_t **leaf) noexcept nogil
     cdef int leaf_for_change(self, uint64_t key, node_t **leaf) noexcept nogil
     cdef link_t child(self, link_t *link, uint64_t index) noexcept nogil

@@ -140,9 +140,10 @@ cdef class Tree:
         """
         cdef pointer_t *pointers = <pointer_t *>node.words
         cdef entry_t *entries = <entry_t *>node.words
-        cdef uint64_t slot
+        cdef uint64_t slot, slots
         cdef int i, kind
         if node.level > 0:
+            slots = self.slots_per_block << self.span_shift(node.level - 1)     # of a run; less than 2^51
             for i in range(FANOUT):
                 kind = kind_of(pointers[i].target)
                 if kind > KIND_NODE or (kind == KIND_RUN and self.number != TREE_MAP) or pointers[i].birth > birth:
@@ -152,13 +153,15 @@ cdef class Tree:
                 slot = slot_of(pointers[i].target)
                 if (kind == KIND_HOLE) != (slot == 0) or slot >= self.slot_limit:
                     return False
+                if kind == KIND_RUN and slot + slots > self.slot_limit:
+                    return False
         elif self.number == TREE_MAP:
             for i in range(LEAF_ENTRIES):
                 kind = kind_of(entries[i].target)
                 if kind > KIND_RUN or level_of(entries[i].target) != 0 or entries[i].birth > birth:
                     return False
                 slot = slot_of(entries[i].target)
-                if (kind == KIND_HOLE) != (slot == 0) or slot >= self.slot_limit:
+                if (kind == KIND_HOLE) != (slot == 0) or slot + self.slots_per_block > self.slot_limit:
                     return False
         return True
 
@@ -306,6 +309,42 @@ cdef class Tree:
             node = node.children[index]
         leaf[0] = node
         return 0
+
+    cdef int next_leaf(self, link_t *root, uint64_t *key) noexcept nogil:
+        """Moves `key` to the first key of the first leaf there is at or behind it; STATUS_STOPPED if there is none.
+
+        Costs the interior nodes it passes, however far apart the leaves are. Only for trees without runs.
+        """
+        cdef link_t below
+        cdef node_t *node
+        cdef uint64_t index
+        cdef int shift, status
+        if kind_of(root.pointer.target) != KIND_NODE:
+            return STATUS_STOPPED
+        status = self.load(root, 0)
+        if status != 0:
+            return status
+        while key[0] >> self.span_shift(root.node.level) == 0:
+            node = root.node
+            while node.level > 0:
+                shift = self.span_shift(node.level - 1)
+                index = (key[0] >> shift) & (FANOUT - 1)
+                below.pointer, below.node = (<pointer_t *>node.words)[index], node.children[index]
+                if kind_of(below.pointer.target) != KIND_NODE:
+                    key[0] = ((key[0] >> shift) + 1) << shift
+                    break
+                if node.level == 1:
+                    key[0] = key[0] >> shift << shift
+                    return 0
+                status = self.load(&below, key[0])
+                if status != 0:
+                    return status
+                node.children[index] = below.node
+                node = below.node
+            else:
+                key[0] = 0
+                return 0
+        return STATUS_STOPPED
 
     cdef int leaf_for_change(self, uint64_t key, node_t **leaf) noexcept nogil:
         """The leaf that holds `key`, dirty and changeable; made if there is none. For trees without births."""

@@ -8,6 +8,7 @@ it.
 Invariants
     SM1  used is a subset of busy.
     SM2  used changes only at a commit or checkpoint; so what a checkpoint writes is exactly the state of its record.
+    SM3  What a file says of slots behind its end is not believed: no memory is taken for it, no loop runs over it.
 
 Threads   Methods for Python take the volume's mutex; the `cdef` ones need it held.
 """
@@ -95,6 +96,8 @@ cdef class SlotMap:
     def __cinit__(self, IOTable io not None, int fd, uint64_t fold, Mutex mutex not None):
         self.used = Tree(io, fd, TREE_FREE_MAP, fold, LEAF_SHIFT, 1, SLOTS_MAX)
         self.mutex = mutex
+        self.trees = []
+        self.end = SLOTS_MAX
 
     def __dealloc__(self):
         cdef uint64_t i
@@ -161,7 +164,8 @@ cdef class SlotMap:
         cdef node_t *leaf
         cdef uint64_t end = slot + count, stop
         cdef int status
-        if end > SLOTS_MAX or end < slot:
+        if end > self.end or end < slot:
+            self.used.damaged_slot = slot
             return STATUS_CORRUPT
         if value:
             status = self.set_busy(slot, count, True)
@@ -209,6 +213,21 @@ cdef class SlotMap:
             self.mutex.release()
             check_status(status, self.used)
 
+    cdef void extend(self, uint64_t end) noexcept:
+        """Slots up to `end` may be given out from now on (SM3)."""
+        cdef Tree tree
+        self.end = end
+        self.used.slot_limit = end
+        for tree in self.trees:
+            tree.slot_limit = end
+
+    def bound(self, uint64_t end, list trees not None):
+        """The file has `end` slots, and grows by what `mark_busy` takes; `trees` are the others that lie in it."""
+        self.mutex.acquire()
+        self.trees = trees
+        self.extend(end)
+        self.mutex.release()
+
     # -- for the allocator --------------------------------------------------------------------------------------------
     def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1):
         """The first run of free slots in [start, end), as (slot, count) with `count` at most `wanted`; None if there is
@@ -233,9 +252,11 @@ cdef class SlotMap:
         return None
 
     def mark_busy(self, uint64_t slot, uint64_t count):
-        """Takes a run out of circulation."""
+        """Takes a run out of circulation; it may lie behind the end of the file."""
         self.mutex.acquire()
         cdef int status = self.set_busy(slot, count, True)
+        if status == 0 and slot + count > self.end:
+            self.extend(slot + count)
         self.mutex.release()
         check_status(status, self.used)
 
@@ -268,6 +289,10 @@ cdef class SlotMap:
         cdef list found = []
         self.mutex.acquire()
         for slot, count in runs:
+            if slot >= self.end or count > self.end - slot:
+                self.used.damaged_slot = slot
+                status = STATUS_CORRUPT
+                break
             for i in range(slot, slot + count):
                 status = self.used.leaf(&self.used.root, i, &leaf)
                 if status != 0:

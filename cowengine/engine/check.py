@@ -55,6 +55,7 @@ from cowengine.format import (
     Superblock,
     blob_seed,
     check_seed,
+    checks_overlap,
     decode_record,
     decode_superblock,
     fold_of,
@@ -196,7 +197,8 @@ class _Check:
     def _chain(self) -> list[Record]:
         """The records that follow the chosen superblock, without a last one that recovery would drop."""
         sb = self.sb
-        log = self.io.pread(self.fd, sb.log_bytes, sb.log_first * SLOT_BYTES)
+        inside = (sb.log_first + sb.log_slots) * SLOT_BYTES <= self.io.size(self.fd)
+        log = self.io.pread(self.fd, sb.log_bytes, sb.log_first * SLOT_BYTES) if inside else b""
         if len(log) != sb.log_bytes:
             self.problems.add("the log lies beyond the end of the file")
             return []
@@ -209,7 +211,8 @@ class _Check:
             if found is None:
                 break
             record, previous, offset, end = found
-            places.add(offset)
+            if record.generation <= sb.generation + 1:  # no more than one superblock can be lost
+                places.add(offset)
             chain.append(record)
             sequence += 1
             position = end
@@ -252,6 +255,9 @@ class _Check:
         if self.sb.clean:
             self.problems.add(f"log: record {last.sequence} follows a superblock of a clean close")
         if not last.one_barrier:
+            return chain
+        if checks_overlap(last, self.block_slots):
+            self.problems.add(f"log: checks of record {last.sequence} overlap")
             return chain
         for slot, checksum in last.checks:
             data = self.io.pread(self.fd, 1 << self.sb.block_shift, slot * SLOT_BYTES)

@@ -118,6 +118,7 @@ class Engine:
         self.free_map = PagedTable(self.path, self.path.slots.used)
         self.table = lineage_table(self.path, self.fold)
         self.lineage = Lineage(self.path, self.table, self.fold, sb)
+        self.bound(file_slots)
         reserve = RESERVE_SLOTS if self.log.size >= 1 << 20 else RESERVE_SLOTS_SMALL
         self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots, reserve)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
@@ -140,6 +141,10 @@ class Engine:
         memory.bound(self, memory.CACHE_BYTES)
         self.amounts: dict[tuple[object, ...], Amount] = {}  # of space, found by walks: see usage.py
         _engines.add(self)
+
+    def bound(self, file_slots: int) -> None:
+        """The file has so many slots: what it says of others is not believed."""
+        self.path.slots.bound(file_slots, [self.path.map, self.table.tree])
 
     def set_size(self, size: int) -> None:
         """The size of the live volume, in bytes."""

@@ -28,7 +28,9 @@ from cowengine.format import (
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     NONE_ID,
+    POINTER_RUN,
     RECORDS_PER_LEAF,
+    SLOT_BYTES,
     TREE_MAP,
     LineageRecord,
     Pointer,
@@ -39,6 +41,7 @@ from cowengine.format import (
     hole,
     iter_essentials,
     level_for,
+    span,
 )
 from cowengine.format.layout import IDS_PER_COUNT
 
@@ -52,6 +55,7 @@ class Lineage:
     def __init__(self, path: DataPath, table: PagedTable, fold: int, superblock: Superblock) -> None:
         self._path = path
         self._table = table
+        self._block_slots = path.block_bytes // SLOT_BYTES
         self.next_id = superblock.next_id
         self.names = Names(self, path, fold, superblock)
         self._records: dict[int, LineageRecord] = {}
@@ -95,14 +99,24 @@ class Lineage:
 
     def essentials(self) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
         """Kind, flags, parent, epoch and name of every record, by id. Full decoding would take ten times as long."""
-        for first in range(0, self.next_id, RECORDS_PER_LEAF):
-            page = None if first // RECORDS_PER_LEAF in self._leaves else self._table.read(first)
+        for leaf in self._all_leaves():
+            first = leaf * RECORDS_PER_LEAF
+            page = None if leaf in self._leaves else self._table.read(first)
             for number, essentials in enumerate(iter_essentials(page or _EMPTY_LEAF), first):
                 known = self._records.get(number)
                 if known is not None:
                     yield number, (known.kind, known.flags, known.parent, known.epoch, known.name)
                 elif essentials[0] and number not in self._changed:
                     yield number, essentials
+
+    def _all_leaves(self) -> list[int]:
+        """Numbers of the leaves that hold a record, ascending. Ids may be far apart."""
+        leaves = {number // RECORDS_PER_LEAF for number in self._records}
+        key = self._table.next(0)
+        while key is not None and key < self.next_id:
+            leaves.add(key // RECORDS_PER_LEAF)
+            key = self._table.next(key + RECORDS_PER_LEAF)
+        return sorted(leaves)
 
     def _visible(self, numbers: Iterable[int]) -> Iterator[LineageRecord]:
         """The snapshots among these that are not deleted."""
@@ -171,15 +185,18 @@ class Lineage:
     def sharers(self, number: int) -> list[int]:
         """The nearest heads and snapshots that stand on a snapshot and hold data: empty anchors are seen through."""
         found: list[int] = []
-        queue = list(self.children(number))
+        queue = [(number, 0)]
         while queue:
-            child = queue.pop()
-            record = self.get(child)
-            assert record is not None
-            if record.flags & LINEAGE_EMPTY:
-                queue += self.children(child)
-            else:
-                found.append(child)
+            above, epoch = queue.pop()
+            for child in self.children(above):
+                record = self.get(child)
+                # Epochs rise, or the lineage would be a ring.
+                if record is None or (child != HEAD_ID and record.epoch <= epoch):
+                    raise CorruptionError(f"the lineage is broken at snapshot {child}")
+                if record.flags & LINEAGE_EMPTY:
+                    queue.append((child, record.epoch))
+                else:
+                    found.append(child)
         return found
 
     def ancestors(self, number: int) -> Iterator[LineageRecord]:
@@ -212,11 +229,20 @@ class Lineage:
         return root
 
     def require_fit(self, record: LineageRecord) -> None:
-        """Raises CorruptionError unless the map's root of a head or snapshot spans its size."""
-        blocks = -(-record.size // self._path.block_bytes)
-        if record.root.level < level_for(TREE_MAP, blocks):
+        """Raises CorruptionError unless the map's root of a head or snapshot spans its size and what it names lies in
+        the file.
+        """
+        blocks, root, slots = -(-record.size // self._path.block_bytes), record.root, self._path.slots.end
+        problem = None
+        if root.level < level_for(TREE_MAP, blocks):
+            problem = f"has level {root.level}, which does not span {blocks} blocks"
+        elif root.kind == POINTER_RUN and root.slot + span(TREE_MAP, root.level) * self._block_slots > slots:
+            problem = f"is a run that ends behind slot {slots}, the end of the file"
+        elif record.metadata_slot >= slots:
+            problem = f"has metadata in slot {record.metadata_slot}, behind the end of the file"
+        if problem:
             raise CorruptionError(
-                f"the map's root of {record.name!r} has level {record.root.level}, which does not span {blocks} blocks",
+                f"the map of {record.name!r} {problem}",
                 snapshot=record.name if record.kind == LINEAGE_SNAPSHOT else None,
             )
 
@@ -327,7 +353,8 @@ class Lineage:
         number = record.id
         for child in list(self.children(number)):
             below = self.get(child)
-            assert below is not None
+            if below is None:
+                raise CorruptionError(f"the lineage is broken at snapshot {child}")
             self.names.move(child, number, record.parent)
             below.parent = record.parent
             self._changed.add(child)

@@ -23,7 +23,7 @@ from cowengine.core.iotable import IOTable
 from cowengine.engine import memory
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
-from cowengine.engine.recovery import choose_superblock, load, replay
+from cowengine.engine.recovery import choose_superblock, load, replay, whole_slots
 from cowengine.errors import BusyError, ClosedError, CorruptionError, FormatError, NotFoundError
 from cowengine.format import SLOT_BYTES, LineageRecord, Superblock
 
@@ -38,7 +38,7 @@ class Look(Engine):
 
     def __init__(self, reader: Reader, io: IOTable, fd: int, name: str, superblock: Superblock) -> None:
         self.reader = reader
-        super().__init__(io, fd, name, superblock, read_only=True, file_slots=0)
+        super().__init__(io, fd, name, superblock, read_only=True, file_slots=whole_slots(io, fd, name, superblock))
 
     def close(self) -> None:
         """Closes the reader, and all looks with it."""
@@ -106,6 +106,8 @@ class Reader:
         look = Look(self, self._io, self._fd, self._name, superblock)
         memory.bound(look, self.cache_bytes)
         log = look.log.read_all()
+        # What these records speak of is there; the file may have grown since the look was made.
+        look.bound(whole_slots(self._io, self._fd, self._name, superblock))
         if self._io.pread(self._fd, 2 * SLOT_BYTES, 0) != before:
             return None
         self._durable = max(self._durable, durable or 0)

@@ -15,11 +15,14 @@ import os
 import uuid
 from dataclasses import replace
 
+from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.intent import intent_path, void_intent
+from cowengine.engine.lineage import HEAD_ID
 from cowengine.engine.locks import FileLocks
+from cowengine.engine.names import is_pending
 from cowengine.engine.reclaim import replay_step
 from cowengine.engine.resize import resized
 from cowengine.engine.space import Policy
@@ -36,15 +39,22 @@ from cowengine.format import (
     EPOCH_MAX,
     EPOCH_SKIP,
     FEATURES_INCOMPATIBLE,
+    ID_MAX,
     LINEAGE_ANCHOR,
+    LINEAGE_DELETED,
+    LINEAGE_HELD,
+    LINEAGE_SNAPSHOT,
+    NO_CURSOR,
     NO_UUID,
     SLOT_BYTES,
+    SLOTS_MAX,
     TREE_FREE_MAP,
     AnchorEvent,
     DeleteEvent,
     Event,
     GiveUpEvent,
     HoldEvent,
+    LineageRecord,
     PolicyEvent,
     ReclaimedEvent,
     ReclaimEvent,
@@ -54,6 +64,8 @@ from cowengine.format import (
     SnapshotEvent,
     StoreEvent,
     Superblock,
+    check_seed,
+    checks_overlap,
     decode_record,
     decode_superblock,
     hole,
@@ -62,6 +74,8 @@ from cowengine.format import (
 )
 
 logger = logging.getLogger("cowengine.engine")
+
+SPARE = 1 << 32  # epochs and ids that an open volume can count on: nobody takes as many snapshots
 
 
 def open_engine(
@@ -98,14 +112,7 @@ def _open(
             f"the volume belongs to store {uuid.UUID(bytes=superblock.store_uuid)}, which was not closed cleanly; open "
             "it through that store, or pass without_store=True and lose snapshot sets that are only in its log", path,
         )  # fmt: skip
-    file_slots = -(-io.size(fd) // SLOT_BYTES)
-    needed = max(
-        region.slot + (region.block_count << superblock.block_shift) // SLOT_BYTES for region in superblock.regions
-    )
-    if file_slots < needed:
-        raise CorruptionError(
-            f"the file has {io.size(fd)} bytes and needs {needed * SLOT_BYTES} at least: it was cut short", path
-        )
+    file_slots = whole_slots(io, fd, path, superblock)
     engine = Engine(io, fd, path, superblock, read_only=read_only, file_slots=file_slots)
     engine.newest_slot = slot
     try:
@@ -169,6 +176,21 @@ def choose_superblock(io: IOTable, fd: int, path: str) -> tuple[Superblock, int,
     return superblock, slot, len(found) == 2
 
 
+def whole_slots(io: IOTable, fd: int, path: str, superblock: Superblock) -> int:
+    """Slots of the file. Raises CorruptionError unless its log and its home regions lie in it."""
+    file_bytes = io.size(fd)
+    ends = [region.slot + (region.block_count << superblock.block_shift) // SLOT_BYTES for region in superblock.regions]
+    needed = max(*ends, superblock.log_first + superblock.log_slots)
+    file_slots = -(-file_bytes // SLOT_BYTES)
+    if file_slots < needed:
+        raise CorruptionError(
+            f"the file has {file_bytes} bytes and needs {needed * SLOT_BYTES} at least: it was cut short", path
+        )
+    if file_slots > SLOTS_MAX:
+        raise CorruptionError(f"the file has {file_bytes} bytes, more than a volume can", path)
+    return file_slots
+
+
 # -- replay ------------------------------------------------------------------------------------------------------------
 def load(engine: Engine) -> None:
     """The state of the chosen superblock's checkpoint."""
@@ -199,16 +221,24 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
     sb, log = engine.superblock, engine.log
     chain: set[int] = set()
     last: Record | None = None
+    end = log.position, log.sequence, log.checksum
     while len(chain) * log.unit < log.size:
         found = _next_record(engine, data)
         if found is None:
             break
         if last is not None:
             _apply(engine, last)
+        end = log.position, log.sequence, log.checksum
         last, checksum, length, place = found
+        if last.generation > sb.generation + 1:  # no more than one superblock can be lost
+            raise CorruptionError(f"record {last.sequence} follows superblock {last.generation}, which is lost")
         chain.add(place % log.size)
         log.position = place + log.padded(length)
         log.sequence, log.checksum = last.sequence, checksum
+    if last is not None and last.sequence > sb.tip_sequence and not _is_whole(engine, last):
+        logger.warning("%s: record %d, the last one, is dropped: its data was not written", engine.name, last.sequence)
+        last = None
+        log.position, log.sequence, log.checksum = end
     if last is not None and (durable is None or last.sequence <= max(durable, sb.tip_sequence)):
         _apply(engine, last)
     if log.sequence < sb.tip_sequence:
@@ -238,6 +268,20 @@ def _next_record(engine: Engine, data: bytes) -> tuple[Record, int, int, int] | 
     return None
 
 
+def _is_whole(engine: Engine, record: Record) -> bool:
+    """Whether the data that a one-barrier record needs is there; with two barriers it was before the record."""
+    if not record.one_barrier:
+        return True
+    block_bytes = engine.path.block_bytes
+    if checks_overlap(record, block_bytes // SLOT_BYTES):
+        raise CorruptionError(f"record {record.sequence} checks a block twice")
+    for slot, checksum in record.checks:
+        data = engine.io.pread(engine.fd, block_bytes, slot * SLOT_BYTES)
+        if xxh64(data + bytes(block_bytes - len(data)), check_seed(engine.fold, slot)) != checksum:
+            return False
+    return True
+
+
 def _apply(engine: Engine, record: Record) -> None:
     """One record: events that come before, deltas, what was freed, events that come after."""
     for event in record.events:
@@ -254,15 +298,18 @@ def _apply(engine: Engine, record: Record) -> None:
             apply_event(engine, event)
     # The runway and whatever else was given out are free again; what the record placed is used.
     live = engine.path.live
-    live.set_epochs(max(record.epoch, live.epoch), live.frozen)
+    if record.epoch < live.epoch:
+        raise CorruptionError(f"record {record.sequence} goes back to epoch {record.epoch} from {live.epoch}")
+    live.set_epochs(record.epoch, live.frozen)
 
 
 def apply_event(engine: Engine, event: Event) -> None:
     """What a commit did in memory after it was acknowledged."""
     lineage, path = engine.lineage, engine.path
+    problem = _impossible(engine, event)
+    if problem:
+        raise CorruptionError(f"the log says what cannot be: {problem}")
     if isinstance(event, SnapshotEvent):
-        if lineage.get(event.id) is not None or event.epoch <= path.live.frozen:
-            raise CorruptionError(f"the log takes snapshot {event.id} in epoch {event.epoch} for the second time")
         _, _, _, _, superseded, root = path.take_batch(True)
         engine.superseded += superseded
         lineage.take(event, root, path.live.size)
@@ -276,14 +323,8 @@ def apply_event(engine: Engine, event: Event) -> None:
     elif isinstance(event, AnchorEvent):
         lineage.anchor(event.id)
     elif isinstance(event, RollbackEvent):
-        target = lineage.get(event.to)
-        possible = target is not None and not target.flags & LINEAGE_ANCHOR and event.size == target.size
-        if not possible or event.head != 0 or event.epoch <= path.live.epoch:
-            raise CorruptionError(f"the log rolls back to snapshot {event.to}, which does not exist")
         engine.turn_back(event)
     elif isinstance(event, ResizeEvent):
-        if event.head != 0 or event.epoch <= path.live.frozen:
-            raise CorruptionError(f"the log makes head {event.head} {event.size} bytes long in epoch {event.epoch}")
         resized(engine, event)
     elif isinstance(event, StoreEvent):
         engine.durable_store_sequence = event.store_sequence
@@ -296,13 +337,61 @@ def apply_event(engine: Engine, event: Event) -> None:
     lineage.set_holder()
 
 
+def _impossible(engine: Engine, event: Event) -> str | None:
+    """What makes an event one that no commit wrote; None if nothing does. Its checksum is right: the file is hostile.
+
+    The checker goes by the same rules (check_replay.py).
+    """
+    live = engine.path.live
+    if isinstance(event, SnapshotEvent):
+        if not engine.lineage.next_id <= event.id <= ID_MAX:
+            return f"snapshot {event.id} where {engine.lineage.next_id} is next"
+        if event.epoch <= live.frozen or event.epoch < live.epoch:
+            return f"snapshot {event.id} of epoch {event.epoch} after epoch {live.epoch}"
+    elif isinstance(event, ResizeEvent):
+        if event.head != HEAD_ID or event.epoch <= live.frozen:
+            return f"head {event.head} gets {event.size} bytes in epoch {event.epoch}"
+    elif isinstance(event, RollbackEvent):
+        target = engine.lineage.get(event.to)
+        if event.head != HEAD_ID or target is None or target.kind != LINEAGE_SNAPSHOT:
+            return f"head {event.head} is rolled back to {event.to}, which is no snapshot"
+        if target.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) or event.size != target.size or event.epoch <= live.epoch:
+            return f"a rollback to snapshot {event.to}, with {event.size} bytes in epoch {event.epoch}"
+    elif isinstance(event, DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent):
+        return _impossible_of_snapshot(event, engine.lineage.get(event.id))
+    return None
+
+
+def _impossible_of_snapshot(
+    event: DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent,
+    record: LineageRecord | None,
+) -> str | None:
+    """`_impossible` of the events that speak of one snapshot."""
+    what = f"{type(event).__name__} of snapshot {event.id}"
+    if record is None or record.kind != LINEAGE_SNAPSHOT:
+        return f"{what}, which does not exist"
+    if isinstance(event, ReclaimEvent | ReclaimedEvent):
+        if not is_pending(record.flags):
+            return f"{what}, whose data was not given up"
+        if isinstance(event, ReclaimEvent) and record.cursor != NO_CURSOR and event.cursor < record.cursor:
+            return f"{what} goes back to block {event.cursor}"
+        return None
+    if record.flags & LINEAGE_DELETED:
+        return f"{what}, which was deleted"
+    if isinstance(event, AnchorEvent) and record.flags & LINEAGE_ANCHOR:
+        return f"{what}, which is one"
+    if not isinstance(event, HoldEvent) and record.flags & LINEAGE_HELD:
+        return f"{what}, which is held"
+    return None
+
+
 # -- the commit of recovery --------------------------------------------------------------------------------------------
 def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool) -> None:
     """I14: confirms the tip under a fresh salt, in both slots."""
     sb, log, live = engine.superblock, engine.log, engine.path.live
     epoch = max(live.epoch, sb.epoch) + EPOCH_SKIP
-    if epoch > EPOCH_MAX:
-        raise CorruptionError("the volume has no epochs left")
+    if epoch > EPOCH_MAX - SPARE or engine.lineage.next_id > ID_MAX - SPARE:
+        raise CorruptionError("the volume has no epochs or ids left: open it read-only and copy what it holds")
     live.set_epochs(epoch, live.frozen)
     same_store = store_uuid is not None and sb.store_uuid == store_uuid
     recovered = replace(

@@ -32,6 +32,8 @@ NONE_ID: Final = 2**64 - 1
 NO_CURSOR: Final = 2**64 - 1
 NO_UUID: Final = bytes(16)
 EPOCH_SKIP: Final = 1024
+COUNTER_MAX: Final = 2**63
+"""What is counted up once for each commit or checkpoint stays below this."""
 
 FEATURE_SEALS: Final = 1
 FEATURES_INCOMPATIBLE: Final = FEATURE_SEALS

@@ -9,12 +9,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError
-from cowengine.format.events import Event, decode_events, encode_event
+from cowengine.format.events import (
+    Event,
+    ResizeEvent,
+    RollbackEvent,
+    SnapshotEvent,
+    decode_events,
+    encode_event,
+)
 from cowengine.format.layout import (
     DELTA,
     DELTA_BYTES,
@@ -117,6 +124,12 @@ def iter_deltas(deltas: Buffer) -> Iterator[Delta]:
         yield Delta(block, count, target >> 56, target & SLOT_MASK, birth & EPOCH_MAX, birth >> 48)
 
 
+def checks_overlap(record: Record, block_slots: int) -> bool:
+    """Whether two checks of a record speak of one slot: no honest one's do, and reading them is bounded by the file."""
+    slots = sorted(slot for slot, _ in record.checks)
+    return any(after - before < block_slots for before, after in pairwise(slots))
+
+
 def record_bytes_for(record: Record) -> int:
     """How long `record` will be, without padding."""
     pairs = len(record.freed) + len(record.freed_nodes) + len(record.checks)
@@ -213,8 +226,15 @@ def _check_header(data: bytes, header: RecordHeader) -> None:
 
 def _check_contents(record: Record) -> None:
     what = f"record {record.sequence}"
+    epoch = record.epoch
+    for event in record.events:
+        if isinstance(event, SnapshotEvent) and not event.before:
+            epoch = min(epoch, event.epoch)
+        last = record.epoch - isinstance(event, SnapshotEvent)  # the head goes on behind a snapshot
+        if isinstance(event, SnapshotEvent | RollbackEvent | ResizeEvent) and event.epoch > last:
+            raise CorruptionError(f"{what} of epoch {record.epoch}: an event of epoch {event.epoch}")
     for block, count, target, birth in _DELTA.iter_unpack(record.deltas):
-        if not _delta_is_legal(block, count, target, birth, record.epoch):
+        if not _delta_is_legal(block, count, target, birth, epoch):
             raise CorruptionError(f"{what}: an impossible delta of {count} blocks from {block} to {target:#x}")
     for slot, count in chain(record.freed, record.freed_nodes):
         if slot < 2 or count < 1 or slot + count > SLOTS_MAX:

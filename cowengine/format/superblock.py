@@ -12,6 +12,7 @@ from cowengine.errors import CorruptionError, FormatError, UnsupportedVersionErr
 from cowengine.format.layout import (
     BLOCK_SHIFT_MAX,
     BLOCK_SHIFT_MIN,
+    COUNTER_MAX,
     EPOCH_MAX,
     FEATURE_SEALS,
     FEATURES_INCOMPATIBLE,
@@ -200,7 +201,9 @@ def _check_geometry(sb: Superblock) -> None:
 
 
 def _check_state(sb: Superblock) -> None:
-    _require(sb.generation >= 1, "generation 0")
+    _require(1 <= sb.generation < COUNTER_MAX, f"generation {sb.generation}")
+    _require(sb.tip_sequence < COUNTER_MAX, f"tip_sequence {sb.tip_sequence}")
+    _require(sb.given_up_count < COUNTER_MAX, f"given_up_count {sb.given_up_count}")
     _require(1 <= sb.epoch <= EPOCH_MAX, f"epoch {sb.epoch}")
     _require(1 <= sb.next_id <= ID_MAX + 1, f"next_id {sb.next_id}")
     _require(sb.base_offset <= sb.log_bytes, f"base_offset {sb.base_offset} beyond the log")

@@ -50,7 +50,7 @@ def superblocks(draw):
         log_first=2,
         log_slots=log_slots,
         regions=tuple(regions),
-        generation=draw(st.integers(1, 2**64 - 1)),
+        generation=draw(st.integers(1, 2**63 - 1)),
         salt=draw(u64),
         created_ns=draw(u64),
         clean=draw(st.booleans()),
@@ -74,7 +74,7 @@ def superblocks(draw):
         when_full=draw(st.integers(0, 1)),
         keep_newest=draw(u64),
         snapshot_bytes_max=draw(u64),
-        given_up_count=draw(st.integers(50, 2**64 - 1)),
+        given_up_count=draw(st.integers(50, 2**63 - 1)),
         given_up=f.newest_losses(draw(st.lists(st.builds(f.Loss, u64, u64, u64, u64, names), max_size=30))),
     )
 
@@ -110,20 +110,21 @@ def lineage_records(draw):
 
 
 before = st.booleans()
+event_epochs = st.integers(1, f.EPOCH_MAX - 1)
 events = st.one_of(
     st.builds(
         f.SnapshotEvent,
-        st.integers(1, f.ID_MAX), epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
+        st.integers(1, f.ID_MAX), event_epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
         st.binary(max_size=f.METADATA_BYTES_MAX), before,
     ),
     st.builds(f.DeleteEvent, ids, before),
     st.builds(f.ReclaimEvent, ids, u64, before),
     st.builds(f.ReclaimedEvent, ids, before),
-    st.builds(f.RollbackEvent, ids, ids, epochs, sizes, before),
+    st.builds(f.RollbackEvent, ids, ids, event_epochs, sizes, before),
     st.builds(f.StoreEvent, u64, before),
     st.builds(f.PolicyEvent, st.integers(0, 1), u64, u64, before),
     st.builds(f.GiveUpEvent, ids, u64, before),
-    st.builds(f.ResizeEvent, ids, sizes, epochs, before),
+    st.builds(f.ResizeEvent, ids, sizes, event_epochs, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
     st.builds(f.AnchorEvent, ids, before),
 )  # fmt: skip
@@ -131,12 +132,15 @@ events = st.one_of(
 
 @st.composite
 def records(draw):
-    epoch = draw(epochs)
-    births = st.integers(1, epoch)
+    drawn = draw(st.lists(events, max_size=3))
+    epoch = draw(st.integers(max([getattr(event, "epoch", 0) for event in drawn], default=0) + 1, f.EPOCH_MAX))
+    ends = [event.epoch for event in drawn if isinstance(event, f.SnapshotEvent) and not event.before]
+    born_max = min([epoch, *ends])
+    births = st.integers(1, born_max)
     counts = st.integers(1, 2**20)
     blocks = st.integers(0, 2**40)
     mapped = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_MAPPED), st.integers(2, 2**40), births)
-    holes = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_HOLE), st.just(0), st.integers(0, epoch))
+    holes = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_HOLE), st.just(0), st.integers(0, born_max))
     runs = st.lists(st.tuples(st.integers(2, 2**40), counts), max_size=4)
     return f.Record(
         salt=draw(u64),
@@ -151,5 +155,5 @@ def records(draw):
         freed=draw(runs),
         freed_nodes=draw(runs),
         checks=draw(st.lists(st.tuples(slots, u64), max_size=4)),
-        events=draw(st.lists(events, max_size=3)),
+        events=drawn,
     )

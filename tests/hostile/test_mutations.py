@@ -1,0 +1,53 @@
+"""Volume files changed so that every checksum is right again: a typed error, or bytes that stay what they are."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hostile_image import Image
+from hostile_steps import attack, work_folder
+from hostile_volumes import VOLUMES, build
+from mutate import attack_case, original
+
+from cowengine import Volume
+
+CASES = 12
+
+
+@pytest.mark.parametrize("name", sorted(VOLUMES))
+def test_hostile_files_do_no_harm(name: str) -> None:
+    with work_folder() as folder:
+        for seed in range(CASES):
+            wrong, _ = attack_case(name, seed, folder)
+            assert wrong is None, f"python tests/hostile/mutate.py --one {name}:{seed}\n{wrong}"
+
+
+@pytest.mark.parametrize("name", sorted(VOLUMES))
+def test_an_unchanged_volume_meets_every_step(name: str) -> None:
+    """Sealing what was not changed changes nothing, a seed gives the same bytes, and nothing is refused."""
+    image = Image(original(name))
+    image.seal()
+    assert image.data == original(name) == build(name)
+    with work_folder() as folder:
+        wrong, errors = attack(original(name), folder, 1)
+    assert wrong is None
+    assert not [error for error in errors.values() if error.startswith(("Corruption", "Poisoned", "Format"))]
+
+
+def test_a_child_that_dies_or_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness finds what it looks for."""
+    with work_folder() as folder:
+        for action, what in ((lambda: os.kill(os.getpid(), 9), "signal 9"), (lambda: 1 / 0, "ZeroDivisionError")):
+            monkeypatch.setattr(Volume, "stats", lambda self, action=action: action())
+            wrong, _ = attack(original("fresh"), folder, 1)
+            assert wrong is not None and what in wrong
+        monkeypatch.setattr(Volume, "stats", lambda self: bytearray(80 << 20))
+        assert "MemoryError" in (attack(original("fresh"), folder, 1)[0] or "")
+        monkeypatch.setattr(Volume, "stats", _spin)
+        assert "signal 27" in (attack(original("fresh"), folder, 1, cpu_seconds=0.2)[0] or "")
+
+
+def _spin(volume: object) -> None:
+    while True:
+        pass
