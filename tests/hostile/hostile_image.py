@@ -17,6 +17,9 @@ from cowengine.format import layout
 
 SLOT = layout.SLOT_BYTES
 _POINTER_FIELDS = {"lineage_root", "free_map_root", "seal_root", "name_root", "root"}
+TREES = {
+    "lineage_root": layout.TREE_LINEAGE, "free_map_root": layout.TREE_FREE_MAP, "name_root": layout.TREE_NAMES,
+}  # fmt: skip
 _U64 = struct.Struct("<Q")
 
 
@@ -82,12 +85,16 @@ class Image:
 
     def _trees(self) -> Iterator[Spot]:
         seen: set[int] = set()
-        for name, tree in (("lineage_root", f.TREE_LINEAGE), ("free_map_root", f.TREE_FREE_MAP)):
-            field = next(field for field in layout.SUPERBLOCK if field.name == name)
-            for slot, place in self.walk(self.superblock + field.offset, tree):
+        for root, tree in self._roots():
+            for slot, place in self.walk(root, tree):
                 if slot not in seen:
                     seen.add(slot)
                     yield from self._node(slot, place)
+
+    def _roots(self) -> list[tuple[int, int]]:
+        """Where the pointers of the trees lie in the superblock, and the trees' numbers."""
+        offsets = {field.name: self.superblock + field.offset for field in layout.SUPERBLOCK}
+        return [(offsets[name], tree) for name, tree in TREES.items()]
 
     def _node(self, slot: int, place: Sealed) -> Iterator[Spot]:
         at = slot * SLOT
@@ -103,6 +110,11 @@ class Image:
         elif place.tree == f.TREE_LINEAGE:
             for number in range(f.RECORDS_PER_LEAF):
                 yield from self._lineage(at + number * f.LINEAGE_BYTES)
+        elif place.tree == TREES["name_root"]:
+            for number in range(0, SLOT, 16):
+                if any(self.data[at + number : at + number + 16]):
+                    yield Spot("names.hash", at + number, 8)
+                    yield Spot("names.place", at + number + 8, 8)
         elif place.tree == f.TREE_FREE_MAP:
             yield Spot("free_map.bits", at, min(SLOT, self.slots // 8 + 8))
 
@@ -184,9 +196,8 @@ class Image:
     def seal(self) -> None:
         """Makes every checksum right again: metadata, nodes up to the roots, the chain of the log, the superblock."""
         fold = self.fold
-        for name, tree in (("lineage_root", f.TREE_LINEAGE), ("free_map_root", f.TREE_FREE_MAP)):
-            field = next(field for field in layout.SUPERBLOCK if field.name == name)
-            for slot, place in list(self.walk(self.superblock + field.offset, tree)):
+        for root, tree in self._roots():
+            for slot, place in list(self.walk(root, tree)):
                 if place.tree == f.TREE_LINEAGE and place.level == 0:
                     self._seal_metadata(slot * SLOT, fold)
                 seed = f.node_seed(fold, place.tree, place.level, place.index)

@@ -141,6 +141,9 @@ class Session:
         if opened is None:
             return
         self.gone.add(0)
+        policy = self.do("policy", opened.policy)
+        if policy is None or policy.when_full != "fail":  # the file's own policy: snapshots may be given up
+            self.sound = False
         self._read_all(opened, {})
         actions: list[Callable[[Volume], None]] = [
             self._write, self._write, self._snapshot, self._snapshot, self._delete, self._delete, self._anchor,

@@ -154,6 +154,18 @@ def largest_blocks(path: Path, rng: random.Random) -> bytes:
     return _crash(path, volume)
 
 
+def named(path: Path, rng: random.Random) -> bytes:
+    """So many snapshots that there is an index of their names; some deleted, one an anchor; closed cleanly."""
+    with _create(path, 20 * BLOCK) as volume:
+        for number in range(70):
+            _fill(volume, rng, 1)
+            volume.snapshot(f"s{number}")
+        for number in range(3, 60):
+            volume.get_snapshot(f"s{number}").delete()
+        volume.get_snapshot("s1").to_anchor()
+    return path.read_bytes()
+
+
 def of_a_store(path: Path, rng: random.Random) -> bytes:
     """A volume whose store was not closed."""
     volume = Volume.create(path, 100 * BLOCK, log_size=16 * KIB, background=False, store_uuid=bytes(range(16)))
@@ -166,7 +178,7 @@ VOLUMES: dict[str, Callable[[Path, random.Random], bytes]] = {
     function.__name__: function
     for function in (
         fresh, snapshots, logged, half_reclaimed, anchors, resized, adopted, adopted_alone, large_blocks,
-        largest_blocks, of_a_store,
+        largest_blocks, named, of_a_store,
     )
 }  # fmt: skip
 

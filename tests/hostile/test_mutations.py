@@ -42,7 +42,7 @@ def test_a_child_that_dies_or_raises_is_seen(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(Volume, "stats", lambda self, action=action: action())
             wrong, _ = attack(original("fresh"), folder, 1)
             assert wrong is not None and what in wrong
-        monkeypatch.setattr(Volume, "stats", lambda self: bytearray(80 << 20))
+        monkeypatch.setattr(Volume, "stats", lambda self: bytearray(1 << 30))
         assert "MemoryError" in (attack(original("fresh"), folder, 1)[0] or "")
         monkeypatch.setattr(Volume, "stats", _spin)
         assert "signal 27" in (attack(original("fresh"), folder, 1, cpu_seconds=0.2)[0] or "")
