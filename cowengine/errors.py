@@ -89,6 +89,15 @@ class CorruptionError(_SystemError):
         self.snapshot = snapshot
         self.offset = offset
 
+    def found_in(self, filename: str, snapshot: str | None = None) -> CorruptionError:
+        """The same error, which names the volume file, and the snapshot that was read, from now on."""
+        if self.filename is None:
+            self.filename = self.volume = filename
+            self.snapshot = snapshot
+            if snapshot is not None:
+                self.strerror = f"snapshot {snapshot!r}: {self.strerror}"
+        return self
+
 
 class OutOfRangeError(_SystemError, ValueError):
     """An argument, offset or length that cannot be. Nothing was done."""

@@ -37,3 +37,10 @@ def check_buffer(buffer: Any, *, writable: bool = False) -> None:
         raise OutOfRangeError("the buffer's bytes do not lie one after the other; pass a contiguous copy")
     if writable and view.readonly:
         raise OutOfRangeError(f"a writable buffer is needed; this {type(buffer).__name__} is read-only")
+
+
+def check_rate(rate: int | None) -> int | None:
+    """A speed in bytes a second, at least 1; None is no limit. Raises OutOfRangeError."""
+    if rate is not None and whole_number(rate, "rate") < 1:
+        raise OutOfRangeError(f"a rate of {rate} bytes a second")
+    return rate

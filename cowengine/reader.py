@@ -18,6 +18,7 @@ from cowengine.volume import Volume
 
 if TYPE_CHECKING:
     import io
+    import threading
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.engine.engine import Engine
@@ -63,6 +64,18 @@ class SnapshotReader(Volume):
         snapshot = PinnedSnapshot(self._newest(lambda: Volume.get_snapshot(self, name_or_id)))
         snapshot.pin()
         return snapshot
+
+    def verify(
+        self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Report:  # fmt: skip
+        """Not possible: nothing keeps all snapshots in place. Raises BusyError; verify them one by one."""
+        self._path.check_state()
+        raise BusyError("the volume belongs to another process; verify its snapshots one by one", self.path)
+
+    def unsealed_bytes(self) -> int:
+        """See `Volume.unsealed_bytes`; as of the last look at the file."""
+        return self._newest(lambda: Volume.unsealed_bytes(self))
 
     def check(self) -> Report:
         """Not possible: the file does not stand still. Raises BusyError."""
@@ -135,6 +148,13 @@ class PinnedSnapshot(Snapshot):
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """See `Snapshot.pread_into`."""
         return self._read(lambda seen: seen.pread_into(buffer, offset))
+
+    def verify(
+        self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Report:  # fmt: skip
+        """See `Snapshot.verify`. What the owner sealed since it last wrote its checkpoint is not known here."""
+        return self._read(lambda seen: seen.verify(progress, rate=rate, stop=stop))
 
     def open(self) -> io.RawIOBase:
         """See `Snapshot.open`."""

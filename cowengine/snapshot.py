@@ -11,24 +11,28 @@ import json
 import os
 import re
 import struct
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
+from cowengine.engine.verifying import Verifying
 from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
 from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
 from cowengine.names import check_path, check_reason, shown
-from cowengine.ranges import check_buffer, check_range, whole_number
+from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.engine.engine import Engine
     from cowengine.engine.lineage import Lineage
+    from cowengine.engine.report import Report
     from cowengine.extents import ExtentArray
 
 _PAIR = struct.Struct("<QQ")
@@ -176,6 +180,8 @@ class Snapshot:
         except NotFoundError:
             self._require_data()
             raise
+        except CorruptionError as error:
+            raise error.found_in(engine.name, self._name) from None
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises as `pread`."""
@@ -190,6 +196,8 @@ class Snapshot:
         except NotFoundError:
             self._require_data()
             raise
+        except CorruptionError as error:
+            raise error.found_in(engine.name, self._name) from None
         except (TypeError, BufferError, ValueError):
             check_buffer(buffer, writable=True)
             raise
@@ -205,7 +213,27 @@ class Snapshot:
         """
         self._require_data()
         engine = self._engine
-        flatten_copy(engine, engine.lineage.root(self._id), self._size, check_path(raw_path))
+        try:
+            flatten_copy(engine, engine.lineage.root(self._id), self._size, check_path(raw_path))
+        except CorruptionError as error:
+            raise error.found_in(engine.name, self._name) from None
+
+    def verify(
+        self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Report:  # fmt: skip
+        """Reads every block of the snapshot from the disk and compares it with its seal, where it has one.
+
+        Blocks that are damaged or cannot be read are problems of the report, which name the volume, the snapshot, the
+        byte and the place in the file; `counts` has `blocks`, `verified`, `unsealed` and `damaged`. Runs in the
+        caller's thread, at most `rate` bytes a second, until the end or until `stop` is set; `progress` is called about
+        once a second with the report so far. Releases the GIL, holds nobody up. Raises NotFoundError once deleted,
+        CorruptionError where metadata is damaged, OutOfRangeError.
+        """
+        self._require_data()
+        verifying = Verifying(self._engine, check_rate(rate), stop, progress)
+        verifying.snapshot(self._id, whole=True)
+        return verifying.report
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(

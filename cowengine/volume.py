@@ -31,13 +31,15 @@ from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
+from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
-from cowengine.errors import NoSpaceError, NotFoundError, OutOfRangeError
+from cowengine.engine.verifying import Verifying, verify_all
+from cowengine.errors import CorruptionError, NoSpaceError, NotFoundError, OutOfRangeError
 from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
-from cowengine.ranges import check_buffer, check_range, whole_number
+from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, live_walk
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Volume(Closing):
         if cache_size is not None:
             memory.bound(engine, cache_size)
         engine.background = background
+        if background and not engine.read_only:
+            engine.sealer.look(engine)
         self._path, self._head = engine.path, engine.path.live  # one attribute away for the hot calls
 
     @classmethod
@@ -214,7 +218,10 @@ class Volume(Closing):
         if not plain or length <= 0 or offset < 0 or offset + length > self._head.size:
             path.check_state()
             offset, length = check_range(offset, length, self._head.size, "read")
-        return path.pread(length, offset)
+        try:
+            return path.pread(length, offset)
+        except CorruptionError as error:
+            raise error.found_in(self.path) from None
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
@@ -224,6 +231,8 @@ class Volume(Closing):
             if type(offset) is not int or offset < 0 or offset + length > self._head.size:
                 offset, length = check_range(offset, length, self._head.size, "read")
             return path.pread_into(buffer, offset, length)
+        except CorruptionError as error:
+            raise error.found_in(self.path) from None
         except (TypeError, BufferError, ValueError):
             check_buffer(buffer, writable=True)
             raise
@@ -244,6 +253,8 @@ class Volume(Closing):
             written = self.engine.space.retried(
                 error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset))
             )
+        except CorruptionError as error:
+            raise error.found_in(self.path) from None
         except (TypeError, BufferError, ValueError):
             check_buffer(data)
             raise
@@ -514,9 +525,42 @@ class Volume(Closing):
         lost, and `start=result.position` goes on. Releases the GIL. Raises OutOfRangeError and NoSpaceError.
         """
         start, _ = self._writable_range(start, 0, "compaction")
-        if rate is not None and whole_number(rate, "rate") < 1:
-            raise OutOfRangeError(f"a rate of {rate} bytes a second")
-        return compact(self.engine, start, rate, stop, progress)
+        try:
+            return compact(self.engine, start, check_rate(rate), stop, progress)
+        except CorruptionError as error:
+            raise error.found_in(self.path) from None
+
+    def seal(
+        self, *, rate: int | None = None, stop: threading.Event | None = None,
+        progress: Callable[[Sealing], None] | None = None,
+    ) -> Sealing:  # fmt: skip
+        """Makes the checksums, the seals, of what snapshots hold and is not sealed yet; then reads verify it.
+
+        It happens by itself in the background, slowly, unless that was forbidden; this does it in the caller's thread,
+        at most `rate` bytes a second, until the end or until `stop` is set. `progress` is called about once a second.
+        Durable when it returns; cut short, even by a crash, the next one goes on. Releases the GIL. Raises
+        OutOfRangeError, and NoSpaceError.
+        """
+        self.engine.require_writable()
+        return seal(self.engine, check_rate(rate), stop, progress)
+
+    def unsealed_bytes(self) -> int:
+        """Bytes of blocks that snapshots hold and nobody has sealed yet: whose rot would not be found.
+
+        Exact, by a walk over what the snapshots that are not sealed brought in.
+        """
+        self._path.check_state()
+        return unsealed_bytes(self.engine)
+
+    def verify(
+        self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Report:  # fmt: skip
+        """Verifies every block that any snapshot holds, each once; see `Snapshot.verify`."""
+        self._path.check_state()
+        verifying = Verifying(self.engine, check_rate(rate), stop, progress)
+        verify_all(verifying, self.engine)
+        return verifying.report
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes, in bytes where a name ends in _bytes.
@@ -532,6 +576,7 @@ class Volume(Closing):
                 "file_bytes": engine.io.size(engine.fd) if not engine.closed else 0,
                 "epoch": self.epoch,
                 "snapshots": engine.lineage.count() if not engine.closed else 0,
+                "snapshots_unsealed": len(engine.lineage.unsealed()),
                 "reclaims_pending": pending(engine) if not engine.closed else 0,
                 "log_used_bytes": engine.log.used,
                 "log_bytes": engine.log.size,

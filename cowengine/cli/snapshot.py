@@ -11,7 +11,8 @@ from cowengine.cli.address import open_snapshot, open_volume, split_snapshot
 from cowengine.cli.output import Document, Output, Rows, shown, shown_time, table
 from cowengine.cli.progress import Progress
 from cowengine.cli.sizes import shown_size, size
-from cowengine.cli.verb import DRY_RUN, PROGRESS, Noun, Options, argument
+from cowengine.cli.verb import DRY_RUN, PROGRESS, RATE, Noun, Options, argument
+from cowengine.cli.volume import emit_report
 from cowengine.errors import NotFoundError, OutOfRangeError
 
 if TYPE_CHECKING:
@@ -175,6 +176,23 @@ def rollback(options: Options, out: Output) -> None:
     else:
         text = f"rolled back to {target}; what was there is snapshot {shown(document['kept']['name'])}"
     out.emit(document, text)
+
+
+@NOUN.verb(
+    "verify",
+    "compare every block of a snapshot, on the disk, with its seal (exit code 4 if one is damaged)",
+    SNAPSHOT,
+    RATE,
+    PROGRESS,
+    examples=("cowengine snapshot verify disk.cow@monday", "cowengine snapshot verify disk.cow@monday --rate 50M"),
+)
+def verify(options: Options, out: Output) -> int:
+    with open_snapshot(options.snapshot, read_only=True) as (_, snapshot), out.progress("verifying") as meter:
+        total = int(snapshot.allocated_extents()[:, 1].sum())
+        report = snapshot.verify(
+            lambda done: meter.update(done.counts["blocks"] * snapshot.block_size, total), rate=options.rate
+        )
+    return emit_report(report, out, options.snapshot)
 
 
 @NOUN.verb(

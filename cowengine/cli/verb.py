@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cowengine.cli.output import Output
+from cowengine.cli.sizes import size
 
 Options = argparse.Namespace
 Run = Callable[[Options, Output], "int | None"]
@@ -56,6 +57,7 @@ class Noun:
 
 
 DRY_RUN = argument("--dry-run", action="store_true", help="only say what would be destroyed")
+RATE = argument("--rate", type=size, metavar="SIZE", help="at most so many bytes a second")
 PROGRESS = argument(
     "--progress",
     choices=("auto", "json", "none"),

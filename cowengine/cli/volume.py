@@ -11,7 +11,7 @@ from cowengine.cli import exits
 from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store
 from cowengine.cli.output import Document, Output, Rows, shown, table
 from cowengine.cli.sizes import shown_size, size
-from cowengine.cli.verb import DRY_RUN, Noun, Options, argument
+from cowengine.cli.verb import DRY_RUN, PROGRESS, RATE, Noun, Options, argument
 from cowengine.errors import BusyError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def check(options: Options, out: Output) -> int:
     "compact",
     "move blocks that snapshots displaced back to their places, for sequential reads",
     VOLUME,
-    argument("--rate", type=size, metavar="SIZE", help="at most so many bytes a second"),
+    RATE,
     START,
     examples=("cowengine volume compact disk.cow", "cowengine volume compact /srv/store:mail --rate 20M"),
 )
@@ -191,6 +191,39 @@ def compact(options: Options, out: Output) -> None:
         )
     document = {"path": options.volume, "moved_bytes": result.moved_bytes, "position": result.position}
     out.emit(document, f"{shown_size(result.moved_bytes)} moved in {shown(options.volume)}")
+
+
+@NOUN.verb(
+    "seal",
+    "make the checksums of what snapshots hold now, instead of in the background",
+    VOLUME,
+    RATE,
+    PROGRESS,
+    examples=("cowengine volume seal disk.cow", "cowengine volume seal /srv/store:mail --rate 20M --json"),
+)
+def seal(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=False) as volume, out.progress("sealing") as meter:
+        total = volume.unsealed_bytes()
+        result = volume.seal(rate=options.rate, progress=lambda done: meter.update(done.sealed_bytes, total))
+        document = {
+            "path": options.volume, "sealed_bytes": result.sealed_bytes, "snapshots": result.snapshots,
+            "unsealed_bytes": volume.unsealed_bytes(),
+        }  # fmt: skip
+    out.emit(document, f"{shown_size(result.sealed_bytes)} sealed in {shown(options.volume)}")
+
+
+@NOUN.verb(
+    "verify",
+    "compare every block that a snapshot holds, on the disk, with its seal (exit code 4 if one is damaged)",
+    VOLUME,
+    RATE,
+    PROGRESS,
+    examples=("cowengine volume verify disk.cow", "cowengine volume verify /srv/store:mail --rate 50M --json"),
+)
+def verify(options: Options, out: Output) -> int:
+    with open_volume(options.volume, read_only=True) as volume, out.progress("verifying") as meter:
+        report = volume.verify(lambda done: meter.update(done.counts["blocks"] * volume.block_size), rate=options.rate)
+    return emit_report(report, out, options.volume)
 
 
 def emit_report(report: Report, out: Output, what: str) -> int:

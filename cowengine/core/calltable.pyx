@@ -34,7 +34,7 @@ cdef uint64_t _size(void *path) noexcept nogil:
 
 
 cdef int _is_crowded(void *path) noexcept nogil:
-    return (<ReadPath>path).map.node_count > (<ReadPath>path).node_limit
+    return (<ReadPath>path).is_crowded()
 
 
 cdef int _descriptor(void *path) noexcept nogil:

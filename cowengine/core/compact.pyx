@@ -8,7 +8,7 @@ Invariants   I2, I3, I6, I18, I28 of docs/invariants.md.
 Threads      Any number; no lock is held during I/O, and none waited for with the GIL held.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cowengine.core.batch cimport BYTES_A_PIECE
@@ -20,11 +20,13 @@ from cowengine.core.status cimport check_status
 
 cdef enum:
     MOVE_BYTES = 1 << 20            # at most at one go
+    BLOCKS_MAX = MOVE_BYTES // NODE_BYTES
     LOOKS = 512                     # at the map while the mutex is held
 
 cdef struct move_t:
     plan_t plan                     # pieces: `slot` is the home, `old_slot` where the blocks lie
     uint64_t births[PIECES_MAX]
+    uint32_t seals[BLOCKS_MAX]      # of the blocks, where they lie now
     uint64_t position               # looked at so far: blocks before this one
 
 
@@ -64,7 +66,7 @@ cdef int move_run(DataPath path, Head head, move_t *move, char *buffer) noexcept
     path.mutex.release()
     if status != 0:
         return status
-    status = copy(path, plan, buffer)
+    status = copy(path, move, buffer)
     path.mutex.acquire_nogil()
     if status == 0:
         status = publish(path, head, move)
@@ -134,6 +136,9 @@ cdef int find_run(DataPath path, Head head, move_t *move) noexcept nogil:
         piece.first, piece.count, piece.slot, piece.old_slot = plan.end, count, home, slot_of(entry.target)
         piece.placed, piece.partial = True, False
         move.births[plan.count] = entry.birth
+        status = path.find_seals(piece.old_slot, count, move.seals + (plan.end - plan.first))
+        if status != 0:
+            return status
         plan.count += 1
         plan.end += count
     move.position = plan.end
@@ -168,19 +173,24 @@ cdef int can_move(DataPath path, Head head, uint64_t block, entry_t *entry, uint
     return status
 
 
-cdef int copy(DataPath path, plan_t *plan, char *buffer) noexcept nogil:
-    """Reads the pieces and writes them into their homes, which lie one behind the other. Holds no lock."""
+cdef int copy(DataPath path, move_t *move, char *buffer) noexcept nogil:
+    """Reads the pieces and writes them into their homes, which lie one behind the other. Holds no lock.
+
+    What is sealed is verified (SE4); the seal does not move along.
+    """
+    cdef plan_t *plan = &move.plan
     cdef piece_t *piece
-    cdef uint64_t at = 0, bytes
+    cdef uint64_t block, first
     cdef int i, status
     for i in range(plan.count):
         piece = &plan.pieces[i]
-        bytes = piece.count << path.block_shift
-        status = path.io.read_at(path.fd, buffer + at, bytes, piece.old_slot * NODE_BYTES)
+        first, block = piece.first - plan.first, piece.first << path.block_shift
+        status = path.read_blocks(
+            piece.old_slot, piece.count, move.seals + first, block, buffer + (first << path.block_shift))
         if status != 0:
             return status
-        at += bytes
-    return path.io.write_at(path.fd, buffer, at, plan.pieces[0].slot * NODE_BYTES)
+    return path.io.write_at(
+        path.fd, buffer, (plan.end - plan.first) << path.block_shift, plan.pieces[0].slot * NODE_BYTES)
 
 
 cdef int publish(DataPath path, Head head, move_t *move) noexcept nogil:

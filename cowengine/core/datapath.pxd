@@ -1,6 +1,6 @@
 """Reads, writes and the fence of one volume."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cowengine.core.batch cimport Batch
 from cowengine.core.radix cimport run_t
@@ -23,6 +23,7 @@ ctypedef struct piece_t:        # a part of one write: blocks that lie consecuti
     uint64_t count
     uint64_t slot
     uint64_t old_slot           # of a partly written block that is placed: what the rest of it is; 0: zeros
+    uint32_t old_seal           # of what lies there; 0: it is not sealed
     bint placed
     bint partial
 
@@ -70,4 +71,5 @@ cdef class DataPath(ReadPath):
                              uint64_t *done) noexcept nogil
     cdef int discard_some(self, Head head, uint64_t first, uint64_t end, uint64_t size,
                           uint64_t *done) noexcept nogil
+    cdef int use(self, uint64_t slot, uint64_t count) noexcept nogil
     cdef int resume_after(self, int status, uint64_t blocks) except -1

@@ -194,6 +194,10 @@ cdef class DataPath(ReadPath):
                 if partial:
                     count = 1
                     piece.old_slot = slot_of(entry.target)
+                    status = self.find_seals(piece.old_slot, 1, &piece.old_seal)
+                    if status != 0:
+                        self.unplace(plan)
+                        return status
                 elif tail != 0 and block + count > last:
                     count = last - block
                 status = self.place_run(plan, block, count, hole, &slot, &got)
@@ -303,7 +307,7 @@ cdef class DataPath(ReadPath):
         return 0
 
     cdef int write_partial(self, plan_t *plan, piece_t *piece, const char *data) noexcept nogil:
-        """Places a block of which only a part is new: the rest is copied from where it was (P2)."""
+        """Places a block of which only a part is new: the rest is copied from where it was (P2, SE4)."""
         cdef uint64_t base = (piece.first - plan.first) << self.block_shift
         cdef uint64_t start = max(base, plan.skip), stop = min(base + self.block_bytes, plan.skip + plan.length)
         cdef char *whole = <char *>malloc(self.block_bytes)
@@ -313,7 +317,7 @@ cdef class DataPath(ReadPath):
         if piece.old_slot == 0:
             memset(whole, 0, self.block_bytes)
         else:
-            status = self.io.read_at(self.fd, whole, self.block_bytes, piece.old_slot * NODE_BYTES)
+            status = self.read_block(piece.old_slot, piece.old_seal, piece.first << self.block_shift, whole)
         if status == 0:
             memcpy(whole + (start - base), data + (start - plan.skip), stop - start)
             status = self.io.write_at(self.fd, whole, self.block_bytes, piece.slot * NODE_BYTES)
@@ -539,7 +543,7 @@ cdef class DataPath(ReadPath):
             change.freed, change.freed_max, change.holder = &ignored, ~<size_t>0, &head.holder
             status = self.map.set_range(&head.link, 0, &change)
             if status == 0 and change.kind == KIND_RUN:
-                status = self.slots.set_used(change.slot, delta.count * self.slots_per_block, True)
+                status = self.use(change.slot, delta.count * self.slots_per_block)
             ignored.count = 0
             if status != 0:
                 break
@@ -549,7 +553,10 @@ cdef class DataPath(ReadPath):
         return inside
 
     def account(self, bytes deltas not None, bytes freed not None):
-        """Takes a committed record into the free map: what it placed is used, what it freed no longer (SM2)."""
+        """Takes a committed record into the free map: what it placed is used, what it freed no longer (SM2).
+
+        The seals of both end (SE3).
+        """
         cdef const char *raw = deltas
         cdef const char *raw_freed = freed
         cdef const delta_t *delta
@@ -560,13 +567,32 @@ cdef class DataPath(ReadPath):
         for i in range(len(deltas) // sizeof(delta_t)):
             delta = <const delta_t *>raw + i
             if status == 0 and kind_of(delta.target) == KIND_RUN:
-                status = self.slots.set_used(slot_of(delta.target), delta.count * self.slots_per_block, True)
+                status = self.use(slot_of(delta.target), delta.count * self.slots_per_block)
         for i in range(len(freed) // sizeof(run_t)):
             run = <const run_t *>raw_freed + i
             if status == 0:
                 status = self.slots.set_used(run.slot, run.count, False)
+            if status == 0:
+                status = self.seals.clear(run.slot, run.count)
         self.mutex.release()
         check_status(status, self.map)
+
+    cdef int use(self, uint64_t slot, uint64_t count) noexcept nogil:
+        """A record placed blocks here: the slots are used, and nobody sealed what they hold (SE3)."""
+        cdef int status = self.slots.set_used(slot, count, True)
+        return status if status != 0 else self.seals.clear(slot, count)
+
+    def free_runs(self, list runs not None):
+        """Runs of (slot, count) that a record in replay freed: no longer used, and their seals end (SE3)."""
+        cdef uint64_t slot, count
+        cdef int status = 0
+        self.slots.mark_used(runs, False)
+        self.mutex.acquire()
+        for slot, count in runs:
+            if status == 0:
+                status = self.seals.clear(slot, count)
+        self.mutex.release()
+        check_status(status, self.seals.tree)
 
     def dirty_nodes(self):
         """An upper bound of the map's nodes that a checkpoint would write now."""

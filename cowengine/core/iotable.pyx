@@ -200,9 +200,9 @@ cdef class IOTable:
         if status != 0:
             raise OSError(status, _os.strerror(status))
 
-    def forget(self, int fd):
-        """Drops the file's clean pages from the cache, so that reads show what the disk holds."""
-        _os.posix_fadvise(fd, 0, 0, _os.POSIX_FADV_DONTNEED)
+    def forget(self, int fd, uint64_t offset=0, uint64_t length=0):
+        """Drops clean pages of the file, or of a range of it, from the cache: reads show what the disk holds."""
+        _os.posix_fadvise(fd, offset, length, _os.POSIX_FADV_DONTNEED)
 
     def lock(self, int fd, bint exclusive, uint64_t start=0, uint64_t length=0):
         """Takes an open-file-description lock on a range of bytes, by default on all there can be.

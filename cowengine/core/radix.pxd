@@ -13,6 +13,7 @@ cdef enum:
     TREE_MAP = 1
     TREE_LINEAGE = 2
     TREE_FREE_MAP = 3
+    TREE_SEALS = 4
     TREE_NAMES = 5
 
 cdef enum:              # of a dirty node that was replaced
@@ -36,6 +37,7 @@ cdef enum:              # a status is 0, a positive errno, or one of these
     STATUS_POISONED = -8
     STATUS_HEADLESS = -10   # the live head is another process's
     STATUS_BEYOND = -11     # the volume became smaller than the range
+    STATUS_DAMAGED = -12    # a block is not what its seal says; status.pyx knows which
 
 ctypedef struct entry_t:
     uint64_t target

@@ -1,15 +1,17 @@
 """Reads of one volume."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cowengine.core.blockmap cimport BlockMap
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport link_t
 from cowengine.core.roots cimport Head, Root
+from cowengine.core.sealtable cimport SealTable
 
 cdef enum:
     EXTENTS_MAX = 64
+    SEALS_MAX = 1024            # blocks that one look at the map resolves where anything is sealed
 
 ctypedef struct extent_read_t:
     uint64_t slot               # 0: zeros
@@ -23,6 +25,7 @@ cdef class ReadPath:
     cdef Mutex mutex
     cdef readonly BlockMap map
     cdef readonly Head live
+    cdef readonly SealTable seals
     cdef int state              # 0, or the status that every call returns
     cdef readonly uint64_t block_bytes
     cdef int block_shift
@@ -31,8 +34,20 @@ cdef class ReadPath:
     cdef uint64_t readers[2]
     cdef readonly uint64_t bytes_read
     cdef public size_t node_limit       # `trim` is called when there are more nodes of the map in memory
+    cdef public size_t seal_limit       # the same for the table of seals
     cdef object trim
 
+    cdef bint is_crowded(self) noexcept nogil
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
     cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
                      uint64_t *covered) noexcept nogil
+    cdef int find_seals(self, uint64_t slot, uint64_t count, uint32_t *seals) noexcept nogil
+    cdef int expect(self, const extent_read_t *extents, int count, uint32_t *seals, bint *sealed) noexcept nogil
+    cdef uint64_t blocks_in(self, const extent_read_t *extent) noexcept nogil
+    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
+                         uint64_t offset) noexcept nogil
+    cdef int read_part(self, uint64_t slot, uint32_t seal, uint64_t offset, char *data, uint64_t skip,
+                       uint64_t length) noexcept nogil
+    cdef int read_blocks(self, uint64_t slot, uint64_t count, const uint32_t *seals, uint64_t offset,
+                         char *data) noexcept nogil
+    cdef int read_block(self, uint64_t slot, uint32_t seal, uint64_t offset, char *whole) noexcept nogil

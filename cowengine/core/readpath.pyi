@@ -6,13 +6,17 @@ from typing_extensions import Buffer, disjoint_base
 from cowengine.core.blockmap import BlockMap
 from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Head, Root
+from cowengine.core.sealtable import SealTable
 
 @disjoint_base
 class ReadPath:
     node_limit: int
+    seal_limit: int
     def __new__(cls, io: IOTable, fd: int, fold: int, block_shift: int, *args: object) -> Self: ...
     @property
     def live(self) -> Head: ...
+    @property
+    def seals(self) -> SealTable: ...
     @property
     def io(self) -> IOTable: ...
     @property

@@ -6,6 +6,7 @@ eras of reads.
 Invariant (docs/invariants.md)
     I5   A slot that a read may still need is not given out: readers register in an era, and a freed slot waits two
          eras.
+    SE4  Whoever reads a sealed block verifies it.
 
 Threads   Any number. The mutex guards all state; it is never held during the I/O of data, and never waited for with the
           GIL held.
@@ -14,20 +15,23 @@ Threads   Any number. The mutex guards all state; it is never held during the I/
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, extent_t, walk_t
+from cowengine.core.checksum cimport ce_seal
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.radix cimport (
-    NODE_BYTES, STATUS_BEYOND, STATUS_STOPPED, TREE_MAP, entry_t, link_t, slot_of,
+    NODE_BYTES, STATUS_BEYOND, STATUS_CORRUPT, STATUS_MEMORY, STATUS_STOPPED, TREE_MAP, entry_t, link_t, slot_of,
 )
 from cowengine.core.roots cimport Head, Root
-from cowengine.core.status cimport check_status
+from cowengine.core.sealtable cimport SealTable
+from cowengine.core.status cimport check_status, damaged
 
 cdef enum:
+    VERIFY_BYTES = 256 << 10        # read, then verified while the cache has them
     WALK_NODES = 64                 # visited while the mutex is held
     WALK_EXTENTS = 4096
 
@@ -43,8 +47,9 @@ cdef class ReadPath:
         self.mutex = Mutex()
         self.map = BlockMap(io, fd, TREE_MAP, fold, 8, self.slots_per_block, <uint64_t>1 << 47)
         self.live = Head(self.map, self.mutex, 0, block_shift)
+        self.seals = SealTable(io, fd, fold)
         self.era = 2
-        self.node_limit = <size_t>-1
+        self.node_limit = self.seal_limit = <size_t>-1
 
     def root_at(self, bytes pointer not None):
         """The root of the map that a pointer of 32 bytes leads to."""
@@ -61,6 +66,10 @@ cdef class ReadPath:
         if self.state != 0:
             check_status(self.state, self.map)
 
+    cdef bint is_crowded(self) noexcept nogil:
+        """Whether more nodes are in memory than should be."""
+        return self.map.node_count > self.node_limit or self.seals.tree.node_count > self.seal_limit
+
     # -- bytes ---------------------------------------------------------------------------------------------------------
     def pread(self, uint64_t length, uint64_t offset, Root root=None):
         """Bytes of the live volume, or of another root; the range was checked. The GIL is released."""
@@ -72,7 +81,7 @@ cdef class ReadPath:
         with nogil:
             status = self.read(root, data, length, offset)
         check_status(status, self.map)
-        if self.map.node_count > self.node_limit:
+        if self.is_crowded():
             self.trim()
         return result
 
@@ -89,7 +98,7 @@ cdef class ReadPath:
             status = self.read(root, <char *>view.buf, length, offset)
         PyBuffer_Release(&view)
         check_status(status, self.map)
-        if self.map.node_count > self.node_limit:
+        if self.is_crowded():
             self.trim()
         return length
 
@@ -138,18 +147,26 @@ cdef class ReadPath:
         return slot_of(entry.target), count
 
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
-        """Reads a range; the mutex is held only to find where it lies (I5)."""
+        """Reads a range; the mutex is held only to find where it lies, and what is sealed there (I5, I42)."""
         cdef extent_read_t extents[EXTENTS_MAX]
-        cdef uint64_t covered, era
+        cdef uint32_t seals[SEALS_MAX]
+        cdef uint32_t *expected
+        cdef uint64_t covered, era, wanted
+        cdef bint sealed = False
         cdef int i, count, status
         while length > 0:
+            wanted = length
             self.mutex.acquire_nogil()
             root.used = True
             status = self.state if self.state != 0 else root.state
             if status == 0 and offset + length > root.size:
                 status = STATUS_BEYOND
+            if not self.seals.is_empty():
+                wanted = min(length, (<uint64_t>SEALS_MAX << self.block_shift) - (offset & (self.block_bytes - 1)))
             if status == 0:
-                status = self.resolve(&root.link, offset, length, extents, &count, &covered)
+                status = self.resolve(&root.link, offset, wanted, extents, &count, &covered)
+            if status == 0:
+                status = self.expect(extents, count, seals, &sealed)
             era = self.era
             if status == 0:
                 self.readers[era & 1] += 1
@@ -157,21 +174,118 @@ cdef class ReadPath:
             self.mutex.release()
             if status != 0:
                 return status
+            expected = seals
             for i in range(count):
                 if extents[i].slot == 0:
                     memset(data, 0, extents[i].length)
+                elif sealed:
+                    if status == 0:
+                        status = self.read_sealed(&extents[i], expected, data, offset)
+                    expected += self.blocks_in(&extents[i])
                 elif status == 0:
                     status = self.io.read_at(
                         self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
                 data += extents[i].length
+                offset += extents[i].length
             self.mutex.acquire_nogil()
             self.readers[era & 1] -= 1
             self.mutex.release()
             if status != 0:
                 return status
-            offset += covered
             length -= covered
         return 0
+
+    # -- seals ---------------------------------------------------------------------------------------------------------
+    cdef uint64_t blocks_in(self, const extent_read_t *extent) noexcept nogil:
+        """How many blocks an extent touches."""
+        return (extent.skip + extent.length + self.block_bytes - 1) >> self.block_shift
+
+    cdef int find_seals(self, uint64_t slot, uint64_t count, uint32_t *seals) noexcept nogil:
+        """The seals, or 0, of some blocks that lie in a row from `slot` on. The mutex is held."""
+        cdef int status = self.seals.find(slot, count, self.slots_per_block, seals)
+        if status == STATUS_CORRUPT:
+            self.map.damaged_slot = self.seals.tree.damaged_slot    # for the error, which asks the map
+        return status
+
+    cdef int expect(self, const extent_read_t *extents, int count, uint32_t *seals, bint *sealed) noexcept nogil:
+        """The seals of the blocks of some extents, in their order; `sealed` says that there are any.
+
+        The mutex is held.
+        """
+        cdef uint64_t blocks, block
+        cdef int i, status
+        sealed[0] = False
+        if self.seals.is_empty():
+            return 0
+        for i in range(count):
+            if extents[i].slot != 0:
+                blocks = self.blocks_in(&extents[i])
+                status = self.find_seals(extents[i].slot, blocks, seals)
+                if status != 0:
+                    return status
+                for block in range(blocks):
+                    sealed[0] = sealed[0] or seals[block] != 0
+                seals += blocks
+        return 0
+
+    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
+                         uint64_t offset) noexcept nogil:
+        """Reads an extent, which begins at byte `offset` of the volume, and verifies what is sealed of it (SE4)."""
+        cdef uint64_t done = 0, block, into, bytes, slot
+        cdef int status = 0
+        while done < extent.length and status == 0:
+            block = (extent.skip + done) >> self.block_shift
+            into = (extent.skip + done) & (self.block_bytes - 1)
+            slot = extent.slot + block * self.slots_per_block
+            if into != 0 or extent.length - done < self.block_bytes:
+                bytes = min(self.block_bytes - into, extent.length - done)
+                status = self.read_part(slot, seals[block], offset + done - into, data + done, into, bytes)
+            else:
+                bytes = min(extent.length - done, max(<uint64_t>VERIFY_BYTES, self.block_bytes))
+                bytes &= ~(self.block_bytes - 1)
+                status = self.read_blocks(
+                    slot, bytes >> self.block_shift, seals + block, offset + done, data + done)
+            done += bytes
+        return status
+
+    cdef int read_part(self, uint64_t slot, uint32_t seal, uint64_t offset, char *data, uint64_t skip,
+                       uint64_t length) noexcept nogil:
+        """Reads a part of a block, and verifies the whole if it is sealed."""
+        cdef char *whole
+        cdef int status
+        if seal == 0:
+            return self.io.read_at(self.fd, data, length, slot * NODE_BYTES + skip)
+        whole = <char *>malloc(self.block_bytes)
+        if whole == NULL:
+            return STATUS_MEMORY
+        status = self.read_block(slot, seal, offset, whole)
+        if status == 0:
+            memcpy(data, whole + skip, length)
+        free(whole)
+        return status
+
+    cdef int read_blocks(self, uint64_t slot, uint64_t count, const uint32_t *seals, uint64_t offset,
+                         char *data) noexcept nogil:
+        """Reads whole blocks that lie in a row, and verifies those that are sealed, where they were read to.
+
+        Another thread may have changed those bytes since: what does not fit is read again, where nobody else sees it.
+        """
+        cdef uint64_t i
+        cdef int status = self.io.read_at(self.fd, data, count << self.block_shift, slot * NODE_BYTES)
+        for i in range(count):
+            if status == 0 and seals[i] != 0 and seals[i] != ce_seal(
+                    data + (i << self.block_shift), self.block_bytes, slot + i * self.slots_per_block, False):
+                status = self.read_part(
+                    slot + i * self.slots_per_block, seals[i], offset + (i << self.block_shift),
+                    data + (i << self.block_shift), 0, self.block_bytes)
+        return status
+
+    cdef int read_block(self, uint64_t slot, uint32_t seal, uint64_t offset, char *whole) noexcept nogil:
+        """Reads a block, which lies at byte `offset` of the volume, into memory of our own; verifies it if sealed."""
+        cdef int status = self.io.read_at(self.fd, whole, self.block_bytes, slot * NODE_BYTES)
+        if status == 0 and seal != 0 and ce_seal(whole, self.block_bytes, slot, False) != seal:
+            status = damaged(slot, offset)
+        return status
 
     def turn_era(self):
         """Moves to the next era if no read of the one before the current is left; returns the current era.
@@ -215,7 +329,7 @@ cdef class ReadPath:
                     if status == 0:
                         status = self.map.walk(&root.link, 0, &walk)
                     self.mutex.release()
-                if self.map.node_count > self.node_limit:
+                if self.is_crowded():
                     self.trim()
                 if walk.count == walk.room and status == STATUS_STOPPED:
                     result += (<const char *>walk.extents)[:(walk.count - 1) * sizeof(extent_t)]

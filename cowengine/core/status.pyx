@@ -3,15 +3,31 @@
 The names of the file and the snapshot are added by whoever knows them; the kernels know neither.
 """
 
+from libc.stdint cimport uint64_t
+
 import os as _os
 import errno as _errno
 
 from cowengine.core.radix cimport (
-    STATUS_ABSENT, STATUS_BEYOND, STATUS_CORRUPT, STATUS_GONE, STATUS_HEADLESS, STATUS_MEMORY, STATUS_POISONED, Tree,
+    STATUS_ABSENT, STATUS_BEYOND, STATUS_CORRUPT, STATUS_DAMAGED, STATUS_GONE, STATUS_HEADLESS, STATUS_MEMORY,
+    STATUS_POISONED, Tree,
 )
 
 from cowengine import errors
 from cowengine.core.iotable cimport STATUS_SHORT
+
+cdef extern from *:
+    """
+    static _Thread_local uint64_t ce_damaged_slot, ce_damaged_offset;
+    """
+    uint64_t ce_damaged_slot, ce_damaged_offset
+
+
+cdef int damaged(uint64_t slot, uint64_t offset) noexcept nogil:
+    """Notes, for this thread, which block is not what its seal says; returns the status that means so."""
+    global ce_damaged_slot, ce_damaged_offset
+    ce_damaged_slot, ce_damaged_offset = slot, offset
+    return STATUS_DAMAGED
 
 
 cdef int check_status(int status, Tree tree) except -1:
@@ -22,6 +38,10 @@ cdef int check_status(int status, Tree tree) except -1:
         raise errors.CorruptionError(
             f"metadata is damaged: slot {tree.damaged_slot} of the file does not hold the node that belongs there",
             offset=tree.damaged_slot * 4096)
+    if status == STATUS_DAMAGED:
+        raise errors.CorruptionError(
+            f"the block at byte {ce_damaged_offset} in slot {ce_damaged_slot}, byte {ce_damaged_slot * 4096} of the "
+            "file, does not hold what was sealed there", offset=ce_damaged_offset)
     if status == STATUS_SHORT:
         raise errors.CorruptionError("the file ends before a block that it maps: it was cut short")
     if status == STATUS_MEMORY:

@@ -19,6 +19,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.check_names import check_names
 from cowengine.engine.check_replay import Replay, is_given_up
+from cowengine.engine.check_seals import after_records, check_sealed, check_seals, sealed_slots
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
@@ -49,6 +50,7 @@ from cowengine.format import (
     TREE_FREE_MAP,
     TREE_MAP,
     TREE_NAMES,
+    TREE_SEALS,
     LineageRecord,
     Pointer,
     Record,
@@ -138,6 +140,8 @@ class _State:
     nodes: dict[int, Place]
     blobs: dict[int, int]
     """Slot of a metadata blob -> id."""
+    extents: list[Extent]
+    """Of blocks."""
 
 
 class _Check:
@@ -165,6 +169,7 @@ class _Check:
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
         check_names(self.trees, self.sb, lineage, self.problems)
+        sealed = sealed_slots(self.trees, self.sb.seal_root)
         home_shifts = {slot - first_block * self.block_slots for slot, _, first_block in self.homes}
         replay = Replay(lineage, self.sb.next_id, self.block_slots, home_shifts, self.problems)
         if 0 not in lineage or lineage[0].kind != LINEAGE_HEAD:
@@ -173,6 +178,8 @@ class _Check:
         replay.members[0].record.epoch = max(lineage[0].epoch, 0 if records else self.sb.epoch)
         self._check_members(replay)
         base = self._state(replay)
+        check_seals(sealed, base.extents, self.block_slots, replay.frozen, replay.where, self.problems)
+        check_sealed(self.trees, lineage, sealed, self.sb.sealed_below, self.problems)
         self._check_sizes(lineage)
         self._check_blobs(lineage)
         old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}
@@ -188,9 +195,12 @@ class _Check:
             self._check_members(replay)
             self.trees.nodes = {}
             final = self._state(replay)
+            sealed = after_records(sealed, records)
+            check_seals(sealed, final.extents, self.block_slots, replay.frozen, replay.where, self.problems)
             slots = self._used_after(used, records, optional)
             self._compare_after(slots, base, final, optional, records, replay)
         self._count(replay, base, final, slots, records)
+        self.counts["sealed"] = len(sealed)
 
     # --- the log ---------------------------------------------------------------------------------------------------
 
@@ -373,7 +383,7 @@ class _Check:
             runs.append((slot, slot + count * self.block_slots))
         runs = merge(runs)
         blobs = {m.record.metadata_slot: i for i, m in replay.members.items() if m.record.metadata_slot}
-        state = _State(runs, dict(self.trees.nodes), blobs)
+        state = _State(runs, dict(self.trees.nodes), blobs, extents)
         self._check_apart(state, replay.where)
         return state
 
@@ -417,6 +427,7 @@ class _Check:
         if other is None or _roots(other) == _roots(self.sb):
             return {}
         quiet = self._quiet_trees()
+        quiet.leaves(TREE_SEALS, other.seal_root)
         quiet.leaves(TREE_FREE_MAP, other.free_map_root)
         if other.name_root.kind == POINTER_NODE:
             quiet.leaves(TREE_NAMES, other.name_root)
@@ -500,7 +511,7 @@ class _Check:
 
 
 def _roots(sb: Superblock) -> tuple[Pointer, ...]:
-    return sb.lineage_root, sb.free_map_root, sb.name_root
+    return sb.lineage_root, sb.free_map_root, sb.seal_root, sb.name_root
 
 
 def _forked_anchors(records: dict[int, LineageRecord]) -> set[int]:

@@ -228,6 +228,11 @@ class Replay:
         del self.members[record.id]
         self.dropped[record.id] = record.parent
 
+    @property
+    def frozen(self) -> int:
+        """The last epoch that was ever frozen on any head."""
+        return max(member.record.frozen for member in self.members.values())
+
     def settle_parents(self) -> None:
         """Gives children of dropped snapshots their parents: once at the end, as there may be many of both."""
         for member in self.members.values():

@@ -31,6 +31,7 @@ from cowengine.format import (
     TREE_LINEAGE,
     TREE_MAP,
     TREE_NAMES,
+    TREE_SEALS,
     LineageRecord,
     Pointer,
     decode_lineage,
@@ -39,7 +40,13 @@ from cowengine.format import (
     span,
 )
 
-WORDS = {TREE_MAP: "map", TREE_LINEAGE: "lineage", TREE_FREE_MAP: "free map", TREE_NAMES: "names"}
+WORDS = {
+    TREE_MAP: "map",
+    TREE_LINEAGE: "lineage",
+    TREE_FREE_MAP: "free map",
+    TREE_SEALS: "seals",
+    TREE_NAMES: "names",
+}
 PROBLEMS_MAX = 200
 
 Extent = tuple[int, int, int, int]

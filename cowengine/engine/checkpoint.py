@@ -1,8 +1,8 @@
 """The checkpoint: the trees on disk catch up with the log, and the log can be recycled.
 
-Order (I11, I12): commit; nodes of the map, of the lineage table, of the index of names and of the free map to slots
-that no checkpoint uses; barrier; superblock to the older slot; barrier. Only then is anything recycled, and never what
-the older of the two superblocks needs.
+Order (I11, I12): commit; nodes of the map, of the lineage table, of the index of names, of the seals and of the free
+map to slots that no checkpoint uses; barrier; superblock to the older slot; barrier. Only then is anything recycled,
+and never what the older of the two superblocks needs.
 
 Running out of space before the superblock leaves everything as it was: the log still holds all, and a later checkpoint
 goes on. Only the index of names is given up for that, as nothing needs it.
@@ -17,7 +17,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.engine import memory
 from cowengine.engine.allocator import Run
 from cowengine.errors import NoSpaceError
-from cowengine.format import POINTER_NODE, SLOT_BYTES, TREE_NAMES, Pointer, Superblock, blob_seed
+from cowengine.format import FEATURE_SEALS, HOLE, POINTER_NODE, SLOT_BYTES, TREE_NAMES, Pointer, Superblock, blob_seed
 
 if TYPE_CHECKING:
     from cowengine.core.roots import Root
@@ -51,6 +51,7 @@ def _checkpoint(engine: Engine, clean: bool) -> None:
         _write_metadata(engine)
         _write_lineage(engine, Pointer.decode(root.pointer))
         _write_names(engine)
+        _write_seals(engine)
         _write_free_map(engine)
         engine.barrier()
         engine.write_superblock(_superblock(engine, clean))
@@ -58,12 +59,15 @@ def _checkpoint(engine: Engine, clean: bool) -> None:
 
 
 def _superblock(engine: Engine, clean: bool) -> Superblock:
-    log = engine.log
+    log, sb, seal_root = engine.log, engine.superblock, Pointer.decode(engine.seals.pointer)
+    features = sb.features_incompatible | (FEATURE_SEALS if seal_root != HOLE else 0)
     return replace(
-        engine.superblock, clean=clean, base_sequence=log.sequence, base_checksum=log.checksum,
+        sb, clean=clean, features_incompatible=features, seal_root=seal_root,
+        base_sequence=log.sequence, base_checksum=log.checksum,
         base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
         epoch=engine.path.live.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
-        needs_store=engine.superblock.needs_store and not clean,
+        needs_store=sb.needs_store and not clean,
+        sealed_below=engine.lineage.sealed_before(),
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
         **engine.lineage.names.superblock_fields(), **engine.space.superblock_fields(),
     )  # fmt: skip
@@ -100,7 +104,8 @@ def _write_lineage(engine: Engine, head_root: Pointer) -> None:
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
     with engine.undivided():
-        engine.table.flush(runs)
+        left = engine.table.flush(runs)
+        assert not left, "SM2: the free map counts slots that no node took"
     engine.superseded += engine.table.take_superseded()
     engine.superseded += engine.lineage.dropped_slots
     engine.lineage.dropped_slots = []
@@ -115,7 +120,8 @@ def _write_names(engine: Engine) -> None:
     engine.path.slots.mark_used(runs)
     names.written += runs
     with engine.undivided():
-        names.table.flush(runs)
+        left = names.table.flush(runs)
+        assert not left, "SM2: the free map counts slots that no node took"
     engine.superseded += names.table.take_superseded()
 
 
@@ -129,6 +135,17 @@ def _slots_of_index(engine: Engine, root: Pointer, written: list[Run]) -> list[R
     slots = set(trees.nodes).union(*(range(slot, slot + count) for slot, count in written))
     slots.difference_update(*(range(slot, slot + count) for slot, count in (*engine.superseded, *engine.retired)))
     return engine.path.slots.used_slots([(slot, 1) for slot in sorted(slots)])
+
+
+def _write_seals(engine: Engine) -> None:
+    """The table of seals; nodes without any seal left take no slot."""
+    seals = engine.seals
+    taken = engine.allocator.take(seals.dirty_nodes())
+    with engine.undivided():
+        left = seals.flush(taken)
+    engine.path.slots.mark_used(without(taken, left))
+    engine.superseded += seals.take_superseded()
+    engine.allocator.give_back(left)
 
 
 def _write_free_map(engine: Engine) -> None:
@@ -152,7 +169,8 @@ def _write_free_map(engine: Engine) -> None:
         engine.allocator.recycle(taken)
         raise
     with engine.undivided():
-        free_map.flush(taken)
+        left = free_map.flush(taken)
+        assert not left, "SM2: the free map counts slots that no node took"
 
 
 def _recycle(engine: Engine) -> None:

@@ -32,6 +32,7 @@ from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.log import CommitLog
+from cowengine.engine.sealing import Sealer
 from cowengine.engine.space import Space
 from cowengine.engine.usage import Amount
 from cowengine.errors import (
@@ -116,6 +117,7 @@ class Engine:
         self.left_store = False  # it may have been written to without its store since that store's last set
         self.background = True  # timers and worker threads may be used
         self.free_map = PagedTable(self.path, self.path.slots.used)
+        self.seals = PagedTable(self.path, self.path.seals.tree)
         self.table = lineage_table(self.path, self.fold)
         self.lineage = Lineage(self.path, self.table, self.fold, sb)
         self.bound(file_slots)
@@ -137,6 +139,7 @@ class Engine:
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
+        self.sealer = Sealer(self)
         self.cache_nodes = 0
         memory.bound(self, memory.CACHE_BYTES)
         self.amounts: dict[tuple[object, ...], Amount] = {}  # of space, found by walks: see usage.py
@@ -228,7 +231,8 @@ class Engine:
         self.path.check_state()
         log = self.log
         interval = (log.size - 2 * log.record_max) // 2 - 2 * log.record_max
-        due = log.position - self.bases[1] > interval or self.path.dirty_nodes() > DIRTY_NODES_MAX
+        dirty = self.path.dirty_nodes() + self.seals.dirty_nodes()
+        due = log.position - self.bases[1] > interval or dirty > DIRTY_NODES_MAX
         needed = log.record_max * (1 if for_delete else 2)
         if not due and log.fits(needed):
             return
@@ -347,6 +351,8 @@ class Engine:
         record = self.lineage.take(event, root, self.path.live.size)
         self.lineage.set_holder()
         self.counters["snapshots_taken"] += 1
+        if self.background:
+            self.sealer.wake()
         return record
 
     def live_snapshot(self, number: int) -> LineageRecord:
@@ -489,6 +495,7 @@ class Engine:
 
     def close(self) -> None:
         """Commits what is open and marks the file as cleanly closed; the descriptor is closed in any case."""
+        self.sealer.stop()
         with self.lock:
             if self.closed:
                 return
@@ -518,6 +525,7 @@ class Engine:
     def abandon(self) -> None:
         """In the child of a fork: the volume is the parent's; its descriptor is closed here, nothing else."""
         self.closed = True
+        self.sealer.abandon()
         self.lock = threading.RLock()  # a thread of the parent may have held the old one
         try:
             os.close(self.fd)

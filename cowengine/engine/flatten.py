@@ -16,6 +16,7 @@ from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
 from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
+from cowengine.engine.verifying import require_undamaged
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, NotFoundError
 from cowengine.format import SLOT_BYTES
 from cowengine.format.intent import Intent
@@ -45,7 +46,7 @@ def flatten_in_place(engine: Engine) -> None:
                 _turn(engine, header)
         finally:
             engine.path.resume()
-        engine.close()
+    engine.close()
 
 
 def _header(engine: Engine) -> int:
@@ -175,9 +176,11 @@ def _copy(engine: Engine, root: Root | None, size: int, fd: int) -> None:
 
 def _copy_run(engine: Engine, root: Root | None, source: int, fd: int, start: int, end: int) -> None:
     """Bytes [start, end) of the volume, which lie in a row from `source` on."""
-    at = start
+    at, block_bytes = start, engine.path.block_bytes
     while at < end:
-        done = engine.io.copy_range(engine.fd, source + at - start, fd, at, min(end - at, SHARE_BYTES))
+        stop = min(end, at + SHARE_BYTES)
+        require_undamaged(engine, root or engine.path.live, at // block_bytes, -(-stop // block_bytes))  # SE4
+        done = engine.io.copy_range(engine.fd, source + at - start, fd, at, stop - at)
         if done == 0:
             data = engine.path.pread(min(end - at, COPY_BYTES), at, root)
             engine.io.pwrite(fd, data, at)

@@ -25,6 +25,7 @@ from cowengine.format import (
     LINEAGE_EMPTY,
     LINEAGE_HEAD,
     LINEAGE_HELD,
+    LINEAGE_SEALED,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     NONE_ID,
@@ -49,6 +50,11 @@ HEAD_ID = 0
 _EMPTY_LEAF = bytes(RECORDS_PER_LEAF * LINEAGE_BYTES)
 
 
+def is_readable(flags: int) -> bool:
+    """Whether the bytes of a snapshot with these flags can be read."""
+    return not flags & (LINEAGE_DELETED | LINEAGE_ANCHOR)
+
+
 class Lineage:
     """Records by id; `names` finds them."""
 
@@ -60,6 +66,8 @@ class Lineage:
         self.names = Names(self, path, fold, superblock)
         self._records: dict[int, LineageRecord] = {}
         self._leaves: set[int] = set()
+        self.sealed_below = superblock.sealed_below
+        self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
@@ -97,9 +105,12 @@ class Lineage:
                 self._records[number] = record
         self._leaves.add(leaf)  # last: another thread may be looking for one of them
 
-    def essentials(self) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
-        """Kind, flags, parent, epoch and name of every record, by id. Full decoding would take ten times as long."""
-        for leaf in self._all_leaves():
+    def essentials(self, start: int = 0) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
+        """Kind, flags, parent, epoch and name of every record, by id, from the leaf of id `start` on.
+
+        Full decoding would take ten times as long.
+        """
+        for leaf in self._all_leaves(start // RECORDS_PER_LEAF):
             first = leaf * RECORDS_PER_LEAF
             page = None if leaf in self._leaves else self._table.read(first)
             for number, essentials in enumerate(iter_essentials(page or _EMPTY_LEAF), first):
@@ -109,10 +120,10 @@ class Lineage:
                 elif essentials[0] and number not in self._changed:
                     yield number, essentials
 
-    def _all_leaves(self) -> list[int]:
-        """Numbers of the leaves that hold a record, ascending. Ids may be far apart."""
-        leaves = {number // RECORDS_PER_LEAF for number in self._records}
-        key = self._table.next(0)
+    def _all_leaves(self, start: int = 0) -> list[int]:
+        """Numbers of the leaves from `start` on that hold a record, ascending. Ids may be far apart."""
+        leaves = {leaf for number in self._records if (leaf := number // RECORDS_PER_LEAF) >= start}
+        key = self._table.next(start * RECORDS_PER_LEAF)
         while key is not None and key < self.next_id:
             leaves.add(key // RECORDS_PER_LEAF)
             key = self._table.next(key + RECORDS_PER_LEAF)
@@ -280,6 +291,8 @@ class Lineage:
         self._changed.add(event.id)
         self.next_id = max(self.next_id, event.id + 1)
         self.names.add(record)
+        if self._unsealed is not None:
+            self._unsealed[event.id] = None
         self.stand(event.id)
         return record
 
@@ -304,14 +317,61 @@ class Lineage:
         record = self._known(number)
         if not record.flags & LINEAGE_DELETED:
             self.names.remove(record)
+        self._end_reading(record)
         record.flags |= LINEAGE_DELETED
         self._give_up(number)
 
     def anchor(self, number: int) -> None:
         """Marks a snapshot as an anchor; it holds its data until that is given back."""
         self.names.prepare()
-        self._known(number).flags |= LINEAGE_ANCHOR
+        record = self._known(number)
+        self._end_reading(record)
+        record.flags |= LINEAGE_ANCHOR
         self._give_up(number)
+
+    # -- seals --------------------------------------------------------------------------------------------------------
+    def unsealed(self) -> dict[int, None]:
+        """The readable snapshots that are not sealed; from the first call after an open on, kept in memory."""
+        if self._unsealed is None:
+            self._unsealed = {
+                number: None
+                for number, (kind, flags, *_) in self.essentials(self.sealed_below)
+                if kind == LINEAGE_SNAPSHOT and is_readable(flags) and not flags & LINEAGE_SEALED
+            }
+        return self._unsealed
+
+    def sealed_before(self) -> int:
+        """All readable snapshots with a smaller id are sealed: for the superblock."""
+        if self._unsealed is not None:
+            self.sealed_below = min(self._unsealed, default=self.next_id)
+        return self.sealed_below
+
+    def seal(self, number: int) -> None:
+        """All that a readable snapshot has and its nearest readable ancestor has not is sealed."""
+        record = self._known(number)
+        assert is_readable(record.flags), "SE1: only what can be read is sealed"
+        record.flags |= LINEAGE_SEALED
+        self.unsealed().pop(number, None)
+        self._changed.add(number)
+
+    def _end_reading(self, record: LineageRecord) -> None:
+        """A snapshot is readable no longer: what it had not sealed is what others have not sealed now (I41)."""
+        if self._unsealed is not None:
+            self._unsealed.pop(record.id, None)
+        if not is_readable(record.flags) or record.flags & LINEAGE_SEALED:
+            return
+        queue = list(self.children(record.id))
+        while queue:
+            above = self.get(queue.pop())
+            assert above is not None
+            if above.kind == LINEAGE_SNAPSHOT and not is_readable(above.flags):
+                queue += self.children(above.id)
+            elif above.flags & LINEAGE_SEALED:
+                above.flags &= ~LINEAGE_SEALED
+                self.sealed_below = min(self.sealed_below, above.id)
+                if self._unsealed is not None:
+                    self._unsealed[above.id] = None
+                self._changed.add(above.id)
 
     def _give_up(self, number: int) -> None:
         """Nobody reads this snapshot from now on, and its space is to be given back."""
@@ -380,6 +440,11 @@ class Lineage:
         """The epoch of the nearest ancestor that holds data; 0 if there is none."""
         record = self.holder(number)
         return 0 if record is None else record.epoch
+
+    def readable_before(self, number: int) -> int:
+        """The epoch of the nearest ancestor of a snapshot that can be read; 0 if there is none."""
+        above = islice(self.ancestors(number), 1, None)
+        return next((record.epoch for record in above if is_readable(record.flags)), 0)
 
     def set_holder(self) -> None:
         """Tells the data path what holds the live head's blocks.

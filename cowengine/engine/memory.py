@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NODE_BYTES = 4608  # of memory: the node, its header, and a leaf's share of the tables of children above it
 CACHE_BYTES = 64 << 20
 CACHE_BYTES_MIN = 1 << 20
+SHARE_OF_SEALS = 4  # the seals of a block take a quarter of what its map does
 SHARE_OF_TABLES = 16  # the lineage table, the index of names and the two bitmaps may each take one part in so many
 
 
@@ -54,6 +55,10 @@ def trim_locked(engine: Engine) -> None:
         _trim_map(engine, limit - limit // 4)
     # What cannot go (it is dirty, or just being read) must not make every read try again.
     path.node_limit = max(limit, path.map.node_count + limit // 4)
+    seal_limit = limit // SHARE_OF_SEALS
+    if engine.seals.nodes() > seal_limit:
+        engine.seals.unload()
+    path.seal_limit = max(seal_limit, engine.seals.nodes() + seal_limit // 4)
     if engine.table.nodes() > limit // SHARE_OF_TABLES:
         engine.table.unload()
     if engine.lineage.names.table.nodes() > limit // SHARE_OF_TABLES:
@@ -73,5 +78,6 @@ def _trim_map(engine: Engine, keep: int) -> None:
 
 def used(engine: Engine) -> int:
     """Bytes of memory that nodes and bitmaps take now."""
-    tables = engine.table.nodes() + engine.lineage.names.table.nodes() + engine.free_map.nodes()
-    return int((engine.path.map.node_count + tables + engine.path.slots.busy_count) * NODE_BYTES)
+    tables = (engine.table, engine.lineage.names.table, engine.free_map, engine.seals)
+    nodes = engine.path.map.node_count + sum(table.nodes() for table in tables) + engine.path.slots.busy_count
+    return int(nodes * NODE_BYTES)

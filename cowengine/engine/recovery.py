@@ -196,6 +196,7 @@ def load(engine: Engine) -> None:
     """The state of the chosen superblock's checkpoint."""
     sb = engine.superblock
     engine.table.pointer = sb.lineage_root.encode()
+    engine.seals.pointer = sb.seal_root.encode()
     head = engine.lineage.head
     engine.lineage.require_fit(head)
     engine.set_size(head.size)
@@ -290,7 +291,7 @@ def _apply(engine: Engine, record: Record) -> None:
     deltas = bytes(record.deltas)
     if not engine.path.replay(deltas):
         raise CorruptionError(f"record {record.sequence} changes blocks beyond the end of the volume")
-    engine.path.slots.mark_used(list(record.freed), False)
+    engine.path.free_runs(list(record.freed))
     # From the older superblock's checkpoint, a node of the newer one is a slot that is free.
     engine.superseded += engine.path.slots.used_slots(list(record.freed_nodes))
     for event in record.events:

@@ -178,6 +178,7 @@ SUPERBLOCK: Final = (
     Field("name_buckets", 504, 8),
     Field("name_entries", 512, 8),
     Field("linear", 520, 8),
+    Field("sealed_below", 976, 8),
     Field("when_full", 984, 8),
     Field("keep_newest", 992, 8),
     Field("snapshot_bytes_max", 1000, 8),

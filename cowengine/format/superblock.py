@@ -89,6 +89,7 @@ class Superblock:
     name_buckets: int = 0
     name_entries: int = 0
     linear: bool = False
+    sealed_below: int = 0
     when_full: int = 0
     keep_newest: int = 0
     snapshot_bytes_max: int = 0
@@ -116,7 +117,7 @@ def encode_superblock(sb: Superblock) -> bytes:
         sb.base_sequence, sb.base_checksum, sb.base_offset, sb.tip_sequence, sb.tip_checksum,
         sb.epoch, sb.next_id, sb.store_sequence, len(sb.regions), _REGIONS.pack(*numbers),
         sb.lineage_root.encode(), sb.free_map_root.encode(), sb.seal_root.encode(), sb.name_root.encode(),
-        sb.name_buckets, sb.name_entries, sb.linear,
+        sb.name_buckets, sb.name_entries, sb.linear, sb.sealed_below,
         sb.when_full, sb.keep_newest, sb.snapshot_bytes_max, sb.given_up_count, len(losses), losses, 0,
     )  # fmt: skip
     checksum = xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0)
@@ -138,7 +139,7 @@ def decode_superblock(data: bytes) -> Superblock:
         volume_uuid, store_uuid, generation, salt, created_ns, log_first, log_slots,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum,
         epoch, next_id, store_sequence, region_count, regions, lineage, free_map, seal, name,
-        name_buckets, name_entries, linear,
+        name_buckets, name_entries, linear, sealed_below,
         when_full, keep_newest, snapshot_bytes_max, given_up_count, given_up_bytes, given_up, checksum,
     ) = _SUPERBLOCK.unpack(data)  # fmt: skip
     if xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0) != checksum:
@@ -157,7 +158,7 @@ def decode_superblock(data: bytes) -> Superblock:
         incompatible, read_only_compatible, compatible, store_uuid,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum, epoch, next_id, store_sequence,
         Pointer.decode(lineage), Pointer.decode(free_map), Pointer.decode(seal), Pointer.decode(name),
-        name_buckets, name_entries, bool(linear),
+        name_buckets, name_entries, bool(linear), sealed_below,
         when_full, keep_newest, snapshot_bytes_max, given_up_count, decode_losses(given_up, given_up_bytes),
     )  # fmt: skip
     _check_geometry(sb)
@@ -218,6 +219,7 @@ def _check_state(sb: Superblock) -> None:
     _require(len(sb.given_up) <= sb.given_up_count, f"given_up_count {sb.given_up_count}, and more are listed")
     sealed = sb.features_incompatible & FEATURE_SEALS
     _require(bool(sealed) or sb.seal_root == HOLE, "seal_root is not zero")
+    _require(sb.sealed_below <= sb.next_id, f"sealed_below {sb.sealed_below}")
     _require(sb.seal_root.kind != POINTER_RUN and not sb.seal_root.birth, "seal_root is a run or has a birth")
     _check_names(sb)
 

@@ -24,7 +24,7 @@ class Unsynced(IOTable):
     def fdatasync(self, fd: int) -> None:
         pass
 
-    def forget(self, fd: int) -> None:
+    def forget(self, fd: int, offset: int = 0, length: int = 0) -> None:
         pass
 
 

@@ -168,7 +168,7 @@ def patched(path: Path, offset: int, layout: str, value: int, slots: tuple[int, 
     path.write_bytes(data)
 
 
-NEWER = [(8, "<I", 2), (8, "<I", 2**32 - 1), (8, "<I", 0), (16, "<Q", 1), (16, "<Q", 1 << 63)]
+NEWER = [(8, "<I", 2), (8, "<I", 2**32 - 1), (8, "<I", 0), (16, "<Q", 1 << 40), (16, "<Q", 1 << 63)]
 
 
 @pytest.mark.parametrize("slots", [(0, 1), (0,), (1,)], ids=str)

@@ -166,3 +166,22 @@ def test_compact_moves_what_a_deleted_snapshot_displaced(run, written):
     assert run("volume", "compact", written, "--rate", "100M", "--json").document["moved_bytes"] == 4096
     assert "0 B moved" in run("volume", "compact", written).out
     run("volume", "compact", written, "--rate", "0", expect=2)
+
+
+def test_seal_and_verify_find_a_damaged_block(run, written):
+    document = run("volume", "seal", written, "--rate", "100M", "--json").document
+    assert (document["sealed_bytes"], document["snapshots"], document["unsealed_bytes"]) == (8192, 1, 0)
+    assert "0 B sealed" in run("volume", "seal", written).out
+    snapshot = f"{written}@monday"
+    counts = run("snapshot", "verify", snapshot, "--json").document["counts"]
+    assert counts == {"blocks": 2, "verified": 2, "unsealed": 0, "damaged": 0}
+    with Volume.open(written, read_only=True) as volume:
+        slot, _ = volume.engine.path.place(0, volume.engine.lineage.root(volume.get_snapshot("monday").id))
+    with open(written, "r+b") as file:
+        file.seek(slot * 4096)
+        file.write(b"rotten")
+    for what in (("snapshot", "verify", snapshot), ("volume", "verify", written)):
+        report = run(*what, "--json", expect=4).document
+        assert report["counts"]["damaged"] == 1 and f"in slot {slot}, byte {slot * 4096}" in report["problems"][0]
+        assert "1 problems" in run(*what, expect=4).out
+    run("snapshot", "cat", snapshot, "--output", str(written) + ".raw", expect=4)

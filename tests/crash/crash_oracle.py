@@ -111,7 +111,7 @@ class Oracle:
         self.acked = self.acked.followed_by(self.model, self.versions)
         getattr(self, "_" + name)(*arguments)
         self._note_versions()
-        if name in ("write", "discard", "zero", "reclaim"):  # these promise nothing about durability
+        if name in ("write", "discard", "zero", "reclaim", "seal_in_memory"):  # these promise nothing about durability
             self.in_flight = None
             self.acked = self.acked.followed_by(self.model, self.versions)
         else:
@@ -154,7 +154,10 @@ class Oracle:
     def _flush(self) -> None:
         pass
 
-    _reopen = _reclaim = _checkpoint = _compact = _flush  # durable, and nothing that can be seen
+    _reopen = _reclaim = _checkpoint = _compact = _seal = _flush  # durable, and nothing that can be seen
+
+    def _seal_in_memory(self) -> None:
+        """Nothing that can be seen, and nothing durable."""
 
     def _snapshot(self, name: str) -> None:
         self.model.snapshot(name)

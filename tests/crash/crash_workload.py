@@ -21,7 +21,7 @@ from crash_oracle import HOLD_REASON, SECTOR, Expectation, Found, Operation, Ora
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.engine import allocator, engine, hashindex, names, reclaim
+from cowengine.engine import allocator, engine, hashindex, names, reclaim, sealing
 from cowengine.errors import BusyError, PoisonedError
 
 PATH = "/disk/volume"
@@ -69,11 +69,12 @@ PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
-    ("reopen",), ("compact",), ("hold", 0), ("give_up", 0), ("policy",), ("resize", 8),
+    ("reopen",), ("compact",), ("seal",), ("hold", 0), ("give_up", 0), ("policy",), ("resize", 8),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
-    "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3,
+    "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3, "seal": 3,
+    "seal_in_memory": 8,
     "hold": 4, "release": 2, "give_up": 2, "policy": 2, "resize": 6,
 }  # fmt: skip
 
@@ -162,6 +163,9 @@ class Runner:
         report = self.volume.check()
         if not report.ok:
             raise Violation(f"check: {report.problems[:3]}")
+        report = self.volume.verify()
+        if not report.ok:
+            raise Violation(f"a good block is called damaged: {report.problems[:3]}")
         return found
 
     def resume(self, expected: Expectation, found: Found) -> None:
@@ -336,6 +340,17 @@ class Runner:
 
     def _compact(self) -> None:
         self.volume.compact()
+
+    def _seal(self) -> None:
+        self.volume.seal()
+        self.volume.flush()
+
+    def _seal_in_memory(self) -> None:
+        """As the sealer in the background: seals and flags wait for the next checkpoint."""
+        engine = self.volume.engine
+        walk = sealing.begin(engine, set())
+        if walk is not None:
+            sealing.step(engine, walk)
 
     def _reopen(self) -> None:
         self.volume.close()

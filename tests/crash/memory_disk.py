@@ -372,8 +372,8 @@ class MemoryDisk(IOTable):
         if self.recorded:
             self.journal.append(DirectoryBarrier(posixpath.normpath(path)))
 
-    def forget(self, fd: int) -> None:
-        """Drops clean pages: what the disk holds shows again, under what is still dirty."""
+    def forget(self, fd: int, offset: int = 0, length: int = 0) -> None:
+        """Drops clean pages, of a range or more: what the disk holds shows again, under what is still dirty."""
         inode = self._file(fd).inode
         if not self.stale:
             return  # every clean page is what the disk holds

@@ -69,6 +69,7 @@ def superblocks(draw):
         store_sequence=draw(u64),
         lineage_root=draw(node_pointers)._replace(birth=0),
         free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
+        sealed_below=draw(st.integers(0, 1)),
         seal_root=draw(node_pointers | hole_pointers)._replace(birth=0) if sealed else f.HOLE,
         **index,
         when_full=draw(st.integers(0, 1)),

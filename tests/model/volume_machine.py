@@ -19,6 +19,7 @@ from model_volume import ModelSnapshot, ModelVolume, Rows
 
 from cowengine import Volume
 from cowengine.core.iotable import IOTable
+from cowengine.engine import sealing
 from cowengine.errors import (
     AnchorError,
     BusyError,
@@ -209,6 +210,18 @@ class VolumeMachine(RuleBasedStateMachine):
     def compact(self) -> None:
         self.volume.compact()
 
+    @rule()
+    def seal(self) -> None:
+        self.volume.seal()
+        assert self.volume.unsealed_bytes() == 0 == self.volume.stats()["snapshots_unsealed"]
+
+    @rule()
+    def seal_a_piece(self) -> None:
+        """As the sealer does; what comes of it waits for a checkpoint."""
+        walk = sealing.begin(self.volume.engine, set())
+        if walk is not None:
+            sealing.step(self.volume.engine, walk)
+
     # -- looking ----------------------------------------------------------------------------------------------------
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
         """The snapshots of both sides, and the live volume as the last one."""
@@ -273,6 +286,7 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule()
     def check(self) -> None:
         assert self.volume.check().problems == []
+        assert self.volume.verify().problems == []
 
     @invariant()
     def contents_agree(self) -> None:

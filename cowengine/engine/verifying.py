@@ -1,0 +1,112 @@
+"""Verifying: every block that snapshots reach, against its seal, as the disk has it.
+
+What is damaged is reported, and all else still looked at; nothing is repaired. A block that has no seal yet is read, so
+that the disk's own errors show, and counted.
+
+Threads   Any; holds no lock during I/O, and nobody up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cowengine.core.sealing import verify_blocks
+from cowengine.engine.report import Report
+from cowengine.engine.sealing import Walk, walk_of
+from cowengine.errors import CorruptionError, NotFoundError, StorageError
+from cowengine.format import SLOT_BYTES
+
+if TYPE_CHECKING:
+    from cowengine.core.roots import Root
+    from cowengine.engine.engine import Engine
+
+PROBLEMS_MAX = 200
+NOT_SEALED = "does not hold what was sealed there"
+
+
+class Verifying:
+    """One verification: what it found so far, and at which speed it may go on."""
+
+    def __init__(
+        self, engine: Engine, bytes_a_second: int | None, stop: threading.Event | None,
+        progress: Callable[[Report], None] | None,
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._rate = bytes_a_second
+        self._stop = stop or threading.Event()
+        self._progress = progress
+        self._began = self._told = time.monotonic()
+        self.report = Report([], dict.fromkeys(("blocks", "verified", "unsealed", "damaged"), 0))
+
+    def snapshot(self, number: int, *, whole: bool) -> None:
+        """Verifies a snapshot, or what it has and its nearest readable ancestor has not. Raises NotFoundError."""
+        walk, record = walk_of(self._engine, number, whole=whole), self._engine.readable_snapshot(number)
+        while not self._stop.is_set() and (extent := walk.next(self._engine)):
+            self._piece(walk, record.name, *extent)
+            self._pause()
+
+    def _piece(self, walk: Walk, name: str, first: int, end: int) -> None:
+        path, counts = self._engine.path, self.report.counts
+        try:
+            position, blocks, unsealed, bad = verify_blocks(path, walk.root, first, end)
+        except StorageError as error:
+            if end - first > 1:
+                end = first + (end - first) // 2  # what cannot be read is told block by block
+                self._piece(walk, name, first, end)
+                return
+            position, blocks, unsealed, bad = first + 1, 1, 0, [(first, path.place(first, walk.root)[0])]
+            self._tell(name, first, bad[0][1], f"cannot be read: {error.strerror}")
+        else:
+            for block, slot in bad:
+                self._tell(name, block, slot, NOT_SEALED)
+        walk.passed(position)
+        counts["blocks"] += blocks
+        counts["unsealed"] += unsealed
+        counts["damaged"] += len(bad)
+        counts["verified"] += blocks - unsealed - len(bad)
+
+    def _tell(self, name: str, block: int, slot: int, what: str) -> None:
+        problems = self.report.problems
+        if len(problems) < PROBLEMS_MAX:
+            problems.append(
+                f"{self._engine.name}: snapshot {name!r}: the block at byte {block * self._engine.path.block_bytes} "
+                f"{_in_slot(slot)} {what}"
+            )
+        elif len(problems) == PROBLEMS_MAX:
+            problems.append(f"more than {PROBLEMS_MAX} blocks; the counts have all")
+
+    def _pause(self) -> None:
+        done = self.report.counts["blocks"] * int(self._engine.path.block_bytes)
+        now = time.monotonic()
+        if self._progress is not None and now - self._told >= 1.0:
+            self._progress(self.report)
+            self._told = now
+        if self._rate is not None:
+            self._stop.wait(max(0.0, self._began + done / self._rate - now))
+
+
+def verify_all(verifying: Verifying, engine: Engine) -> None:
+    """All snapshots: each block once, except that branches of a deleted branch point are read each on its own."""
+    with engine.lock:
+        numbers = [record.id for record in engine.lineage.snapshots()]
+    for number in numbers:
+        try:
+            verifying.snapshot(number, whole=False)
+        except NotFoundError:
+            continue  # an anchor, or deleted meanwhile
+
+
+def require_undamaged(engine: Engine, root: Root, first: int, end: int) -> None:
+    """Raises CorruptionError if a sealed block of [first, end) is damaged: for who copies them without looking."""
+    while first < end:
+        first, _, _, bad = verify_blocks(engine.path, root, first, end, fresh=False, sealed_only=True)
+        for block, slot in bad:
+            start = block * int(engine.path.block_bytes)
+            raise CorruptionError(f"the block at byte {start} {_in_slot(slot)} {NOT_SEALED}", offset=start)
+
+
+def _in_slot(slot: int) -> str:
+    return f"in slot {slot}, byte {slot * SLOT_BYTES} of the file,"
