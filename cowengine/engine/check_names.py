@@ -34,6 +34,7 @@ from cowengine.format.names import (
     count_leaf,
     entries_used,
     epoch_hash,
+    has_parent_entry,
     is_full,
     iter_entries,
     name_hash,
@@ -72,7 +73,7 @@ def _shown(place: int) -> str:
 def _entries(fold: int, lineage: dict[int, LineageRecord]) -> Counter[tuple[int, int]]:
     expected: Counter[tuple[int, int]] = Counter()
     for number, record in lineage.items():
-        if record.parent != NONE_ID:
+        if has_parent_entry(number, record.parent):
             expected[parent_hash(fold, record.parent), KIND_PARENT | number] += 1
         if record.kind != LINEAGE_HEAD and not record.flags & LINEAGE_DELETED:
             expected[name_hash(fold, record.name), KIND_NAME | number] += 1

@@ -39,6 +39,7 @@ from cowengine.format.names import (
     KIND_NAME,
     KIND_PARENT,
     epoch_hash,
+    has_parent_entry,
     name_hash,
     parent_hash,
 )
@@ -118,7 +119,7 @@ class Names:
         above = NONE_ID
         under_heads = []
         for number, (kind, flags, parent, epoch, name) in self._lineage.essentials():
-            if parent != NONE_ID:
+            if has_parent_entry(number, parent):
                 self._changes.add(parent_hash(self._fold, parent), KIND_PARENT | number)
             if kind == LINEAGE_HEAD:
                 under_heads.append(parent)
@@ -153,7 +154,7 @@ class Names:
 
     def standing_on(self, parent: int) -> set[int]:
         """Ids of heads and snapshots, among them all that stand on this one."""
-        return self._find(parent_hash(self._fold, parent), KIND_PARENT)
+        return self._find(parent_hash(self._fold, parent), KIND_PARENT) | {0, parent + 1}
 
     def _find(self, hashed: int, kind: int) -> set[int]:
         on_disk: list[int] = []
@@ -186,9 +187,9 @@ class Names:
     def move(self, number: int, old: int, new: int) -> None:
         """A head or snapshot stood on `old` and stands on `new`; NONE_ID: on nothing."""
         if self.loaded:
-            if old != NONE_ID:
+            if has_parent_entry(number, old):
                 self._changes.remove(parent_hash(self._fold, old), KIND_PARENT | number)
-            if new != NONE_ID:
+            if has_parent_entry(number, new):
                 self._changes.add(parent_hash(self._fold, new), KIND_PARENT | number)
 
     def wait(self, number: int) -> None:

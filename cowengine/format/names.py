@@ -1,4 +1,4 @@
-"""The index of names (docs/format.md section 4): how keys are hashed, and which leaf holds what. No I/O."""
+"""The index of names (docs/format.md section 4): how its keys are hashed, and which leaf holds what. No I/O."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cowengine.format.layout import (
     NAME_ENTRIES_PER_LEAF,
     NAME_ENTRY,
     NAME_ENTRY_BYTES,
+    NONE_ID,
     struct_of,
 )
 
@@ -26,27 +27,38 @@ _LEAF_BYTES = NAME_ENTRIES_PER_LEAF * NAME_ENTRY_BYTES
 _NO_HASH = bytes(8)
 
 ENTRY = struct_of(NAME_ENTRY, NAME_ENTRY_BYTES)
-_KEY = struct.Struct("<Q")
+_STEM = struct.Struct("<Q")
+_STEM_MASK = (1 << 56) - 1
 
 
-def key_hash(data: bytes, fold: int) -> int:
-    """The hash of a kind and a key. Not all keys have one of their own."""
-    return xxh64(data, fold) or 1
+def stem_hash(data: bytes, fold: int) -> int:
+    """The hash of a kind and a stem. Not all stems have one of their own."""
+    return xxh64(data, fold)
+
+
+def _key_hash(fold: int, kind: bytes, stem: bytes, tail: int) -> int:
+    return (stem_hash(kind + stem, fold) & _STEM_MASK | tail << 56) or 1
 
 
 def name_hash(fold: int, name: str) -> int:
     """Of a snapshot's name."""
-    return key_hash(b"\x01" + name.encode(errors="surrogatepass"), fold)
+    raw = name.encode(errors="surrogatepass")
+    return _key_hash(fold, b"\x01", raw[:-1], raw[-1] if raw else 0)
 
 
 def epoch_hash(fold: int, epoch: int) -> int:
     """Of a snapshot's epoch."""
-    return key_hash(b"\x02" + _KEY.pack(epoch), fold)
+    return _key_hash(fold, b"\x02", _STEM.pack(epoch >> 4), epoch & 15)
 
 
 def parent_hash(fold: int, parent: int) -> int:
     """Of what heads and snapshots stand on."""
-    return key_hash(b"\x03" + _KEY.pack(parent), fold)
+    return _key_hash(fold, b"\x03", _STEM.pack(parent >> 4), parent & 15)
+
+
+def has_parent_entry(number: int, parent: int) -> bool:
+    """Whether a head or snapshot stands on what nobody expects it to stand on."""
+    return number != 0 and parent not in (NONE_ID, number - 1)
 
 
 def bucket_of(hashed: int, buckets: int) -> int:

@@ -88,7 +88,7 @@ def verify(volume: Volume) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_open_finds_all_through_the_index(copy: Path, read_only: bool) -> None:
-    assert superblock(copy).name_entries > 2 * COUNT
+    assert superblock(copy).name_entries > COUNT
     with Volume.open(copy, read_only=read_only, background=False) as volume:
         if not read_only:
             verify(volume)
@@ -137,17 +137,17 @@ def test_a_small_volume_has_no_index_and_gets_one_when_it_has_grown(tmp_path: Pa
     with Volume.open(path, background=False) as volume:
         for number in range(10, names.KEPT_FROM):
             volume.snapshot(f"s{number}")
-    assert superblock(path).name_entries == 3 * names.KEPT_FROM
+    assert superblock(path).name_entries == 2 * names.KEPT_FROM
     assert superblock(path).linear
     assert check_file(str(path)).problems == []
 
 
 # -- hashes of an enemy -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("collide", [lambda data, fold: 5, lambda data, fold: len(data) << 50 | data[0]])
-def test_names_that_all_have_one_hash_are_slow_and_right(
+@pytest.mark.parametrize("collide", [lambda data, fold: 5, lambda data, fold: data[0]])
+def test_names_whose_stems_have_one_hash_are_slow_and_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collide: Callable[[bytes, int], int]
 ) -> None:
-    monkeypatch.setattr(format_names, "key_hash", collide)
+    monkeypatch.setattr(format_names, "stem_hash", collide)
     path = tmp_path / "v"
     rng = random.Random(3)
     with create(path) as volume:
