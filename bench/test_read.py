@@ -108,3 +108,51 @@ def test_sequential_1m_reads_after_snapshots_and_deletes(compare, workload, volu
         moved = volume.compact().moved_bytes
         note = f"{moved // MiB} MiB moved in {time.perf_counter() - began:.2f} s"
     compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale, note=note)
+
+
+@pytest.fixture
+def sealed(workload, directory, scale):
+    """The same as `volume`, once with a snapshot that is sealed, and once with one that is not."""
+    size = scale(128, 8) * MiB
+    made = [cowengine.Volume.create(str(directory / name), size, background=False) for name in ("sealed", "open")]
+    for volume in made:
+        workload.fill(volume.pwrite, size, MiB)
+        volume.snapshot("read")
+    made[0].seal()
+    yield made
+    for volume in made:
+        volume.close()
+        os.unlink(volume.path)
+
+
+def test_random_4k_reads_of_sealed_blocks(compare, workload, sealed, scale):
+    """Against the same reads of blocks that are not sealed."""
+    one, other = sealed
+    count = scale(1024, 16)
+    plans = [itertools.cycle([workload.offsets(one.size, count) for _ in range(20)]) for _ in sealed]
+
+    def read() -> None:
+        for offset in next(plans[0]):
+            one.pread(BLOCK, offset)
+
+    def read_unsealed() -> None:
+        for offset in next(plans[1]):
+            other.pread(BLOCK, offset)
+
+    compare(read, read_unsealed, rounds=scale(100, 1), operations=count, goal=1.15)
+
+
+def test_sequential_1m_reads_of_sealed_blocks(compare, sealed, scale):
+    """Against the same reads of blocks that are not sealed."""
+    one, other = sealed
+    buffer = bytearray(MiB)
+
+    def read() -> None:
+        for offset in range(0, one.size, MiB):
+            one.pread_into(buffer, offset)
+
+    def read_unsealed() -> None:
+        for offset in range(0, other.size, MiB):
+            other.pread_into(buffer, offset)
+
+    compare(read, read_unsealed, rounds=scale(40, 1), operations=one.size // MiB, goal=1 / 0.8)

@@ -108,6 +108,23 @@ def anchors(path: str) -> None:
         volume.get_snapshot("s3").to_anchor()  # two branches stand on it: it waits
 
 
+def sealed(path: str) -> None:
+    """Seals of three snapshots, of one deleted since and of one that is not sealed; 16 KiB blocks; copied while open."""
+    volume = create(path + ".open", 640 * KIB, block_size=16 * KIB, log_size=128 * KIB)
+    fill(volume, 50, list(range(30)))
+    for number in range(4):
+        volume.snapshot(f"s{number}")
+        fill(volume, 51 + number, [number, number + 9, 20])
+    volume.seal()
+    volume.get_snapshot("s1").delete()
+    fill(volume, 59, [0, 1, 2])
+    volume.snapshot("not sealed")
+    fill(volume, 60, [3])
+    volume.flush()
+    shutil.copyfile(path + ".open", path)
+    volume.close()
+
+
 def unclean(path: str) -> None:
     """Copied while it was open: snapshots, writes, a delete and a rollback are in the log only."""
     volume = create(path + ".open", 160 * KIB, log_size=128 * KIB)
@@ -183,7 +200,7 @@ def indexed(path: str) -> None:
 
 SCENARIOS: list[Callable[[str], None]] = [
     plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks, adopted,
-    indexed,
+    indexed, sealed,
 ]  # fmt: skip
 
 
