@@ -147,7 +147,7 @@ class Engine:
 
     def bound(self, file_slots: int) -> None:
         """The file has so many slots: what it says of others is not believed."""
-        self.path.slots.bound(file_slots, [self.path.map, self.table.tree])
+        self.path.slots.bound(file_slots, [self.path.map, self.table.tree, self.path.seals.tree])
 
     def set_size(self, size: int) -> None:
         """The size of the live volume, in bytes."""

@@ -109,7 +109,7 @@ def anchors(path: str) -> None:
 
 
 def sealed(path: str) -> None:
-    """Seals of three snapshots, of one deleted since and of one that is not sealed; 16 KiB blocks; copied while open."""
+    """Seals, some ended by records of a delete; a snapshot that is not sealed; 16 KiB blocks; copied while open."""
     volume = create(path + ".open", 640 * KIB, block_size=16 * KIB, log_size=128 * KIB)
     fill(volume, 50, list(range(30)))
     for number in range(4):
