@@ -46,7 +46,6 @@ class Image:
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)
         self.superblock = max((0, SLOT), key=lambda at: self.u64(at + 72) if data[at : at + 8] == f.MAGIC else -1)
-        self.nodes: list[tuple[int, Sealed]] = []  # (slot, place) of every node, children first
         self.records: list[int] = []  # offsets in the image
         self.spots = [*self._superblock(), *self._trees(), *self._log()]
 
@@ -90,6 +89,11 @@ class Image:
                 if slot not in seen:
                     seen.add(slot)
                     yield from self._node(slot, place)
+
+    def metadata_slots(self) -> set[int]:
+        """Slots of the nodes of all trees, and of what snapshots have as metadata."""
+        blobs = {self.u64(spot.offset) for spot in self.spots if spot.what == "lineage.metadata_slot"}
+        return {slot for root, tree in self._roots() for slot, _ in self.walk(root, tree)} | blobs - {0}
 
     def _roots(self) -> list[tuple[int, int]]:
         """Where the pointers of the trees lie in the superblock, and the trees' numbers."""
