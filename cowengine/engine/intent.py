@@ -14,11 +14,11 @@ import os
 from cowengine.core.iotable import IOTable
 from cowengine.errors import CorruptionError, ExistsError, FormatError
 from cowengine.format import MAGIC, SLOT_BYTES
-from cowengine.format.intent import Intent, decode_intent, encode_intent
+from cowengine.format.intent import Intent, decode_intent, encode_intent, intent_bytes
+from cowengine.format.layout import INTENT_BYTES
 
 SUFFIX = ".adopting"
 SUPERBLOCKS_BYTES = 2 * SLOT_BYTES
-READ_MAX = 128 << 20  # more than any intent file has
 
 
 def intent_path(path: str) -> str:
@@ -53,7 +53,10 @@ def read_intent(io: IOTable, path: str) -> Intent | None:
         return None
     fd = io.open(name, os.O_RDONLY)
     try:
-        data = io.pread(fd, min(io.size(fd), READ_MAX), 0)
+        # The file tells how long it is before it is read, and never more than there is.
+        data = io.pread(fd, INTENT_BYTES, 0)
+        if io.size(fd) == intent_bytes(data):
+            data = io.pread(fd, intent_bytes(data), 0)
     finally:
         io.close(fd)
     try:

@@ -228,7 +228,9 @@ def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEven
                 or event.snapshot_id != engine.lineage.next_id
             ):
                 continue
-            if engine.lineage.find_name(event.name) is not None or event.epoch >= engine.path.live.epoch:
+            live = engine.path.live
+            fits = live.frozen < event.epoch < live.epoch and len(event.metadata) <= engine.metadata_max
+            if not fits or engine.lineage.find_name(event.name) is not None:
                 raise CorruptionError(f"the store log's set {event.name!r} does not fit the volume", engine.name)
             _apply(engine, event)
             applied.append(event)

@@ -12,6 +12,7 @@ from cowengine.format.layout import (
     INTENT,
     INTENT_BYTES,
     INTENT_MAGIC,
+    LOG_BYTES_MAX,
     MAGIC,
     SLOT_BYTES,
     SUPERBLOCK,
@@ -25,6 +26,8 @@ _UUID_OFFSET, _POLICY_OFFSET = (
     next(field.offset for field in SUPERBLOCK if field.name == name) for name in ("volume_uuid", "when_full")
 )
 SECTOR = 512
+HEAD_BYTES_MAX = LOG_BYTES_MAX + (4 << 20)
+"""More than lies before the first home of any adopted volume: superblocks, log, and what fills up a block of 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,14 @@ def encode_intent(intent: Intent) -> bytes:
     )  # fmt: skip
     _CHECKSUM.pack_into(data, _CHECKSUM_OFFSET, xxh64(data, 0))
     return bytes(data)
+
+
+def intent_bytes(start: bytes) -> int:
+    """How long an intent file that begins so says it is; 0 if it says nothing that can be."""
+    if len(start) < INTENT_BYTES or start[: len(INTENT_MAGIC)] != INTENT_MAGIC:
+        return 0
+    head_bytes: int = _INTENT.unpack_from(start)[2]
+    return INTENT_BYTES + head_bytes if head_bytes <= HEAD_BYTES_MAX else 0
 
 
 def decode_intent(data: bytes) -> Intent:

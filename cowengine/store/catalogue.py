@@ -30,6 +30,7 @@ MEMORY: Final = ":memory:"
 SEAL_SUFFIX: Final = ".sum"
 BACKLOG_MAX: Final = 256
 REMEMBERED_MAX: Final = 1_000_000
+INTEGER_MAX: Final = 2**63 - 1
 _FORMAT: Final = 1
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _SCHEMA: Final = """
@@ -83,7 +84,7 @@ def record_statements(record: Record, volume_names: dict[bytes, str]) -> list[St
 def set_statements(set_: CatalogueSet) -> list[Statement]:
     """Add a set, or members to a set that is there."""
     rows: list[Statement] = [
-        ("INSERT OR IGNORE INTO sets VALUES (?, ?, ?)", (set_.id, set_.name, set_.created_ns)),
+        ("INSERT OR IGNORE INTO sets VALUES (?, ?, ?)", (set_.id, set_.name, min(set_.created_ns, INTEGER_MAX))),
     ]
     for member in set_.members:
         values = (set_.id, member.volume_uuid, member.volume_name, member.snapshot_id)

@@ -99,16 +99,24 @@ class Documents:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(kind, id) of each document, in the order of their file names."""
-        for name in self._io.names(self._folder):
+        for name in self._names():
             parsed = parse_document_file(name)
             if parsed is not None:
                 yield parsed
 
     def remove_unfinished(self) -> None:
         """Remove what a crash left half written."""
-        for name in self._io.names(self._folder):
+        for name in self._names():
             if name.endswith(UNFINISHED_SUFFIX):
                 self._unlink(os.path.join(self._folder, name))
+
+    def _names(self) -> list[str]:
+        try:
+            return self._io.names(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            raise CorruptionError(
+                "the store's folder of documents is gone; make an empty one to go on without them", self._folder
+            ) from None
 
     def _unlink(self, path: str) -> bool:
         try:

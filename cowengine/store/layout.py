@@ -24,6 +24,8 @@ METADATA_BYTES_MAX: Final = 4096
 FORMAT_VERSION: Final = 1
 HEADER_MAGIC: Final = b"COWSTO\r\n"
 RECORD_MAGIC: Final = b"CWSR"
+COUNTER_MAX: Final = 2**63
+"""Sequences, generations, times and ids are below this."""
 TYPE_SET: Final = 1
 TYPE_DELETE: Final = 2
 
@@ -206,7 +208,8 @@ def _validate_header(header: Header) -> None:
         and header.clean <= 1
         and header.base_offset <= ring
         and header.base_offset % (1 << header.log_shift) == 0
-        and header.base_sequence <= header.tip_sequence
+        and header.base_sequence <= header.tip_sequence < COUNTER_MAX
+        and header.generation < COUNTER_MAX
     )
     if not possible:
         raise CorruptionError("the store log's header holds values that cannot be")
@@ -276,8 +279,10 @@ def decode_record(raw: bytes) -> Record:
     count = _integer(raw, RECORD_FIELDS, "member_count")
     name_bytes = _integer(raw, RECORD_FIELDS, "name_bytes")
     metadata_bytes = _integer(raw, RECORD_FIELDS, "metadata_bytes")
+    created_ns = _integer(raw, RECORD_FIELDS, "created_ns")
     possible = (
         count >= 1
+        and created_ns < COUNTER_MAX
         and record_bytes(count, name_bytes, metadata_bytes) == len(raw)
         and metadata_bytes <= METADATA_BYTES_MAX
         and _reserved_is_zero(raw, RECORD_FIELDS, RECORD_HEADER_BYTES)
@@ -286,15 +291,20 @@ def decode_record(raw: bytes) -> Record:
     if not possible:
         raise CorruptionError("a record of the store log holds values that cannot be")
     name_at = RECORD_HEADER_BYTES + MEMBER_BYTES * count
+    members = tuple(_decode_member(raw, RECORD_HEADER_BYTES + MEMBER_BYTES * index) for index in range(count))
+    if len({member.volume_uuid for member in members}) != count:
+        raise CorruptionError("a record of the store log names a volume twice")
     try:
         name = raw[name_at : name_at + name_bytes].decode()
     except UnicodeDecodeError:
         raise CorruptionError("a record of the store log holds a name that is not UTF-8") from None
+    if "\0" in name or "/" in name:
+        raise CorruptionError("a record of the store log holds a name with NUL or a slash")
     return Record(
         type=kind,
         set_id=raw[64:80],
-        created_ns=_integer(raw, RECORD_FIELDS, "created_ns"),
-        members=tuple(_decode_member(raw, RECORD_HEADER_BYTES + MEMBER_BYTES * index) for index in range(count)),
+        created_ns=created_ns,
+        members=members,
         name=name,
         metadata=raw[name_at + name_bytes :],
     )
@@ -302,6 +312,8 @@ def decode_record(raw: bytes) -> Record:
 
 def _decode_member(raw: bytes, at: int) -> RecordMember:
     values = {name: _integer(raw, MEMBER_FIELDS, name, at) for name in MEMBER_FIELDS if name != "volume_uuid"}
+    if values["snapshot_id"] >= COUNTER_MAX:
+        raise CorruptionError("a record of the store log names a snapshot that cannot be")
     return RecordMember(volume_uuid=raw[at : at + 16], **values)
 
 

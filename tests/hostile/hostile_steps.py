@@ -6,6 +6,7 @@ was wrong, or dies, which the parent sees.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import hashlib
@@ -27,7 +28,6 @@ from cowengine.engine.check import check_file
 from cowengine.errors import CowEngineError, PoisonedError
 
 assert numpy
-ADDRESS_SPACE = 64 << 20
 FILE_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 Digests = dict[tuple[str, int], str]
@@ -45,23 +45,27 @@ def _require_typed(error: BaseException) -> None:
             raise Wrong("a volume was poisoned by what is no error of a file") from error
 
 
-class Session:
-    """One hostile file, what is done with it, and what came of it."""
+class Session(abc.ABC):
+    """A hostile file, what is done with it, and what came of it."""
+
+    address_space = 64 << 20
 
     def __init__(self, path: Path, seed: int, cpu_seconds: float) -> None:
         self.path = path
         self.rng = random.Random(seed)
         self.cpu_seconds = cpu_seconds
         self.step = ""
+        self.note = -1
         self.errors: dict[str, str] = {}
-        self.sound = False
-        self.before: Digests = {}
-        self.gone: set[int] = set()
-        self.volume: Volume | None = None
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """Everything that is tried."""
 
     def do(self, step: str, call: Callable[[], Any]) -> Any:
         """What a call returns; None where it raised a typed error. Anything else ends the child."""
         self.step = step
+        os.pwrite(self.note, step.ljust(32).encode(), 0)
         signal.setitimer(signal.ITIMER_PROF, self.cpu_seconds)  # its signal ends the process
         try:
             return call()
@@ -71,9 +75,17 @@ class Session:
             self.errors[step] = f"{type(error).__name__}: {error}"[:300]
             return None
 
-    # -- the steps -------------------------------------------------------------------------------------------------
+
+class VolumeSession(Session):
+    """A hostile volume file: every call there is."""
+
+    def __init__(self, path: Path, seed: int, cpu_seconds: float) -> None:
+        super().__init__(path, seed, cpu_seconds)
+        self.sound = False
+        self.before: Digests = {}
+        self.gone: set[int] = set()
+
     def run(self) -> None:
-        """All of them."""
         report = self.do("check", lambda: check_file(str(self.path)))
         self.sound = report is not None and report.ok
         self._look(self.before)
@@ -223,9 +235,9 @@ class Session:
         self.do("reclaim", volume.reclaim)
 
 
-def _limit() -> None:
+def _limit(address_space: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + ADDRESS_SPACE
+    limit = pages * resource.getpagesize() + address_space
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
@@ -234,16 +246,20 @@ def _limit() -> None:
 
 
 def attack(data: bytes, folder: Path, seed: int, cpu_seconds: float = 10.0) -> tuple[str | None, dict[str, str]]:
-    """Does everything with these bytes as a volume file, in a child. Returns what was wrong, if anything, and the
-    typed errors that the steps met."""
-    path = folder / "v"
+    """Does everything with these bytes as a volume file. See `run_in_child`."""
     for old in folder.iterdir():
         old.unlink()
-    path.write_bytes(data)
+    (folder / "v").write_bytes(data)
+    return run_in_child(VolumeSession(folder / "v", seed, cpu_seconds), folder / "step")
+
+
+def run_in_child(session: Session, note: Path) -> tuple[str | None, dict[str, str]]:
+    """Runs a session in a child with limits. Returns what was wrong, if anything, and the typed errors that its steps
+    met. The file `note` is where the child writes which step it is at."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(path, seed, cpu_seconds, writing)
+        _child(session, note, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         told = json.loads(pipe.read() or b"{}")
@@ -252,25 +268,17 @@ def attack(data: bytes, folder: Path, seed: int, cpu_seconds: float = 10.0) -> t
     if told.get("wrong"):
         return told["wrong"], errors
     if status:
-        log = (folder / "step").read_text() if (folder / "step").exists() else "?"
+        log = note.read_text() if note.exists() else "?"
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
         return f"died of {how} in step {log!r}", errors
     return None, errors
 
 
-def _child(path: Path, seed: int, cpu_seconds: float, pipe: int) -> None:
+def _child(session: Session, note: Path, pipe: int) -> None:
     told: dict[str, Any] = {}
     try:
-        session = Session(path, seed, cpu_seconds)
-        note = os.open(path.with_name("step"), os.O_CREAT | os.O_RDWR, 0o600)
-        do = session.do
-
-        def noted(step: str, call: Callable[[], Any]) -> Any:
-            os.pwrite(note, step.ljust(32).encode(), 0)
-            return do(step, call)
-
-        session.do = noted  # type: ignore[method-assign]
-        _limit()
+        session.note = os.open(note, os.O_CREAT | os.O_RDWR, 0o600)
+        _limit(session.address_space)
         try:
             session.run()
         except BaseException:

@@ -13,14 +13,21 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hostile_image import Image
 from hostile_mutations import mutate
+from hostile_others import attack_intent, attack_store, attack_stream
 from hostile_steps import attack, work_folder
 from hostile_volumes import VOLUMES, build
 
 original = functools.cache(build)
+
+
+Attack = Callable[[int, Path, float], tuple[str | None, dict[str, str]]]
+OTHERS: dict[str, Attack] = {"intent": attack_intent, "store": attack_store, "stream": attack_stream}
+NAMES = sorted([*VOLUMES, *OTHERS])
 
 
 def case(name: str, seed: int) -> tuple[bytes, list[str]]:
@@ -32,6 +39,8 @@ def case(name: str, seed: int) -> tuple[bytes, list[str]]:
 
 def attack_case(name: str, seed: int, folder: Path, cpu_seconds: float = 10.0) -> tuple[str | None, dict[str, str]]:
     """Attacks with the hostile file of one seed."""
+    if name in OTHERS:
+        return OTHERS[name](seed, folder, cpu_seconds)
     return attack(case(name, seed)[0], folder, seed, cpu_seconds)
 
 
@@ -41,16 +50,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="the first case's; each further one has the next")
     parser.add_argument("--cpu", type=float, default=1.0, help="seconds of CPU a step may take")
-    parser.add_argument("--one", metavar="VOLUME:SEED")
+    parser.add_argument("--only", choices=NAMES, help="nothing but these")
+    parser.add_argument("--one", metavar="NAME:SEED")
     options = parser.parse_args()
     os.nice(19)
     with work_folder() as folder:
         if options.one:
             name, seed = options.one.split(":")
-            data, done = case(name, int(seed))
-            print(*done, sep="\n")
-            (Path("/tmp") / "hostile.cow").write_bytes(data)
-            wrong, errors = attack(data, folder, int(seed), options.cpu)
+            if name in VOLUMES:
+                print(*case(name, int(seed))[1], sep="\n")
+            wrong, errors = attack_case(name, int(seed), folder, options.cpu)
             print(*(f"{step}: {error}" for step, error in errors.items()), wrong or "nothing wrong", sep="\n")
             return bool(wrong)
         return _run(options, folder)
@@ -61,7 +70,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     seed, wrongs, refused = options.seed, 0, 0
     met: collections.Counter[str] = collections.Counter()
     while time.monotonic() < end:
-        name = sorted(VOLUMES)[seed % len(VOLUMES)]
+        name = options.only or NAMES[seed % len(NAMES)]
         wrong, errors = attack_case(name, seed, folder, options.cpu)
         refused += "open" in errors
         met.update({error.split(":")[0] for error in errors.values()} or {"no error"})

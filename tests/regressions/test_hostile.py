@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 from hostile_image import Image
-from hostile_steps import attack
+from hostile_others import IntentSession, attack_files, log_records, sealed_log, store_files
+from hostile_steps import attack, run_in_child
 from mutate import original
 
 from cowengine import Volume
 from cowengine import format as f
 from cowengine.engine import lineage
 from cowengine.format import LineageRecord, Pointer
+from cowengine.store.layout import MEMBER_FIELDS, RECORD_FIELDS, RECORD_HEADER_BYTES
 
 BLOCK = 4096
 
@@ -190,3 +192,55 @@ def test_hostile_files_that_did_harm_do_none(what: str, tmp_path: Path) -> None:
     for seed in range(3):
         wrong, _ = attack(bytes(image.data), tmp_path, seed)
         assert wrong is None, wrong
+
+
+def store_log(change: Callable[[bytearray, int], None]) -> dict[str, bytes]:
+    """The files of a store with its last record of a set changed."""
+    files = dict(store_files())
+    log = bytearray(files["store.log"])
+    places = log_records(log)
+    change(log, [at for at in places if log[at + 48] == 1][-1])
+    files["store.log"] = sealed_log(log, places)
+    return files
+
+
+def set_field(
+    table: dict[str, tuple[int, int]], field: str, value: int, behind: int = 0
+) -> Callable[[bytearray, int], None]:
+    def change(log: bytearray, at: int) -> None:
+        offset, count = table[field]
+        log[at + behind + offset : at + behind + offset + count] = value.to_bytes(count, "little")
+
+    return change
+
+
+def slash_in_name(log: bytearray, at: int) -> None:
+    log[at + RECORD_HEADER_BYTES + 2 * 48 + 1] = ord("/")
+
+
+STORES: dict[str, Callable[[], dict[str, bytes]]] = {
+    "a store without its folder of documents": lambda: {
+        name: data for name, data in store_files().items() if not name.startswith("documents")
+    },
+    "a set taken after SQLite's integers end": lambda: store_log(set_field(RECORD_FIELDS, "created_ns", 2**64 - 1)),
+    "a set of a snapshot after SQLite's integers end": lambda: store_log(
+        set_field(MEMBER_FIELDS, "snapshot_id", 2**64 - 1, RECORD_HEADER_BYTES)
+    ),
+    "a set whose name no snapshot can have": lambda: store_log(slash_in_name),
+}
+
+
+@pytest.mark.parametrize("what", STORES)
+def test_hostile_stores_that_did_harm_do_none(what: str, tmp_path: Path) -> None:
+    wrong, _ = attack_files(STORES[what](), 1, tmp_path)
+    assert wrong is None, wrong
+
+
+def test_an_intent_file_is_not_read_for_its_length_alone(tmp_path: Path) -> None:
+    """128 MiB of it were read at once, whatever it was."""
+    (tmp_path / "v").write_bytes(bytes(range(256)) * 16 * 60)
+    with open(tmp_path / "v.adopting", "wb") as file:
+        file.write(b"COWADOPT")
+        file.truncate(1 << 30)
+    wrong, _ = run_in_child(IntentSession(tmp_path / "v", 1, 10.0), tmp_path / "step")
+    assert wrong is None, wrong
