@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from cowengine.cli import backup, completion, help_, image, provider, snapshot, snapshot_set, store, writer
+from cowengine.cli import backup, completion, help_, policy, provider, snapshot, snapshot_set, store, writer
 from cowengine.cli.verb import Noun, Verb
 
 NOUNS: tuple[Noun, ...] = (
-    image.NOUN,  # the volumes', with all its verbs
+    policy.NOUN,  # the volumes', with all its verbs
     snapshot.NOUN,
     store.NOUN,
     snapshot_set.NOUN,

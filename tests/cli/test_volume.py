@@ -185,3 +185,35 @@ def test_seal_and_verify_find_a_damaged_block(run, written):
         assert report["counts"]["damaged"] == 1 and f"in slot {slot}, byte {slot * 4096}" in report["problems"][0]
         assert "1 problems" in run(*what, expect=4).out
     run("snapshot", "cat", snapshot, "--output", str(written) + ".raw", expect=4)
+
+
+def test_policy_shows_and_changes_what_happens_when_space_runs_out(run, written):
+    default = {"volume": str(written), "when_full": "fail", "keep_newest": 1, "snapshot_bytes_max": 0}
+    assert run("volume", "policy", written, "--json").document.items() >= default.items()
+    words = ("--when-full", "give-up", "--keep-newest", "3", "--snapshot-bytes-max", "50G")
+    changed = {**default, "when_full": "give-up", "keep_newest": 3, "snapshot_bytes_max": 50 << 30}
+    assert run("volume", "policy", written, *words, "--json").document.items() >= changed.items()
+    text = run("volume", "policy", written).out
+    assert "give-up" in text and "50.0 GiB" in text
+    assert "no limit" in run("volume", "policy", written, "--snapshot-bytes-max", "0").out
+    with Volume.open(str(written)) as volume:
+        assert volume.policy() == ("give-up", 3, 0)
+
+
+@pytest.mark.parametrize(
+    "words", [("--keep-newest", "0"), ("--keep-newest", "x"), ("--when-full", "never"), ("--snapshot-bytes-max", "-1")]
+)
+def test_what_is_no_policy_exits_with_2(run, written, words):
+    run("volume", "policy", written, *words, expect=2)
+
+
+def test_given_up_lists_what_was_lost(run, written):
+    assert run("volume", "given-up", written, "--json").document["given_up"] == []
+    with Volume.open(str(written)) as volume:
+        change_id = volume.get_snapshot("monday").change_id
+        volume.engine.delete(1, give_up=True)
+    document = run("volume", "given-up", written, "--json").document
+    assert document["snapshots_given_up"] == 1
+    (loss,) = document["given_up"]
+    assert (loss["id"], loss["name"], loss["change_id"]) == (1, "monday", change_id)
+    assert "monday" in run("volume", "given-up", written).out
