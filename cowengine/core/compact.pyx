@@ -123,6 +123,8 @@ cdef int find_run(DataPath path, Head head, move_t *move) noexcept nogil:
             return status
         count = min(count, head.block_count - plan.end)
         home = path.home_of(plan.end, &room)
+        if plan.count > 0 and home != plan.pieces[0].slot + (plan.end - plan.first) * path.slots_per_block:
+            break       # another home region begins here, and the pieces are written at one go
         status = can_move(path, head, plan.end, &entry, home, room, &count, &yes)
         if status != 0:
             return status

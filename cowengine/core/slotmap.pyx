@@ -228,6 +228,13 @@ cdef class SlotMap:
         self.extend(end)
         self.mutex.release()
 
+    def reach(self, uint64_t end):
+        """The file has `end` slots now, unless it has more."""
+        self.mutex.acquire()
+        if end > self.end:
+            self.extend(end)
+        self.mutex.release()
+
     # -- for the allocator --------------------------------------------------------------------------------------------
     def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1):
         """The first run of free slots in [start, end), as (slot, count) with `count` at most `wanted`; None if there is

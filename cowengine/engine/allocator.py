@@ -46,21 +46,16 @@ def runs_of(packed: bytes) -> list[Run]:
 class Allocator:
     """Free slots outside the home regions."""
 
-    def __init__(
-        self, path: DataPath, log_end: int, regions: Iterable[Region], file_slots: int, reserve_slots: int
-    ) -> None:
+    def __init__(self, path: DataPath, regions: Iterable[Region], file_slots: int, reserve_slots: int) -> None:
         self._path = path
-        self._block_slots = path.block_bytes // SLOT_BYTES
+        self.block_slots = path.block_bytes // SLOT_BYTES
         self._lock = threading.Lock()
-        self._gaps: list[Run] = []  # [start, end) of what may be given out; the last one has no end
-        start = log_end
+        self._gaps: list[Run] = []  # [start, end) between home regions; the last part, behind them, has no end
+        self._tail_start = min(region.slot for region in regions)
+        self.limit = file_slots  # slots from here on were never given out
         for region in sorted(regions, key=lambda region: region.slot):
-            if region.slot > start:
-                self._gaps.append((start, region.slot))
-            start = region.slot + region.block_count * self._block_slots
-        self._tail_start = start
-        self.limit = max(start, file_slots)  # slots from here on were never given out
-        self._cursor = start
+            self.keep_off(region)
+        self._cursor = 0
         self._placed_at_commit = 0
         self._tight = False  # the file system has been full
         self._scraps: list[Run] = []  # busy, in front of runways
@@ -92,10 +87,7 @@ class Allocator:
         """Free slots from the cursor on, where a good part of a span is free. Looks at a few spans: each is a node."""
         slots = self._path.slots
         for _ in range(SPANS_A_PICK):
-            if not self._tail_start <= self._cursor < self.limit:
-                self._cursor = self._tail_start
-            start = max(self._tail_start, self._cursor - self._cursor % SPAN_SLOTS)
-            stop = min(self.limit, self._cursor - self._cursor % SPAN_SLOTS + SPAN_SLOTS)
+            start, stop = self._piece()
             free = stop - start - slots.count_busy(start, stop)
             if (self._tight and free) or free > max(4 * RUNWAY_SLOTS, (stop - start) // REUSE_SHARE):
                 found = slots.find_free(self._cursor, stop, wanted, multiple)
@@ -104,6 +96,19 @@ class Allocator:
                     return found
             self._cursor = stop
         return None
+
+    def _piece(self) -> Run:
+        """The part of a span that may be given out, from the cursor on: it goes there."""
+        if self._cursor >= self.limit:
+            self._cursor = 0
+        start, end = next(part for part in self._parts() if self._cursor < part[1])
+        self._cursor = max(self._cursor, start)
+        span = self._cursor - self._cursor % SPAN_SLOTS
+        return max(start, span), min(end, span + SPAN_SLOTS)
+
+    def _parts(self) -> list[Run]:
+        """[start, end) of all that may be given out without making the file longer."""
+        return [*self._gaps, (self._tail_start, self.limit)]
 
     def tighten(self) -> bool:
         """The file system is full: from now on every free slot is reused before the file grows, as many still have
@@ -122,7 +127,7 @@ class Allocator:
         with self._lock:
             missing = max(slots, RUNWAY_SLOTS) - self._path.runway_slots()
             while missing > 0:
-                run = self._pick(max(RUNWAY_SLOTS, self._block_slots), self._block_slots)
+                run = self._pick(max(RUNWAY_SLOTS, self.block_slots), self.block_slots)
                 if self._path.blocks_placed - self._placed_at_commit < FREQUENT_BLOCKS:
                     # A barrier over space that was written before costs half of one that has to allocate it.
                     self._zeroed(run)
@@ -135,11 +140,36 @@ class Allocator:
     def take_block(self, data: bytes) -> Run:
         """Slots for one block, written with `data`. Raises NoSpaceError and StorageError; then nothing was taken."""
         with self._lock:
-            run = self._pick(self._block_slots, self._block_slots)
+            run = self._pick(self.block_slots, self.block_slots)
             if not self._written(run, data):
                 self._return([run])
                 raise NoSpaceError("no space left on the file system; nothing acknowledged was lost")
             return run
+
+    # -- homes --------------------------------------------------------------------------------------------------------
+    def take_homes(self, blocks: int) -> int:
+        """Slots behind all others for so many blocks to be at home in: the first of them.
+
+        The file reaches to their end. Raises OSError, and nothing was taken.
+        """
+        with self._lock:
+            slot = -(-self.limit // RUNWAY_SLOTS) * RUNWAY_SLOTS
+            self._path.io.truncate(self._path.fd, (slot + blocks * self.block_slots) * SLOT_BYTES)
+            self._pass_over(slot, blocks)
+            self._path.slots.reach(self._tail_start)
+        return slot
+
+    def keep_off(self, region: Region) -> None:
+        """Nothing is given out in this region, which lies behind all others."""
+        with self._lock:
+            if region.slot >= self._tail_start:  # else `take_homes` has seen to it
+                self._pass_over(region.slot, region.block_count)
+
+    def _pass_over(self, slot: int, blocks: int) -> None:
+        if slot > self._tail_start:
+            self._gaps.append((self._tail_start, slot))
+        self._tail_start = slot + blocks * self.block_slots
+        self.limit = max(self.limit, self._tail_start)
 
     def committed(self) -> None:
         """A record was acknowledged."""
@@ -179,8 +209,9 @@ class Allocator:
         kept = _cut(self._reserve, wanted)
         if kept is not None:
             return kept
-        found = self._path.slots.find_free(self._tail_start, self.limit, 1)
-        return None if found is None else self._taken(found)
+        found = (self._path.slots.find_free(*part, 1) for part in self._parts())
+        run = next((run for run in found if run is not None), None)
+        return None if run is None else self._taken(run)
 
     def _zeroed(self, run: Run) -> bool:
         return self._written(run, bytes(run[1] * SLOT_BYTES))

@@ -54,6 +54,8 @@ from cowengine.format import (
     LineageRecord,
     Pointer,
     Record,
+    Region,
+    RegionEvent,
     Superblock,
     blob_seed,
     check_seed,
@@ -65,6 +67,7 @@ from cowengine.format import (
     level_for,
     scan_records,
     span,
+    with_region,
 )
 
 
@@ -160,12 +163,12 @@ class _Check:
         self.block_slots = 1 << (sb.block_shift - SLOT_SHIFT)
         self.file_slots = io.size(fd) // SLOT_BYTES  # every block is written whole
         self.trees = Trees(io, fd, self.fold, self.block_slots, problems)
-        homes = ((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in sb.regions)
-        self.homes = sorted(homes)
+        self.homes: list[tuple[int, int, int]] = []
 
     def run(self) -> None:
         """The whole verification."""
         records = self._chain()
+        self._find_homes(records)
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
         check_names(self.trees, self.sb, lineage, self.problems)
@@ -201,6 +204,19 @@ class _Check:
             self._compare_after(slots, base, final, optional, records, replay)
         self._count(replay, base, final, slots, records)
         self.counts["sealed"] = len(sealed)
+
+    def _find_homes(self, records: list[Record]) -> None:
+        """Those of the checkpoint, and what records add: that lies where nothing was before (I44)."""
+        regions = self.sb.regions
+        for record in records:
+            for event in record.events:
+                if isinstance(event, RegionEvent):
+                    region = Region(event.first_block, event.slot, event.block_count)
+                    try:
+                        regions = with_region(self.sb, regions, region)
+                    except CorruptionError as error:
+                        self.problems.add(f"record {record.sequence}: {error}")
+        self.homes = sorted((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in regions)
 
     # --- the log ---------------------------------------------------------------------------------------------------
 

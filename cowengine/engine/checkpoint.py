@@ -62,7 +62,7 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     log, sb, seal_root = engine.log, engine.superblock, Pointer.decode(engine.seals.pointer)
     features = sb.features_incompatible | (FEATURE_SEALS if seal_root != HOLE else 0)
     return replace(
-        sb, clean=clean, features_incompatible=features, seal_root=seal_root,
+        sb, clean=clean, regions=engine.regions, features_incompatible=features, seal_root=seal_root,
         base_sequence=log.sequence, base_checksum=log.checksum,
         base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
         epoch=engine.path.live.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,

@@ -112,6 +112,7 @@ class Engine:
             io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
             self._refill, self._commit_full_batch,
         )  # fmt: skip
+        self.regions = sb.regions  # as of the last record
         self.path.set_regions([tuple(region) for region in sb.regions])
         self.flush_scheduled = False
         self.left_store = False  # it may have been written to without its store since that store's last set
@@ -122,7 +123,7 @@ class Engine:
         self.lineage = Lineage(self.path, self.table, self.fold, sb)
         self.bound(file_slots)
         reserve = RESERVE_SLOTS if self.log.size >= 1 << 20 else RESERVE_SLOTS_SMALL
-        self.allocator = Allocator(self.path, sb.log_first + sb.log_slots, sb.regions, file_slots, reserve)
+        self.allocator = Allocator(self.path, sb.regions, file_slots, reserve)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
         self._pending_bytes = 0
         self.durable_store_sequence = sb.store_sequence

@@ -52,7 +52,7 @@ def flatten_in_place(engine: Engine) -> None:
 def _header(engine: Engine) -> int:
     """Bytes before the first home in the file. Raises BusyError unless all blocks behind have the image's place."""
     block_slots = engine.path.block_bytes // SLOT_BYTES
-    regions = engine.superblock.regions
+    regions = engine.regions
     header = min(region.slot for region in regions) * SLOT_BYTES
     reached = header // engine.path.block_bytes
     for region in regions:

@@ -19,6 +19,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
 from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
+from cowengine.engine.homes import add_region
 from cowengine.engine.intent import intent_path, void_intent
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.engine.locks import FileLocks
@@ -59,6 +60,8 @@ from cowengine.format import (
     ReclaimedEvent,
     ReclaimEvent,
     Record,
+    Region,
+    RegionEvent,
     ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
@@ -327,6 +330,8 @@ def apply_event(engine: Engine, event: Event) -> None:
         engine.turn_back(event)
     elif isinstance(event, ResizeEvent):
         resized(engine, event)
+    elif isinstance(event, RegionEvent):
+        add_region(engine, Region(event.first_block, event.slot, event.block_count))
     elif isinstance(event, StoreEvent):
         engine.durable_store_sequence = event.store_sequence
     elif isinstance(event, PolicyEvent):

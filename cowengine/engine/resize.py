@@ -1,8 +1,9 @@
 """Resize of the live volume: one record makes it another size, at any moment.
 
-Growing adds holes. Shrinking makes the lost blocks one tombstone, whatever lay there: a snapshot that is deleted in the
-same record holds it, and the ordinary reclaim gives it back step by step. Both mark what they add or cut off with the
-head's epoch, so lists of changes show it, and bytes that were cut off never come back. Snapshots keep their size.
+Growing adds holes, and homes for them. Shrinking makes the lost blocks one tombstone, whatever lay there: a snapshot
+that is deleted in the same record holds it, and the ordinary reclaim gives it back step by step. Both mark what they
+add or cut off with the head's epoch, so lists of changes show it, and bytes that were cut off never come back.
+Snapshots keep their size.
 
 The bytes of the last block behind a smaller size become zeros in a new place, which the same record names.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cowengine.engine.homes import add_region, region_for
 from cowengine.errors import OutOfRangeError
 from cowengine.format import (
     ENTRY_MAPPED,
@@ -18,6 +20,7 @@ from cowengine.format import (
     SIZE_MAX,
     SIZE_MIN,
     DeleteEvent,
+    RegionEvent,
     ResizeEvent,
     encode_delta,
     size_is_legal,
@@ -63,8 +66,12 @@ def resized(engine: Engine, event: ResizeEvent) -> None:
 
 def _grow(engine: Engine, size: int) -> None:
     event = ResizeEvent(head=0, size=size, epoch=engine.path.live.epoch)
+    region = region_for(engine, -(-size // engine.path.block_bytes))
+    homes = [] if region is None else [RegionEvent(*region)]
     with engine.undivided():
-        engine.commit([event], room_made=True)
+        engine.commit([*homes, event], room_made=True)
+        if region is not None:
+            add_region(engine, region)
         resized(engine, event)
 
 

@@ -17,6 +17,7 @@ from cowengine.format.events import (
     PolicyEvent,
     ReclaimedEvent,
     ReclaimEvent,
+    RegionEvent,
     ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
@@ -43,6 +44,7 @@ from cowengine.format.layout import (
     EVENT_POLICY,
     EVENT_RECLAIM,
     EVENT_RECLAIMED,
+    EVENT_REGION,
     EVENT_RESIZE,
     EVENT_ROLLBACK,
     EVENT_SNAPSHOT,
@@ -140,6 +142,7 @@ from cowengine.format.superblock import (
     Superblock,
     decode_superblock,
     encode_superblock,
+    with_region,
 )
 from cowengine.format.trees import (
     HOLE,
@@ -169,6 +172,7 @@ __all__ = [
     "EVENT_POLICY",
     "EVENT_RECLAIM",
     "EVENT_RECLAIMED",
+    "EVENT_REGION",
     "EVENT_RESIZE",
     "EVENT_ROLLBACK",
     "EVENT_SNAPSHOT",
@@ -247,6 +251,7 @@ __all__ = [
     "Record",
     "RecordHeader",
     "Region",
+    "RegionEvent",
     "ResizeEvent",
     "RollbackEvent",
     "SnapshotEvent",
@@ -279,4 +284,5 @@ __all__ = [
     "scan_records",
     "size_is_legal",
     "span",
+    "with_region",
 ]

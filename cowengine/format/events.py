@@ -20,6 +20,7 @@ from cowengine.format.layout import (
     EVENT_POLICY,
     EVENT_RECLAIM,
     EVENT_RECLAIMED,
+    EVENT_REGION,
     EVENT_RESIZE,
     EVENT_ROLLBACK,
     EVENT_SNAPSHOT,
@@ -144,6 +145,16 @@ class ResizeEvent:
     before: bool = False
 
 
+@dataclass(slots=True)
+class RegionEvent:
+    """There is one more home region; see `superblock.Region`."""
+
+    first_block: int
+    slot: int
+    block_count: int
+    before: bool = False
+
+
 Event = (
     SnapshotEvent
     | DeleteEvent
@@ -152,6 +163,7 @@ Event = (
     | RollbackEvent
     | StoreEvent
     | ResizeEvent
+    | RegionEvent
     | AnchorEvent
     | HoldEvent
     | PolicyEvent
@@ -179,6 +191,9 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, ResizeEvent):
         kind = EVENT_RESIZE
         payload = _FIXED[kind].pack(event.head, event.size, event.epoch)
+    elif isinstance(event, RegionEvent):
+        kind = EVENT_REGION
+        payload = _FIXED[kind].pack(event.first_block, event.slot, event.block_count)
     elif isinstance(event, PolicyEvent):
         kind = EVENT_POLICY
         payload = _FIXED[kind].pack(event.when_full, event.keep_newest, event.snapshot_bytes_max)
@@ -319,6 +334,11 @@ def _decode_resize(payload: bytes, before: bool) -> Event:
     return ResizeEvent(_id(head), size, _epoch(epoch), before)
 
 
+def _decode_region(payload: bytes, before: bool) -> Event:
+    first_block, slot, block_count = _unpack(EVENT_REGION, payload)
+    return RegionEvent(first_block, slot, block_count, before)
+
+
 _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_SNAPSHOT: _decode_snapshot,
     EVENT_DELETE: _decode_delete,
@@ -327,6 +347,7 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_ROLLBACK: _decode_rollback,
     EVENT_STORE: _decode_store,
     EVENT_RESIZE: _decode_resize,
+    EVENT_REGION: _decode_region,
     EVENT_HOLD: _decode_hold,
     EVENT_ANCHOR: _decode_anchor,
     EVENT_POLICY: _decode_policy,

@@ -94,6 +94,7 @@ EVENT_ANCHOR: Final = 9
 EVENT_HOLD: Final = 10
 EVENT_POLICY: Final = 11
 EVENT_GIVE_UP: Final = 12
+EVENT_REGION: Final = 14
 EVENT_BEFORE: Final = 1
 
 RECORD_ONE_BARRIER: Final = 1
@@ -293,6 +294,7 @@ EVENT_PAYLOADS: Final = {
     EVENT_STORE: (Field("store_sequence", 0, 8),),
     EVENT_RESIZE: (Field("head", 0, 8), Field("size", 8, 8), Field("epoch", 16, 8)),
     EVENT_ANCHOR: (Field("id", 0, 8),),
+    EVENT_REGION: (Field("first_block", 0, 8), Field("slot", 8, 8), Field("block_count", 16, 8)),
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
     EVENT_POLICY: (Field("when_full", 0, 8), Field("keep_newest", 8, 8), Field("snapshot_bytes_max", 16, 8)),
     EVENT_GIVE_UP: (Field("id", 0, 8), Field("given_up_ns", 8, 8)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cowengine.core.checksum import xxh64
@@ -164,6 +164,14 @@ def decode_superblock(data: bytes) -> Superblock:
     _check_geometry(sb)
     _check_state(sb)
     return sb
+
+
+def with_region(sb: Superblock, regions: tuple[Region, ...], region: Region) -> tuple[Region, ...]:
+    """The home regions of a volume with one more, which lies behind all others. CorruptionError if it cannot be."""
+    _require(len(regions) < REGIONS_MAX, f"more than {REGIONS_MAX} regions")
+    _check_geometry(replace(sb, regions=(*regions, region)))
+    _require(region.slot > max(each.slot for each in regions), "a region that was added lies before another")
+    return (*regions, region)
 
 
 def _require(condition: bool, problem: str) -> None:

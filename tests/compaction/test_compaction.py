@@ -211,3 +211,18 @@ def test_bad_arguments_and_read_only_volumes_are_refused(tmp_path: Path) -> None
             volume.compact(rate=0)
     with Volume.open(tmp_path / "v", read_only=True) as volume, pytest.raises(ReadOnlyError):
         volume.compact()
+
+
+def test_a_move_does_not_reach_over_the_end_of_a_home_region(tmp_path: Path) -> None:
+    """Blocks on both sides of the end were written one behind the other: an adopted volume lost the second part."""
+    contents = random.Random(5).randbytes(64 * BLOCK)
+    path = tmp_path / "image"
+    path.write_bytes(bytes(len(contents)))
+    with Volume.adopt(path, log_size=16384) as volume:
+        volume.pwrite(contents[::-1], 0)
+        snapshot = volume.snapshot("s")
+        volume.pwrite(contents, 0)
+        snapshot.delete()
+        assert volume.compact().moved_bytes == len(contents)
+        assert volume.pread(len(contents), 0) == contents
+        assert volume.check().problems == []

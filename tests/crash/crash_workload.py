@@ -21,13 +21,14 @@ from crash_oracle import HOLD_REASON, SECTOR, Expectation, Found, Operation, Ora
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
-from cowengine.engine import allocator, engine, hashindex, names, reclaim, sealing
+from cowengine.engine import allocator, engine, hashindex, homes, names, reclaim, sealing
 from cowengine.errors import BusyError, PoisonedError
 
 PATH = "/disk/volume"
 
 # So that freed slots are reused within a few steps, where normally the file first grows by some megabytes and a reserve
-# takes the first ones; that a reclaim commits behind each leaf; and that a few snapshots have an index of many buckets.
+# takes the first ones; that a reclaim commits behind each leaf; that a few snapshots have an index of many
+# buckets; and that the table of home regions gets full.
 SMALL = (
     (allocator, "RUNWAY_SLOTS", 2),
     (allocator, "REUSE_SHARE", 64),
@@ -35,6 +36,7 @@ SMALL = (
     (names, "KEPT_FROM", 1),
     (hashindex, "LOAD", 2),
     (reclaim, "LEAVES_A_STEP", 1),
+    (homes, "AHEAD", 0),
 )
 
 

@@ -126,6 +126,7 @@ events = st.one_of(
     st.builds(f.PolicyEvent, st.integers(0, 1), u64, u64, before),
     st.builds(f.GiveUpEvent, ids, u64, before),
     st.builds(f.ResizeEvent, ids, sizes, event_epochs, before),
+    st.builds(f.RegionEvent, ids, slots, ids, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
     st.builds(f.AnchorEvent, ids, before),
 )  # fmt: skip
