@@ -23,7 +23,7 @@ from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
 from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
-from cowengine.engine.compaction import Compaction, compact
+from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.flatten import flatten_copy, flatten_in_place
@@ -519,16 +519,25 @@ class Volume(Closing):
     ) -> Compaction:  # fmt: skip
         """Moves blocks that snapshots once displaced back to their home slots, where those are free again.
 
-        From byte `start` on, at most `rate` bytes a second, until the end or until `stop` is set; run it in a thread of
-        its own to have it in the background, beside reads, writes and snapshots. `progress` is called about once a
-        second. What a snapshot holds stays where it is. Durable when it returns; cut short, even by a crash, nothing is
-        lost, and `start=result.position` goes on. Releases the GIL. Raises OutOfRangeError and NoSpaceError.
+        From byte `start` on, at most `rate` bytes a second, until the end or until `stop` is set, beside reads, writes
+        and snapshots. `progress` is called about once a second. What a snapshot holds stays where it is. Durable when
+        it returns; cut short, even by a crash, nothing is lost, and `start=result.position` goes on. Releases the GIL.
+        Raises OutOfRangeError and NoSpaceError.
         """
         start, _ = self._writable_range(start, 0, "compaction")
         try:
             return compact(self.engine, start, check_rate(rate), stop, progress)
         except CorruptionError as error:
             raise error.found_in(self.path) from None
+
+    def start_compaction(self, start: int = 0, *, rate: int | None = None) -> CompactionJob:
+        """`compact` in a thread of its own: the job tells how far it came, can be stopped and waited for.
+
+        One runs at a time (BusyError). It ends by itself, and when the volume is closed; then, or after a crash,
+        another one can go on at `job.progress.position`, or begin anew: what is home is passed over quickly.
+        """
+        start, _ = self._writable_range(start, 0, "compaction")
+        return CompactionJob(self.engine, start, check_rate(rate))
 
     def seal(
         self, *, rate: int | None = None, stop: threading.Event | None = None,

@@ -4,24 +4,36 @@ A snapshot makes the next write of each block go elsewhere; when the snapshot is
 block still away. Compaction moves it back. It holds no position of its own: what is home is passed over a run at a
 time, so one that was stopped, or cut short by a crash, goes on wherever it is told to begin.
 
+Blocks come home a few at a time, and the page cache keeps them in pieces as small: a read of 1 MiB then took three
+times as long, also from a raw file that was written so. Behind each flush the cache drops the mebibytes that something
+came home to; the next read fetches them at one go.
+
 Durability   Moves ride in the next commit, as writes do; nothing is lost if it never comes.
 Threads      Moves take the commit lock only where a batch is full; any number may run beside reads, writes, snapshots.
+             A `CompactionJob` has a thread of its own, a daemon, which close and the end of the interpreter wait for.
 """
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from cowengine.core.compact import move_home
+from cowengine.errors import BusyError
+from cowengine.format import SLOT_BYTES
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
 
 SETTLE_BYTES = 16 << 20  # moved, then a flush: it brings the old slots back
+READ_AGAIN_BYTES = 1 << 20  # of the file, dropped from the page cache at one go
+
+_jobs: weakref.WeakSet[CompactionJob] = weakref.WeakSet()
 
 
 @dataclass(slots=True)
@@ -45,6 +57,7 @@ def compact(
     result = Compaction(start // path.block_bytes * path.block_bytes)
     begin = told = time.monotonic()
     unsettled = 0
+    homes: set[int] = set()  # parts of the file that something came home to since the last flush
     while not stop.is_set():
         engine.require_writable()
         block, moved, batch_full = move_home(path, result.position // path.block_bytes)
@@ -52,10 +65,12 @@ def compact(
         result.position, result.done = min(block * path.block_bytes, size), block * path.block_bytes >= size
         result.moved_bytes += moved * path.block_bytes
         unsettled += moved * path.block_bytes
+        if moved:
+            homes.update(_parts(engine, block - moved, moved))
         if result.done:
             break
         if batch_full or unsettled >= SETTLE_BYTES:
-            engine.flush()
+            _settle(engine, homes)
             unsettled = 0
         now = time.monotonic()
         if progress is not None and now - told >= 1.0:
@@ -63,5 +78,85 @@ def compact(
             told = now
         if bytes_a_second is not None:
             stop.wait(max(0.0, begin + result.moved_bytes / bytes_a_second - now))
-    engine.flush()
+    _settle(engine, homes)
     return result
+
+
+def _parts(engine: Engine, first: int, count: int) -> range:
+    """The parts of the file, by number, in which these blocks lie: they have just come home."""
+    start = engine.path.place(first)[0] * SLOT_BYTES
+    return range(start // READ_AGAIN_BYTES, -(-(start + count * engine.path.block_bytes) // READ_AGAIN_BYTES))
+
+
+def _settle(engine: Engine, homes: set[int]) -> None:
+    engine.flush()
+    for part in homes:
+        engine.io.forget(engine.fd, part * READ_AGAIN_BYTES, READ_AGAIN_BYTES)
+    homes.clear()
+
+
+class CompactionJob:
+    """A compaction in the background: made by `Volume.start_compaction`. Closing the volume ends it."""
+
+    def __init__(self, engine: Engine, start: int, bytes_a_second: int | None) -> None:
+        """Begins at once. Raises BusyError if one is running."""
+        with engine.lock:
+            if engine.compaction is not None and engine.compaction.running:
+                raise BusyError("a compaction is running; stop it, or wait for it", engine.name)
+            self._progress = Compaction(start)
+            self._error: Exception | None = None
+            self._stop = threading.Event()
+            arguments = (engine, start, bytes_a_second, self._stop, self._note)
+            self._thread = threading.Thread(target=self._run, args=arguments, name="cowengine-compaction", daemon=True)
+            self._thread.start()
+            engine.compaction = self
+            _jobs.add(self)
+
+    def _run(self, *arguments: Any) -> None:
+        try:
+            self._note(compact(*arguments))
+        except Exception as error:  # told to who waits
+            self._error = error
+
+    def _note(self, progress: Compaction) -> None:
+        self._progress = replace(progress)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not come to an end."""
+        return self._thread.is_alive()
+
+    @property
+    def progress(self) -> Compaction:
+        """How far it came, as of about a second ago; in the end, exactly."""
+        return self._progress
+
+    def wait(self, timeout: float | None = None) -> Compaction:
+        """Waits until it ends, or so many seconds, and returns how far it came: all of that is durable once it ended.
+
+        Raises what ended it: NoSpaceError, PoisonedError, ClosedError.
+        """
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+        return self._progress
+
+    def stop(self) -> Compaction:
+        """Ends it and waits for that. `progress.position` is where to begin again. Raises as `wait`."""
+        self.end()
+        return self.wait()
+
+    def end(self) -> None:
+        """As `stop`, and raises nothing. The commit lock must not be held."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def _end_all() -> None:
+    """At the end of the interpreter: a daemon must not be in the middle of anything."""
+    for job in list(_jobs):
+        job.end()
+
+
+atexit.register(_end_all)

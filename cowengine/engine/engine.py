@@ -27,6 +27,7 @@ from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.roots import Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
+from cowengine.engine.compaction import CompactionJob
 from cowengine.engine.holds import claim, require_deletable
 from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
@@ -141,6 +142,7 @@ class Engine:
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
         self.sealer = Sealer(self)
+        self.compaction: CompactionJob | None = None  # in the background, the last one begun
         self.cache_nodes = 0
         memory.bound(self, memory.CACHE_BYTES)
         self.amounts: dict[tuple[object, ...], Amount] = {}  # of space, found by walks: see usage.py
@@ -497,6 +499,8 @@ class Engine:
     def close(self) -> None:
         """Commits what is open and marks the file as cleanly closed; the descriptor is closed in any case."""
         self.sealer.stop()
+        if self.compaction is not None:
+            self.compaction.end()
         with self.lock:
             if self.closed:
                 return
@@ -527,6 +531,7 @@ class Engine:
         """In the child of a fork: the volume is the parent's; its descriptor is closed here, nothing else."""
         self.closed = True
         self.sealer.abandon()
+        self.compaction = None  # its thread is the parent's
         self.lock = threading.RLock()  # a thread of the parent may have held the old one
         try:
             os.close(self.fd)

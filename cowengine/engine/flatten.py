@@ -104,6 +104,7 @@ def _turn(engine: Engine, header: int) -> None:
     _announce(engine, intent)
     engine.read_only = True  # whatever happens from here on, nothing of the volume is written any more
     put_back(io, engine.fd, engine.name, intent)
+    path.shut()  # who waited to write finds it closed: the file is the raw image
 
 
 def _announce(engine: Engine, intent: Intent) -> None:
