@@ -73,6 +73,10 @@ class SnapshotReader(Volume):
         self._path.check_state()
         raise BusyError("the volume belongs to another process; verify its snapshots one by one", self.path)
 
+    def stats(self) -> dict[str, Any]:
+        """See `Volume.stats`; as of the last look at the file."""
+        return self._newest(lambda: Volume.stats(self))
+
     def unsealed_bytes(self) -> int:
         """See `Volume.unsealed_bytes`; as of the last look at the file."""
         return self._newest(lambda: Volume.unsealed_bytes(self))

@@ -585,7 +585,7 @@ class Volume(Closing):
                 "file_bytes": engine.io.size(engine.fd) if not engine.closed else 0,
                 "epoch": self.epoch,
                 "snapshots": engine.lineage.count() if not engine.closed else 0,
-                "snapshots_unsealed": len(engine.lineage.unsealed()),
+                "snapshots_unsealed": len(engine.lineage.unsealed()) if not engine.closed else 0,
                 "reclaims_pending": pending(engine) if not engine.closed else 0,
                 "log_used_bytes": engine.log.used,
                 "log_bytes": engine.log.size,

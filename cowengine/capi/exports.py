@@ -21,7 +21,7 @@ from cowengine.core.calltable import addresses, settle
 from cowengine.core.datapath import DataPath
 from cowengine.core.roots import Root
 from cowengine.engine import memory
-from cowengine.errors import BusyError, ClosedError, CowEngineError, OutOfRangeError
+from cowengine.errors import BusyError, ClosedError, CorruptionError, CowEngineError, OutOfRangeError
 from cowengine.snapshot import Snapshot
 from cowengine.volume import Volume
 
@@ -138,8 +138,12 @@ def py_ready() -> int:
 @ffi.def_extern(error=lib.COWENGINE_INTERNAL)  # type: ignore[untyped-decorator]
 def py_settle(handle: Any, status: int) -> int:
     """A read or write stopped with a kernel's status: gets what it needs, or makes it an error."""
+    found = _opened[key_of(handle)]
     try:
-        settle(_opened[key_of(handle)].path, status)
+        settle(found.path, status)
+    except CorruptionError as error:
+        snapshot = found.target.name if isinstance(found.target, Snapshot) else None
+        return failed(handle, error.found_in(found.volume.path, snapshot))
     except BaseException as error:
         return failed(handle, error)
     return 0

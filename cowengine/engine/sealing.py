@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cowengine.core.sealing import enter_seals, make_seals, unsealed_blocks
-from cowengine.errors import CowEngineError, NotFoundError
+from cowengine.errors import CowEngineError, NoSpaceError, NotFoundError
 from cowengine.format import LINEAGE_SEALED
 
 if TYPE_CHECKING:
@@ -230,6 +230,14 @@ class Sealer:
             thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            with self._lock:
+                self._thread = None  # the next snapshot begins anew
+            raise
+
+    def _work(self) -> None:
         rest = QUIET_SECONDS
         work = _Work()
         while not self._stop.wait(rest):
@@ -268,6 +276,9 @@ class _Work:
         except NotFoundError:
             self._walk = None
             return True
+        except NoSpaceError as error:
+            logger.debug("%s: sealing waits for space: %s", engine.name, error)
+            return False
         except CowEngineError as error:
             if engine.closed or engine.failure is not None or self._walk is None:
                 return False

@@ -392,12 +392,36 @@ static void leaves(const char *path) {
     WORKS(volume, cowengine_pwrite(volume, "not flushed", 11, 4000));
 }
 
+/* -- damaged: block 1 of the volume and of its snapshot "sealed" rotted ---------------------------------------------- */
+static void damaged(const char *path) {
+    char data[3 * BLOCK], part[64];
+    cowengine_handle *volume = made(), *snapshot = made();
+    WORKS(volume, cowengine_open(volume, path, 0));
+    WORKS(volume, cowengine_open_snapshot(volume, "sealed", snapshot));
+    snprintf(part, sizeof part, "block at byte %d in slot", (int)BLOCK);
+    GIVES(volume, COWENGINE_CORRUPTION, cowengine_pread(volume, data, sizeof data, 0));
+    says(volume, part);
+    says(volume, path);
+    GIVES(snapshot, COWENGINE_CORRUPTION, cowengine_pread(snapshot, data, 1, 2 * BLOCK - 1));
+    says(snapshot, part);
+    says(snapshot, "snapshot 'sealed'");
+    GIVES(volume, COWENGINE_CORRUPTION, cowengine_pwrite(volume, data, 1, BLOCK));
+    says(volume, part);
+    WORKS(snapshot, cowengine_pread(snapshot, data, BLOCK, 0));
+    WORKS(volume, cowengine_pread(volume, data, BLOCK, 2 * BLOCK));
+    WORKS(volume, cowengine_pwrite(volume, data, BLOCK, BLOCK));
+    WORKS(volume, cowengine_pread(volume, data, sizeof data, 0));
+    cowengine_free(snapshot);
+    cowengine_free(volume);
+}
+
 int main(int count, char **arguments) {
     static const struct {
         const char *name;
         void (*run)(const char *path);
     } scenes[] = {{"session", session}, {"threads", threads}, {"errors", errors},
-                  {"leaks", leaks},     {"forks", forks},     {"leaves", leaves}, {"unlocked", unlocked}};
+                  {"leaks", leaks},     {"forks", forks},     {"leaves", leaves}, {"unlocked", unlocked},
+                  {"damaged", damaged}};
     size_t i;
     REQUIRE(count == 3);
     for (i = 0; i < sizeof scenes / sizeof *scenes; i++)

@@ -53,6 +53,19 @@ def test_a_session_leaves_what_it_was_told_to(program: Path, tmp_path: Path) -> 
         assert volume.check().ok
 
 
+def test_what_rotted_is_not_returned(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "volume"
+    with cowengine.Volume.create(path, 1 << 20, background=False) as volume:
+        volume.pwrite(os.urandom(8 * BLOCK), 0)
+        volume.snapshot("sealed")
+        volume.seal()
+        slot, _ = volume.engine.path.place(1)
+    with open(path, "r+b") as file:
+        file.seek(slot * BLOCK)
+        file.write(b"rotten")
+    play(program, "damaged", path)
+
+
 def test_two_threads_write_and_read_while_snapshots_are_taken(program: Path, tmp_path: Path) -> None:
     play(program, "threads", tmp_path / "volume")
     with cowengine.Volume.open(str(tmp_path / "volume")) as volume:

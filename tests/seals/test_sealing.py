@@ -299,3 +299,62 @@ def test_a_close_does_not_wait_for_the_sealing(tmp_path: Path) -> None:
     assert thread is not None and thread.daemon
     volume.close()
     assert not thread.is_alive()
+
+
+def test_memory_for_seals_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block in each leaf of the table: dirty nodes ask for a checkpoint, clean ones make room for others."""
+    monkeypatch.setattr(sealing, "DIRTY_SEALS_MAX", 40)
+    stride, count = 4 << 20, 300
+    with Volume.create(tmp_path / "v", count * stride, background=False, cache_size=1 << 20) as volume:
+        for number in range(count):
+            volume.pwrite(bytes([number % 251]) * BLOCK, number * stride)
+        volume.snapshot("wide")
+        before = volume.stats()["checkpoints"]
+        volume.seal()
+        assert volume.stats()["checkpoints"] > before + 1
+        for number in range(count):
+            assert volume.pread(1, number * stride) == bytes([number % 251])
+            assert volume.engine.seals.nodes() <= volume.engine.path.seal_limit + 3
+        assert volume.engine.path.seal_limit < 100
+        assert volume.verify().counts["verified"] == count == sealed_count(volume)
+    assert volume.stats()["snapshots_unsealed"] == 0
+
+
+def test_the_table_of_seals_gives_its_nodes_back(tmp_path: Path) -> None:
+    with volume_at(tmp_path) as volume:
+        snapshot = volume.snapshot("one")
+        volume.seal()
+        volume.discard(0, SIZE)
+        snapshot.delete()
+        assert sealed_count(volume) == 0
+        assert volume.engine.superblock.seal_root.kind == 0  # a hole: no node is left
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_cannot_be_read_is_passed_over_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The sealer goes on with the next snapshot, and ends."""
+    from cowengine.core.iotable import IOTable
+
+    class BadSector(IOTable):
+        bad = 1 << 60
+
+        def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+            if offset <= self.bad < offset + len(buffer):
+                raise OSError(5, "Input/output error")
+            return super().pread_into(fd, buffer, offset)
+
+    table = BadSector()
+    with Volume.create(tmp_path / "v", SIZE, io=table) as volume:
+        volume.pwrite(b"1" * SIZE, 0)
+        table.bad = volume.engine.path.place(7)[0] * 4096
+        with caplog.at_level("WARNING", "cowengine.engine"):
+            first = volume.snapshot("first")
+            volume.pwrite(b"2" * BLOCK, 7 * BLOCK)
+            second = volume.snapshot("second")
+            while volume.engine.sealer._thread is not None:
+                time.sleep(0.01)
+        assert f"snapshot {first.id} cannot be sealed" in caplog.text
+        assert volume.stats()["snapshots_unsealed"] == 1 and second.verify().counts["verified"] >= 1
+        report = first.verify()
+        assert report.counts["damaged"] == 1 and "cannot be read: " in report.problems[0]
+        assert f"block at byte {7 * BLOCK}" in report.problems[0] and report.counts["blocks"] == 400
