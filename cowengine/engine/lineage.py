@@ -9,13 +9,13 @@ Threads   The engine's commit lock guards all changes; reads of single records a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from weakref import WeakValueDictionary
 
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
 from cowengine.core.roots import Root
 from cowengine.engine.names import Names, is_pending
+from cowengine.engine.shortcuts import Shortcuts
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
     LINEAGE_ANCHOR,
@@ -71,6 +71,8 @@ class Lineage:
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
+        self._past_above = Shortcuts(self._empty_above)
+        self._past_below = Shortcuts(self._empty_below)
         self.fresh: dict[int, None] = {}  # snapshots whose roots no checkpoint has written yet
         self.metadata: dict[int, bytes] = {}  # of fresh snapshots
         self._changed: set[int] = set()
@@ -205,7 +207,7 @@ class Lineage:
                 if record is None or (child != HEAD_ID and record.epoch <= epoch):
                     raise CorruptionError(f"the lineage is broken at snapshot {child}")
                 if record.flags & LINEAGE_EMPTY:
-                    queue.append((child, record.epoch))
+                    queue.append((self._past_below.end(child), record.epoch))
                 else:
                     found.append(child)
         return found
@@ -215,14 +217,36 @@ class Lineage:
         record = self.get(number)
         while record is not None:
             yield record
-            parent = record.parent
-            if parent == NONE_ID:
-                return
-            # The head's own epoch is the data path's; its record has it as of the last checkpoint.
-            epoch = record.epoch if record.kind == LINEAGE_SNAPSHOT else None
-            record = self.get(parent)
-            if record is None or (epoch is not None and record.epoch >= epoch):
-                raise CorruptionError(f"the lineage is broken at snapshot {parent}")
+            record = self._above(record)
+
+    def _above(self, record: LineageRecord) -> LineageRecord | None:
+        """What a snapshot or head stands on."""
+        if record.parent == NONE_ID:
+            return None
+        above = self.get(record.parent)
+        # The head's own epoch is the data path's; its record has it as of the last checkpoint.
+        if above is None or (record.kind == LINEAGE_SNAPSHOT and above.epoch >= record.epoch):
+            raise CorruptionError(f"the lineage is broken at snapshot {record.parent}")
+        return above
+
+    def _is_empty(self, number: int) -> bool:
+        record = self.get(number)
+        return record is not None and bool(record.flags & LINEAGE_EMPTY)
+
+    def _empty_above(self, number: int) -> int | None:
+        """The empty anchor that another one stands on, if it does."""
+        record = self.get(number)
+        above = None if record is None else self._above(record)
+        return above.id if above is not None and above.flags & LINEAGE_EMPTY else None
+
+    def _empty_below(self, number: int) -> int | None:
+        """The empty anchor that stands on another one, alone."""
+        children = self.children(number)
+        child = self.get(next(iter(children))) if len(children) == 1 else None
+        if child is None or not child.flags & LINEAGE_EMPTY:
+            return None
+        self._above(child)  # raises if the run would never end
+        return child.id
 
     # -- roots --------------------------------------------------------------------------------------------------------
     def root(self, number: int) -> Root:
@@ -364,7 +388,9 @@ class Lineage:
         while queue:
             above = self.get(queue.pop())
             assert above is not None
-            if above.kind == LINEAGE_SNAPSHOT and not is_readable(above.flags):
+            if above.flags & LINEAGE_EMPTY:
+                queue += self.children(self._past_below.end(above.id))
+            elif above.kind == LINEAGE_SNAPSHOT and not is_readable(above.flags):
                 queue += self.children(above.id)
             elif above.flags & LINEAGE_SEALED:
                 above.flags &= ~LINEAGE_SEALED
@@ -411,6 +437,10 @@ class Lineage:
     def _drop(self, record: LineageRecord) -> None:
         """Removes a snapshot that holds nothing any more; its children take its parent."""
         number = record.id
+        if record.flags & LINEAGE_EMPTY:
+            self._past_above.drop(number, [child for child in self.children(number) if self._is_empty(child)])
+            leads_here = self._is_empty(record.parent) and self._empty_below(record.parent) == number
+            self._past_below.drop(number, [record.parent] if leads_here else [])
         for child in list(self.children(number)):
             below = self.get(child)
             if below is None:
@@ -433,8 +463,12 @@ class Lineage:
     # -- the free rule ------------------------------------------------------------------------------------------------
     def holder(self, number: int) -> LineageRecord | None:
         """The nearest ancestor of a head or snapshot that holds data (I26)."""
-        above = islice(self.ancestors(number), 1, None)
-        return next((record for record in above if not record.flags & LINEAGE_EMPTY), None)
+        record = self.get(number)
+        above = None if record is None else self._above(record)
+        if above is not None and above.flags & LINEAGE_EMPTY:
+            last = self.get(self._past_above.end(above.id))
+            above = None if last is None else self._above(last)
+        return above
 
     def epoch_before(self, number: int) -> int:
         """The epoch of the nearest ancestor that holds data; 0 if there is none."""
@@ -443,8 +477,10 @@ class Lineage:
 
     def readable_before(self, number: int) -> int:
         """The epoch of the nearest ancestor of a snapshot that can be read; 0 if there is none."""
-        above = islice(self.ancestors(number), 1, None)
-        return next((record.epoch for record in above if is_readable(record.flags)), 0)
+        record = self.holder(number)
+        while record is not None and not is_readable(record.flags):
+            record = self.holder(record.id)
+        return 0 if record is None else record.epoch
 
     def set_holder(self) -> None:
         """Tells the data path what holds the live head's blocks.

@@ -462,5 +462,5 @@ def test_a_log_that_rolls_back_to_an_anchor_is_refused(tmp_path: Path, monkeypat
         monkeypatch.undo()
         assert any("rollback to 1" in problem for problem in volume.check().problems)
         shutil.copy(path, copy)
-    with pytest.raises(CorruptionError, match="rolls back to snapshot 1"):
+    with pytest.raises(CorruptionError, match="a rollback to snapshot 1"):
         Volume.open(copy, background=False)
