@@ -234,6 +234,44 @@ def test_two_that_adopt_at_once_are_one(tmp_path: Path) -> None:
     assert Second.refused
 
 
+def test_of_processes_that_adopt_at_once_one_does_at_most(tmp_path: Path) -> None:
+    """All of them may find that another one has the file open; then it is as it was, and the next one adopts it."""
+    path = tmp_path / "disk.img"
+    for seed in range(6):
+        data = write_image(path, MIB, seed)
+        waiting, begin = os.pipe()
+        children = [adopting_child(path, waiting, begin) for _ in range(3)]
+        os.close(begin)  # all of them go now
+        os.close(waiting)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert set(ends) <= {0, 1} and ends.count(0) <= 1
+        if 0 not in ends:
+            assert path.read_bytes() == data
+            Volume.adopt(path).close()
+        with Volume.open(path) as volume:
+            assert volume.pread(MIB, 0) == data
+            assert volume.check().ok
+        assert os.listdir(tmp_path) == ["disk.img"]
+        path.unlink()
+
+
+def adopting_child(path: Path, waiting: int, begin: int) -> int:
+    """A process that adopts once nobody holds `begin`. It ends with 0 if it did, 1 if it was told that it may not."""
+    child = os.fork()
+    if child:
+        return child
+    end = 2
+    try:
+        os.close(begin)
+        os.read(waiting, 1)
+        Volume.adopt(path, background=False).close()
+        end = 0
+    except (BusyError, FormatError):
+        end = 1
+    finally:
+        os._exit(end)
+
+
 def test_a_full_disk_leaves_the_raw_image(tmp_path: Path) -> None:
     class Full(IOTable):
         left = 0

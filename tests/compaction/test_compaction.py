@@ -68,6 +68,23 @@ def test_all_blocks_of_an_aged_volume_go_home(tmp_path: Path, block_size: int) -
         assert again.pread(SIZE, 0) == live
 
 
+@pytest.mark.parametrize("block_size", [4096, 65536])
+def test_homes_in_two_regions_do_not_lie_in_a_row(tmp_path: Path, block_size: int) -> None:
+    """The blocks of an adopted image on both sides of the end of a region go home, each to its own."""
+    path, size = tmp_path / "v", 2 << 20
+    old, new = random.Random(1).randbytes(size), random.Random(2).randbytes(size)
+    path.write_bytes(old)
+    volume = Volume.adopt(path, block_size=block_size, background=False)
+    with volume:
+        assert len(volume.engine.superblock.regions) == 2
+        snapshot = volume.snapshot("s")
+        volume.pwrite(new, 0)
+        snapshot.delete()
+        assert volume.compact().moved_bytes == size
+        assert volume.pread(size, 0) == new
+        assert volume.check().problems == []
+
+
 def test_what_snapshots_hold_stays_and_keeps_its_bytes(tmp_path: Path) -> None:
     volume, live = aged(tmp_path / "v", rounds=8, keep=4)
     with volume:

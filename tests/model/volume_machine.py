@@ -115,7 +115,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     # -- snapshots --------------------------------------------------------------------------------------------------
     @precondition(lambda self: len(self.model.snapshots) < SNAPSHOTS_MAX)
-    @rule(metadata=st.one_of(st.none(), st.dictionaries(st.text(max_size=5), st.integers(), max_size=3)))
+    @rule(metadata=st.one_of(st.none(), st.dictionaries(st.text(max_size=4), st.integers(-99, 99), max_size=2)))
     def snapshot(self, metadata: dict[str, int] | None) -> None:
         self.serial += 1
         name = f"snapshot {self.serial}"

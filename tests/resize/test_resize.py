@@ -15,7 +15,7 @@ import pytest
 from cowengine import Volume
 from cowengine.backup import restore, write_backup
 from cowengine.core.iotable import IOTable
-from cowengine.errors import ClosedError, NoSpaceError, OutOfRangeError, ReadOnlyError
+from cowengine.errors import BusyError, ClosedError, NoSpaceError, OutOfRangeError, ReadOnlyError
 from cowengine.store import Store
 
 BLOCK = 4096
@@ -87,6 +87,25 @@ def test_bytes_cut_off_inside_a_block_never_come_back(
     if snapshot is not None:
         assert snapshot.pread(size, 0) == b"x" * size
         assert volume.changed_extents(snapshot).tolist() == [[0, size]]
+
+
+def test_a_shrink_takes_nothing_from_what_is_held_or_read(make: Callable[..., Volume]) -> None:
+    """Snapshots keep their size, so nothing stands against a shrink, not even a snapshot that may not be given back."""
+    data = random.Random(4).randbytes(2 * LEAF * BLOCK)
+    volume = make(len(data))
+    volume.pwrite(data, 0)
+    held, read = volume.snapshot("held"), volume.snapshot("read")
+    held.hold("audit")
+    with Volume.open(volume.path, read_only=True) as reader:
+        pinned = reader.get_snapshot("read")
+        volume.resize(512)
+        volume.reclaim()
+        assert pinned.pread(len(data), 0) == held.pread(len(data), 0) == data
+        for snapshot, why in ((held, "audit"), (read, "another process")):
+            with pytest.raises(BusyError, match=why):
+                snapshot.delete()
+    volume.resize(len(data))
+    assert volume.pread(len(data), 0) == data[:512] + bytes(len(data) - 512)
 
 
 def test_a_resize_is_durable_when_it_returns(make: Callable[..., Volume], tmp_path: Path) -> None:
