@@ -1,4 +1,4 @@
-"""Histories of the three machines, against the model after each step. `run.py` plays more of them."""
+"""Histories of the three machines, against the model after each step. `play.py` plays more of them."""
 
 from __future__ import annotations
 

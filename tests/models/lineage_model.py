@@ -372,16 +372,16 @@ class LineageModel:
             trace.append(name)
             heads = volume.heads()
             getattr(volume, name)(heads[choose(len(heads))])
-            self._check(volume)
+            self.check(volume)
         while volume.reclaim():
             trace.append("reclaim")
-            self._check(volume)
+            self.check(volume)
         reachable = {entry.slot for member in volume.members if not member.emptied for entry in member.map}
         if volume.used - reachable:
             raise Violation("a slot has leaked")
 
     @staticmethod
-    def _check(volume: Volume) -> None:
+    def check(volume: Volume) -> None:
         for snap in volume.snapshots():
             if snap.holds and not snap.readable:
                 raise Violation("a snapshot that is held is gone")

@@ -18,6 +18,7 @@ from commit_model import CommitModel
 from exploring import Model, explore
 from lineage_model import LineageModel
 from readers_model import ReadersModel
+from sealed_model import SealedModel
 from seals_model import SealsModel
 from sets_model import SetsModel
 from threads_model import ThreadsModel
@@ -30,6 +31,7 @@ MODELS: list[Model] = [
     SetsModel(),
     ReadersModel(),
     SealsModel(),
+    SealedModel(),
 ]
 FAULTS_OF_A_MUTANT = 20  # the shortest of so many goes into the table
 

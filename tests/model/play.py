@@ -1,6 +1,6 @@
 """Plays histories of the machines for as long as it is told, each seed once, with `check` after each step.
 
-    python tests/model/run.py --minutes 60 --seed 1
+    python tests/model/play.py --minutes 60 --seed 1
 
 A difference is printed with its shortest history, which is also what to turn into a test; the run then goes on with the
 next seed. Seeds that were played are not worth playing again: what a seed gives follows from it and from the code.
