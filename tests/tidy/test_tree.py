@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,12 @@ def undocumented(name: str, value: object) -> Iterator[str]:
 @pytest.mark.parametrize("name", [name for name in cowengine.__all__ if not name.startswith("__")])
 def test_every_public_name_is_documented(name: str) -> None:
     assert list(undocumented(name, getattr(cowengine, name))) == []
+
+
+def test_no_two_modules_that_tests_share_have_one_name() -> None:
+    """The first on the path would be imported for both."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    found = [path for folder in settings["pythonpath"] for path in (ROOT / folder).glob("*.py")]
+    shared = [path.name for path in found if not path.name.startswith(("test_", "conftest"))]
+    assert len(shared) > 20
+    assert [name for name in shared if shared.count(name) > 1] == []
