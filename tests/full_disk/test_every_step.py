@@ -96,6 +96,7 @@ OPERATIONS = {
     "shrink": Operation(lambda ledger: ledger.resize(SIZE - 20 * BLOCK - 512), fill_the_end, block_size=16 * BLOCK),
     "compaction": Operation(lambda ledger: ledger.volume.compact(), displace, exhausted=False, step=5),
     "flatten": Operation(flatten, step=24),
+    "seal": Operation(lambda ledger: ledger.volume.seal(), works_always=True),  # what has no room is sealed later
     "hold": Operation(lambda ledger: ledger.volume.get_snapshot("base0").hold("audit"), works_always=True),
     "policy": Operation(lambda ledger: ledger.volume.policy(keep_newest=5), works_always=True),
     "close": Operation(close),
