@@ -85,10 +85,12 @@ def make_seals(ReadPath path not None, Root root not None, uint64_t first, uint6
     cdef Piece piece = Piece(path)
     cdef found_t *found = piece.found
     cdef uint64_t read = 0, i, blocks
-    cdef int status
+    cdef int status, _turn
     cdef list made = []
     found.first = first
-    while found.first < end and read < piece.blocks_max:
+    for _turn in range(LOOKS):      # much of it may be sealed
+        if found.first >= end or read >= piece.blocks_max:
+            break
         with nogil:
             status = find_blocks(path, root, end, piece.blocks_max, found)
         check_status(status, path.map)
