@@ -373,6 +373,7 @@ class Volume(Closing):
                     raise NotFoundError(f"there is no snapshot named {shown(name_or_id)}", self.path)
             else:
                 record = engine.live_snapshot(check_id(name_or_id))
+            memory.trim_records(engine)
         return Snapshot(engine, record)
 
     def rollback(self, snapshot: Snapshot | int | str) -> Snapshot:

@@ -326,7 +326,7 @@ class Engine:
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def require_name_free(self, name: str) -> None:
         """Raises ExistsError if a snapshot of that name exists."""
-        self.lineage.names.prepare()  # what the snapshot's record will need
+        self.lineage.prepare()
         if self.lineage.find_name(name) is not None:
             raise ExistsError(f"a snapshot named {name!r} exists", self.name)
 

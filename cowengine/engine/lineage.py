@@ -8,6 +8,7 @@ Threads   The engine's commit lock guards all changes; reads of single records a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from weakref import WeakValueDictionary
 
@@ -47,6 +48,7 @@ from cowengine.format import (
 from cowengine.format.layout import IDS_PER_COUNT
 
 HEAD_ID = 0
+LEAVES_A_SCAN = 1024  # nodes that a scan of all records leaves in memory, at most
 _EMPTY_LEAF = bytes(RECORDS_PER_LEAF * LINEAGE_BYTES)
 
 
@@ -64,8 +66,8 @@ class Lineage:
         self._block_slots = path.block_bytes // SLOT_BYTES
         self.next_id = superblock.next_id
         self.names = Names(self, path, fold, superblock)
-        self._records: dict[int, LineageRecord] = {}
-        self._leaves: set[int] = set()
+        self._leaves: dict[int, dict[int, LineageRecord]] = {}  # records by leaf and id: as they are now
+        self._loading = threading.Lock()  # a record is read from the table, or dropped, by one thread
         self.sealed_below = superblock.sealed_below
         self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
@@ -81,10 +83,12 @@ class Lineage:
     # -- looking up ---------------------------------------------------------------------------------------------------
     def get(self, number: int) -> LineageRecord | None:
         """The record of a head or snapshot, or None."""
-        leaf = number // RECORDS_PER_LEAF
-        if number not in self._records and leaf not in self._leaves and number < self.next_id:
-            self._load_leaf(leaf)
-        return self._records.get(number)
+        return self._leaf(number).get(number) if number < self.next_id else None
+
+    def prepare(self) -> None:
+        """Before a commit that takes a snapshot: reads what that will need, so that damage is found while it can be."""
+        self.names.prepare()
+        self._leaf(self.next_id)
 
     @property
     def head(self) -> LineageRecord:
@@ -94,37 +98,62 @@ class Lineage:
             raise CorruptionError("the lineage table has no live head")
         return record
 
-    def _load_leaf(self, leaf: int) -> None:
-        page = self._table.read(leaf * RECORDS_PER_LEAF)
+    def _leaf(self, number: int) -> dict[int, LineageRecord]:
+        """The records of the leaf that holds an id; whoever has it may read it although it is dropped meanwhile."""
+        leaf = number // RECORDS_PER_LEAF
+        records = self._leaves.get(leaf)
+        if records is None:
+            with self._loading:
+                records = self._leaves.get(leaf)
+                if records is None:
+                    records = self._leaves[leaf] = self._read_leaf(leaf)
+        return records
+
+    def _read_leaf(self, leaf: int) -> dict[int, LineageRecord]:
+        records: dict[int, LineageRecord] = {}
+        page = self._table.read(leaf * RECORDS_PER_LEAF) or _EMPTY_LEAF
         for position in range(RECORDS_PER_LEAF):
             number = leaf * RECORDS_PER_LEAF + position
-            if page is None or number in self._changed or number in self._records:
-                continue
             record = decode_lineage(page[position * LINEAGE_BYTES : (position + 1) * LINEAGE_BYTES])
             if record is not None:
                 if record.id != number:
                     raise CorruptionError(f"lineage record {number} says that it is {record.id}")
-                self._records[number] = record
-        self._leaves.add(leaf)  # last: another thread may be looking for one of them
+                records[number] = record
+        return records
+
+    def unload_records(self, leaves_max: int) -> None:
+        """Drops the records that the table has as well, if there are those of more leaves. The commit lock is held."""
+        if len(self._leaves) <= leaves_max:
+            return
+        kept = {number // RECORDS_PER_LEAF for number in (*self._changed, *self.fresh)}
+        with self._loading:
+            self._leaves = {leaf: records for leaf, records in self._leaves.items() if leaf in kept}
+
+    def loaded_leaves(self) -> int:
+        """Of how many leaves the records are in memory."""
+        return len(self._leaves)
 
     def essentials(self, start: int = 0) -> Iterator[tuple[int, tuple[int, int, int, int, str]]]:
         """Kind, flags, parent, epoch and name of every record, by id, from the leaf of id `start` on.
 
-        Full decoding would take ten times as long.
+        Full decoding would take ten times as long. The commit lock is held.
         """
-        for leaf in self._all_leaves(start // RECORDS_PER_LEAF):
-            first = leaf * RECORDS_PER_LEAF
-            page = None if leaf in self._leaves else self._table.read(first)
-            for number, essentials in enumerate(iter_essentials(page or _EMPTY_LEAF), first):
-                known = self._records.get(number)
-                if known is not None:
-                    yield number, (known.kind, known.flags, known.parent, known.epoch, known.name)
-                elif essentials[0] and number not in self._changed:
+        for position, leaf in enumerate(self._all_leaves(start // RECORDS_PER_LEAF), 1):
+            if position % LEAVES_A_SCAN == 0:
+                self._table.unload()
+            known = self._leaves.get(leaf)
+            if known is not None:
+                for number, r in sorted(known.items()):
+                    yield number, (r.kind, r.flags, r.parent, r.epoch, r.name)
+                continue
+            page = self._table.read(leaf * RECORDS_PER_LEAF) or _EMPTY_LEAF
+            for number, essentials in enumerate(iter_essentials(page), leaf * RECORDS_PER_LEAF):
+                if essentials[0]:
                     yield number, essentials
 
     def _all_leaves(self, start: int = 0) -> list[int]:
         """Numbers of the leaves from `start` on that hold a record, ascending. Ids may be far apart."""
-        leaves = {leaf for number in self._records if (leaf := number // RECORDS_PER_LEAF) >= start}
+        leaves = {leaf for leaf in list(self._leaves) if leaf >= start}
         key = self._table.next(start * RECORDS_PER_LEAF)
         while key is not None and key < self.next_id:
             leaves.add(key // RECORDS_PER_LEAF)
@@ -168,11 +197,14 @@ class Lineage:
             if stop is not None and position >= stop:
                 break
             if position + count > start:
-                here = list(self._visible(range(first, first + IDS_PER_COUNT)))
-                if len(here) != count:
-                    self.names.give_up(f"it counts {count} snapshots from id {first} on, and there are {len(here)}")
+                part = slice(max(0, start - position), None if stop is None else stop - position)
+                ids = range(first, first + IDS_PER_COUNT)
+                all_there = count == IDS_PER_COUNT
+                here = list(self._visible(ids[part] if all_there else ids))
+                if len(here) != (len(ids[part]) if all_there else count):
+                    self.names.give_up(f"it counts {count} snapshots from id {first} on, and they are not there")
                     return self.snapshots(start, stop)
-                found += here[max(0, start - position) : None if stop is None else stop - position]
+                found += here if all_there else here[part]
             position += count
         return found
 
@@ -307,7 +339,7 @@ class Lineage:
             tag=event.tag,
             set_id=event.set_id,
         )
-        self._records[event.id] = record
+        self._leaf(event.id)[event.id] = record
         self.loaded_roots[event.id] = self._roots[event.id] = root
         self.fresh[event.id] = None
         if event.metadata:
@@ -451,7 +483,7 @@ class Lineage:
         self.names.move(number, record.parent, NONE_ID)
         if record.metadata_slot:
             self.dropped_slots.append((record.metadata_slot, 1))
-        del self._records[number]
+        del self._leaf(number)[number]
         self.metadata.pop(number, None)
 
     def _known(self, number: int) -> LineageRecord:
@@ -498,8 +530,7 @@ class Lineage:
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def add_head(self, size: int) -> None:
         """The live head of a new volume."""
-        self._records[HEAD_ID] = LineageRecord(kind=LINEAGE_HEAD, id=HEAD_ID, name="live", epoch=1, size=size)
-        self._leaves.add(0)
+        self._leaf(HEAD_ID)[HEAD_ID] = LineageRecord(kind=LINEAGE_HEAD, id=HEAD_ID, name="live", epoch=1, size=size)
         self._changed.add(HEAD_ID)
 
     def write_table(self, head_root: Pointer, epoch: int, frozen: int) -> None:
@@ -508,11 +539,11 @@ class Lineage:
         head.root, head.epoch, head.frozen = head_root, epoch, frozen
         self._changed.add(HEAD_ID)
         for number in self.fresh:
-            record = self._records[number]
+            record = self._leaf(number)[number]
             record.root = Pointer.decode(self.loaded_roots[number].pointer)
         for number in sorted(self._changed):
             offset = number % RECORDS_PER_LEAF * LINEAGE_BYTES
-            self._table.write(number, offset, encode_lineage(self._records.get(number)))
+            self._table.write(number, offset, encode_lineage(self.get(number)))
 
     def written(self) -> None:
         """The table's pages hold everything now."""

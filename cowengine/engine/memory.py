@@ -20,7 +20,7 @@ NODE_BYTES = 4608  # of memory: the node, its header, and a leaf's share of the 
 CACHE_BYTES = 64 << 20
 CACHE_BYTES_MIN = 1 << 20
 SHARE_OF_SEALS = 4  # the seals of a block take a quarter of what its map does
-SHARE_OF_TABLES = 16  # the lineage table, the index of names and the two bitmaps may each take one part in so many
+SHARE_OF_TABLES = 16  # the lineage table, its records, the index of names and the bitmaps: one part in so many each
 
 
 def bound(engine: Engine, cache_bytes: int) -> None:
@@ -61,11 +61,18 @@ def trim_locked(engine: Engine) -> None:
     path.seal_limit = max(seal_limit, engine.seals.nodes() + seal_limit // 4)
     if engine.table.nodes() > limit // SHARE_OF_TABLES:
         engine.table.unload()
+    engine.lineage.unload_records(limit // SHARE_OF_TABLES)
     if engine.lineage.names.table.nodes() > limit // SHARE_OF_TABLES:
         engine.lineage.names.table.unload()
     if path.slots.busy_count + engine.free_map.nodes() > limit // SHARE_OF_TABLES:
         path.slots.unload()
         engine.free_map.unload()
+
+
+def trim_records(engine: Engine) -> None:
+    """After a look-up in the lineage: comes back under the limit if it has left many records in memory."""
+    if engine.lineage.loaded_leaves() > engine.cache_nodes // SHARE_OF_TABLES:
+        trim(engine)
 
 
 def _trim_map(engine: Engine, keep: int) -> None:
@@ -80,4 +87,4 @@ def used(engine: Engine) -> int:
     """Bytes of memory that nodes and bitmaps take now."""
     tables = (engine.table, engine.lineage.names.table, engine.free_map, engine.seals)
     nodes = engine.path.map.node_count + sum(table.nodes() for table in tables) + engine.path.slots.busy_count
-    return int(nodes * NODE_BYTES)
+    return int((nodes + engine.lineage.loaded_leaves()) * NODE_BYTES)
