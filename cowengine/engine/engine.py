@@ -63,6 +63,7 @@ from cowengine.format import (
     SnapshotEvent,
     Superblock,
     blob_seed,
+    decode_superblock,
     encode_event,
     encode_record,
     encode_superblock,
@@ -489,8 +490,10 @@ class Engine:
         """Writes the next superblock to the older slot; durable when it returns (I11)."""
         new = replace(superblock, generation=self.superblock.generation + 1)
         slot = 1 - self.newest_slot
+        encoded = encode_superblock(new)
+        decode_superblock(encoded)  # what no open would take must not replace what one takes
         try:
-            self.io.pwrite(self.fd, encode_superblock(new), slot * SLOT_BYTES)
+            self.io.pwrite(self.fd, encoded, slot * SLOT_BYTES)
         except OSError as error:
             raise self.poison(error) from error
         self.barrier()

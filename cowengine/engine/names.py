@@ -225,6 +225,7 @@ class Names:
         self.load()
         if not self.kept:
             self._index.expect(sum(1 for _ in self._changes.added()))
+            self.counts.touch(0)  # an index of nothing has a leaf, too
         for hashed, place in self._changes.removed:
             self._index.remove(hashed, place)
         for hashed, place in self._changes.added():

@@ -142,6 +142,27 @@ def test_a_small_volume_has_no_index_and_gets_one_when_it_has_grown(tmp_path: Pa
     assert check_file(str(path)).problems == []
 
 
+def test_an_index_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume is large enough for an index when its last snapshot is gone."""
+    path = tmp_path / "v"
+    monkeypatch.setattr(names, "KEPT_FROM", 1000)
+    with create(path) as volume:
+        for number in range(10):
+            volume.snapshot(f"s{number}")
+        for snapshot in volume.snapshots():
+            snapshot.delete()
+        volume.reclaim()
+    monkeypatch.setattr(names, "KEPT_FROM", 1)
+    for number in range(2):
+        with Volume.open(path, background=False) as volume:
+            assert volume.snapshots() == []
+            assert volume.engine.lineage.names.kept == (number > 0)
+    assert check_file(str(path)).problems == []
+    with Volume.open(path, background=False) as volume:
+        volume.snapshot("s1")
+    assert check_file(str(path)).problems == []
+
+
 # -- hashes of an enemy -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("collide", [lambda data, fold: 5, lambda data, fold: data[0]])
 def test_names_whose_stems_have_one_hash_are_slow_and_right(
