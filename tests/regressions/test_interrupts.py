@@ -183,7 +183,7 @@ class Unsynced(IOTable):
 def test_ctrl_c_at_any_line_of_a_resize_leaves_the_one_size_or_the_other(tmp_path: Path, size: int) -> None:
     """`check` says that nothing leaked, whether the volume goes on or must be opened again."""
     before = sys.gettrace()
-    for at in range(1, 2000):
+    for at in range(1, 4000):
         path, full = tmp_path / f"v{at}", b"a" * (60 * BLOCK)
         volume = Volume.create(path, len(full), log_size=16384, background=False, io=Unsynced())
         volume.pwrite(full, 0)
