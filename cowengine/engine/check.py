@@ -20,6 +20,7 @@ from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine.check_names import check_names
 from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_seals import after_records, check_sealed, check_seals, sealed_slots
+from cowengine.engine.check_sharing import check_sharing
 from cowengine.engine.check_trees import Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
@@ -183,6 +184,7 @@ class _Check:
         base = self._state(replay)
         check_seals(sealed, base.extents, self.block_slots, replay.frozen, replay.where, self.problems)
         check_sealed(self.trees, lineage, sealed, self.sb.sealed_below, self.problems)
+        check_sharing(self._quiet_trees(), lineage, 1 << self.sb.block_shift, self.problems)
         self._check_sizes(lineage)
         self._check_blobs(lineage)
         old_nodes = {**self._nodes_of_the_other(), **self._nodes_below_cursors(lineage)}

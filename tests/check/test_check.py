@@ -326,9 +326,14 @@ def damaged_map(member: int, block: int, entry: tuple[int, int]) -> bytes:
         (0, 299, (652, 4)),
         (0, 300, (652, 3)),
         (1, 9, (652, 2)),
+        (0, 9, (652, 2)),
+        (0, 1, (652, 2)),
+        (2, 0, (652, 1)),
     ],
     ids=["shared by two blocks", "shared with another birth", "foreign home", "on a node", "in the log",
-         "beyond the file", "from the future", "beyond the volume", "younger than its snapshot"],
+         "beyond the file", "from the future", "beyond the volume", "younger than its snapshot",
+         "older than its ancestor, which lacks it", "older than its ancestor, which has another",
+         "in a snapshot, older than the one before it"],
 )  # fmt: skip
 def test_an_impossible_entry_is_reported(member, block, entry):
     assert not check(damaged_map(member, block, entry)).ok

@@ -18,7 +18,8 @@ from cowengine.format import layout
 SLOT = layout.SLOT_BYTES
 _POINTER_FIELDS = {"lineage_root", "free_map_root", "seal_root", "name_root", "root"}
 TREES = {
-    "lineage_root": layout.TREE_LINEAGE, "free_map_root": layout.TREE_FREE_MAP, "name_root": layout.TREE_NAMES,
+    "lineage_root": layout.TREE_LINEAGE, "free_map_root": layout.TREE_FREE_MAP, "seal_root": layout.TREE_SEALS,
+    "name_root": layout.TREE_NAMES,
 }  # fmt: skip
 _U64 = struct.Struct("<Q")
 
@@ -119,6 +120,9 @@ class Image:
                 if any(self.data[at + number : at + number + 16]):
                     yield Spot("names.hash", at + number, 8)
                     yield Spot("names.place", at + number + 8, 8)
+        elif place.tree == TREES["seal_root"]:
+            seals = (at + 4 * number for number in range(SLOT // 4))
+            yield from (Spot("seals.seal", seal, 4) for seal in seals if any(self.data[seal : seal + 4]))
         elif place.tree == f.TREE_FREE_MAP:
             yield Spot("free_map.bits", at, min(SLOT, self.slots // 8 + 8))
 

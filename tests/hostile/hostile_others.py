@@ -7,13 +7,12 @@ import hashlib
 import io
 import json
 import random
-import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 
 from hostile_mutations import JSONS, NAMES
-from hostile_steps import Session, run_in_child
+from hostile_steps import Session, emptied, run_in_child
 from hostile_volumes import repeatable
 
 from cowengine import Volume
@@ -155,7 +154,7 @@ class StreamSession(Session):
 
 def attack_stream(seed: int, folder: Path, cpu_seconds: float) -> Result:
     """A hostile stream of this seed."""
-    _emptied(folder)
+    emptied(folder)
     (folder / "stream").write_bytes(mutated_stream(random.Random(seed)))
     return run_in_child(StreamSession(folder / "stream", seed, cpu_seconds), folder / "step")
 
@@ -309,7 +308,7 @@ def attack_store(seed: int, folder: Path, cpu_seconds: float) -> Result:
 
 def attack_files(files: dict[str, bytes], seed: int, folder: Path, cpu_seconds: float = 10.0) -> Result:
     """A store of these files."""
-    _emptied(folder)
+    emptied(folder)
     for name, data in files.items():
         path = folder / "store" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,7 +335,7 @@ class IntentSession(Session):
 
 def attack_intent(seed: int, folder: Path, cpu_seconds: float) -> Result:
     """A hostile intent file of this seed."""
-    _emptied(folder)
+    emptied(folder)
     rng = random.Random(seed)
     image = rng.randbytes(60 * BLOCK)
     (folder / "v").write_bytes(rng.choice((image, bytes(2 * BLOCK) + image[2 * BLOCK :])))
@@ -353,8 +352,3 @@ def attack_intent(seed: int, folder: Path, cpu_seconds: float) -> Result:
         if rng.random() < 0.1:
             file.truncate(1 << 40)
     return run_in_child(IntentSession(folder / "v", seed, cpu_seconds), folder / "step")
-
-
-def _emptied(folder: Path) -> None:
-    for old in folder.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import tempfile
 import traceback
@@ -160,7 +161,7 @@ class VolumeSession(Session):
         actions: list[Callable[[Volume], None]] = [
             self._write, self._write, self._snapshot, self._snapshot, self._delete, self._delete, self._anchor,
             self._rollback, self._resize, self._compact, self._flatten, self._hold, self._policy, self._discard,
-            self._checkpoint,
+            self._checkpoint, self._seal,
         ]  # fmt: skip
         self.rng.shuffle(actions)
         for action in actions:
@@ -227,6 +228,13 @@ class VolumeSession(Session):
             self.do("hold", lambda: snapshot.hold("mine"))
             self.do("release", snapshot.release)
 
+    def _seal(self, volume: Volume) -> None:
+        self.do("unsealed", volume.unsealed_bytes)
+        self.do("seal", volume.seal)
+        snapshot = self._pick(volume)
+        if snapshot is not None:
+            self.do("verify", snapshot.verify)
+
     def _policy(self, volume: Volume) -> None:
         self.do("policy", lambda: volume.policy(when_full="fail", keep_newest=1, snapshot_bytes_max=0))
 
@@ -247,10 +255,18 @@ def _limit(address_space: int) -> None:
 
 def attack(data: bytes, folder: Path, seed: int, cpu_seconds: float = 10.0) -> tuple[str | None, dict[str, str]]:
     """Does everything with these bytes as a volume file. See `run_in_child`."""
-    for old in folder.iterdir():
-        old.unlink()
+    emptied(folder)
     (folder / "v").write_bytes(data)
     return run_in_child(VolumeSession(folder / "v", seed, cpu_seconds), folder / "step")
+
+
+def emptied(folder: Path) -> None:
+    """Removes what an earlier attack left."""
+    for old in folder.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 def run_in_child(session: Session, note: Path) -> tuple[str | None, dict[str, str]]:

@@ -166,6 +166,18 @@ def named(path: Path, rng: random.Random) -> bytes:
     return path.read_bytes()
 
 
+def sealed(path: Path, rng: random.Random) -> bytes:
+    """Three snapshots, of which two are sealed; a crash."""
+    volume = _create(path, 300 * BLOCK)
+    for number in range(3):
+        _fill(volume, rng, 4, 40_000)
+        volume.snapshot(f"s{number}")
+        if number == 1:
+            volume.seal()
+    volume.engine.checkpoint()
+    return _crash(path, volume)
+
+
 def of_a_store(path: Path, rng: random.Random) -> bytes:
     """A volume whose store was not closed."""
     volume = Volume.create(path, 100 * BLOCK, log_size=16 * KIB, background=False, store_uuid=bytes(range(16)))
@@ -178,7 +190,7 @@ VOLUMES: dict[str, Callable[[Path, random.Random], bytes]] = {
     function.__name__: function
     for function in (
         fresh, snapshots, logged, half_reclaimed, anchors, resized, adopted, adopted_alone, large_blocks,
-        largest_blocks, named, of_a_store,
+        largest_blocks, named, sealed, of_a_store,
     )
 }  # fmt: skip
 
