@@ -257,7 +257,8 @@ class Lineage:
             return None
         above = self.get(record.parent)
         # The head's own epoch is the data path's; its record has it as of the last checkpoint.
-        if above is None or (record.kind == LINEAGE_SNAPSHOT and above.epoch >= record.epoch):
+        falls = record.kind != LINEAGE_SNAPSHOT or (above is not None and above.epoch < record.epoch)
+        if above is None or above.kind != LINEAGE_SNAPSHOT or not falls:  # a head on a head would never end
             raise CorruptionError(f"the lineage is broken at snapshot {record.parent}")
         return above
 

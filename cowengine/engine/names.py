@@ -207,6 +207,8 @@ class Names:
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def merge(self) -> None:
         """Puts all changes into the table's pages; a volume that has become large enough gets an index."""
+        if self.kept and self._lineage.next_id > NAMED_IDS_MAX:
+            self.give_up("it is not made for so many ids", for_good=True)
         if self.kept and not self.loaded:
             return
         if not self.kept and not (KEPT_FROM < self._lineage.next_id <= NAMED_IDS_MAX and self._may_be_kept):

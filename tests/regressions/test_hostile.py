@@ -161,6 +161,11 @@ HOSTILE: dict[str, tuple[str, Callable[[Image], object]]] = {
     "two snapshots of one name ended in a KeyError": ("snapshots", same_name),
     "two snapshots of one epoch ended in a KeyError": ("snapshots", same_epoch),
     "a ring of empty anchors was gone round for ever": ("anchors", ring_of_anchors),
+    "a head that stands on itself was followed for ever": (
+        "snapshots",
+        lambda image: image.put(spot(image, "lineage.parent", 0), 0),
+    ),
+    "the last id that an index of names takes was exceeded": ("named", put("superblock.next_id", 2**32)),
     "a run longer than the file overflowed into its own kind": ("snapshots", long_run),
     "a root that is a run of 2^36 blocks was reclaimed block by block": ("snapshots", long_root),
     "an epoch near the end was exceeded by the next snapshot": ("fresh", put("superblock.epoch", f.EPOCH_MAX - 1025)),
