@@ -118,6 +118,33 @@ def test_rollback(directory, scale, report_table, benchmark):
     report_table("rollback of 256 scattered blocks: " + ", ".join(f"{n} {t * 1e3:.2f} ms" for n, t in rows.items()))
 
 
+def test_clone(directory, scale, report_table, benchmark):
+    """Making a clone of a volume with 256 scattered blocks, durable, and deleting it again, by volume size."""
+
+    def measured() -> dict[str, float]:
+        return {name: clone_seconds(directory / f"clone {name}", size, scale(30, 2)) for name, size in SIZES}
+
+    rows = benchmark.pedantic(measured, rounds=1)
+    benchmark.extra_info["clone"] = rows
+    report_table("clone: " + ", ".join(f"{n} {t * 1e3:.2f} ms" for n, t in rows.items()))
+
+
+def clone_seconds(path: Path, size: int, rounds: int) -> float:
+    """The median."""
+    times = []
+    with cowengine.Volume.create(path, size, background=False) as volume:
+        for block in random.Random(1).sample(range(size // BLOCK), 256):
+            volume.pwrite(b"x" * BLOCK, block * BLOCK)
+        snapshot = volume.snapshot("s")
+        for number in range(rounds):
+            began = time.perf_counter()
+            clone = snapshot.clone(f"c{number}")
+            times.append(time.perf_counter() - began)
+            clone.close()
+            volume.delete_head(f"c{number}")
+    return statistics.median(times)
+
+
 def rollback_seconds(path: Path, size: int, rounds: int) -> float:
     """The median."""
     times = []

@@ -45,7 +45,7 @@ class SnapshotReader(Volume):
         """`work` with the newest committed state behind this volume."""
 
         def of(look: Look) -> T:
-            self.engine, self._path = look, look.path
+            self.engine, self._path, self._head = look, look.path, look.path.live
             return work()
 
         with self._reader.lock:
@@ -80,6 +80,15 @@ class SnapshotReader(Volume):
     def unsealed_bytes(self) -> int:
         """See `Volume.unsealed_bytes`; as of the last look at the file."""
         return self._newest(lambda: Volume.unsealed_bytes(self))
+
+    def heads(self) -> list[str]:
+        """The names of the heads as committed by now; see `Volume.heads`."""
+        return self._newest(lambda: Volume.heads(self))
+
+    def open_head(self, name: str) -> Volume:
+        """Not possible: heads are their owner's. Raises BusyError."""
+        self._path.check_state()
+        raise BusyError("the volume belongs to another process: only its snapshots can be read here", self.path)
 
     def check(self) -> Report:
         """Not possible: the file does not stand still. Raises BusyError."""

@@ -17,14 +17,15 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.engine.verifying import Verifying
 from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
 from cowengine.extents import Walk, collect
-from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LineageRecord
-from cowengine.names import check_path, check_reason, shown
+from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LINEAGE_HEAD, LineageRecord
+from cowengine.names import check_name, check_path, check_reason, shown
 from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cowengine.engine.lineage import Lineage
     from cowengine.engine.report import Report
     from cowengine.extents import ExtentArray
+    from cowengine.volume import Volume
 
 _PAIR = struct.Struct("<QQ")
 CHANGE_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([1-9][0-9]{0,14})/[0-9a-f]{16}")
@@ -272,6 +274,21 @@ class Snapshot:
         self._record()
         return snapshot_space(self._engine, self._id)
 
+    # -- clones -------------------------------------------------------------------------------------------------------
+    def clone(self, name: str) -> Volume:
+        """A writable clone: a further head of the file, which begins as this snapshot. Durable when it returns.
+
+        Costs the same whatever the size. `name` is as a snapshot's, and unique among the heads of the file
+        (ExistsError); 255 clones are possible (OutOfRangeError). The snapshot is held while the clone lives and was not
+        rolled back to another one. Close what is returned; `Volume.open_head` opens the clone again. Raises
+        AnchorError, NotFoundError, ReadOnlyError, NoSpaceError.
+        """
+        from cowengine.volume import Volume
+
+        self._record()
+        make_clone(self._engine, self._id, check_name(name))
+        return Volume(self._engine, head=open_clone(self._engine, name))
+
     # -- holds --------------------------------------------------------------------------------------------------------
     @property
     def hold_reason(self) -> str | None:
@@ -369,7 +386,8 @@ def changed_walks(engine: Engine, target: int, base: LineageRecord) -> list[Walk
     one in which it ends has bytes behind that end, which the base has not.
     """
     record = engine.lineage.get(target)
-    size = engine.path.live.size if target == 0 or record is None else record.size
+    assert record is not None
+    size = engine.path.heads[record.number].size if record.kind == LINEAGE_HEAD else record.size
     block, part = divmod(base.size, engine.path.block_bytes)
     walks = _differing_walks(engine, target, base)
     return [*walks, _one_block(block)] if part and base.size < size else walks
@@ -409,7 +427,7 @@ def _sides(lineage: Lineage, target: int, base: LineageRecord) -> tuple[list[int
 
 
 def _walk(engine: Engine, number: int, born_after: int | None) -> Walk:
-    root = None if number == 0 else engine.lineage.root(number)
+    root = engine.lineage.root(number)
 
     def walk(first: int, end: int, rows_max: int) -> bytearray:
         try:
@@ -421,7 +439,7 @@ def _walk(engine: Engine, number: int, born_after: int | None) -> Walk:
     return walk
 
 
-live_walk = _walk
+head_walk = _walk
 
 
 class _SnapshotFile(io.RawIOBase):

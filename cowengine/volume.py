@@ -23,6 +23,7 @@ from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
 from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
+from cowengine.engine.clones import close_clone, delete_clone, open_clone
 from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
@@ -35,16 +36,17 @@ from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
 from cowengine.engine.verifying import Verifying, verify_all
-from cowengine.errors import CorruptionError, NoSpaceError, NotFoundError, OutOfRangeError
+from cowengine.errors import ClosedError, CorruptionError, NoSpaceError, NotFoundError, OutOfRangeError
 from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
 from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
-from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, live_walk
+from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, head_walk
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
+    from cowengine.core.roots import Head
     from cowengine.extents import ExtentArray
 
 T = TypeVar("T")
@@ -52,7 +54,6 @@ T = TypeVar("T")
 logging.getLogger("cowengine").addHandler(logging.NullHandler())
 
 ZEROS = bytes(1 << 20)
-HEAD = 0
 
 
 class GivenUp(NamedTuple):
@@ -66,16 +67,23 @@ class GivenUp(NamedTuple):
 
 
 class Volume(Closing):
-    """A volume. Make one with `create` or `open`; close it, or use it as a context manager."""
+    """A volume. Make one with `create` or `open`; close it, or use it as a context manager.
 
-    def __init__(self, engine: Engine, *, background: bool = True, cache_size: int | None = None) -> None:
+    `Snapshot.clone` and `open_head` give a Volume that is a clone: a head of its own in the same file. It has all
+    methods; bytes, size and history are the clone's, the file, its snapshots and its space are common to all.
+    """
+
+    def __init__(
+        self, engine: Engine, *, background: bool = True, cache_size: int | None = None, head: Head | None = None
+    ) -> None:  # fmt: skip
         self.engine = engine
         if cache_size is not None:
             memory.bound(engine, cache_size)
-        engine.background = background
-        if background and not engine.read_only:
-            engine.sealer.look(engine)
-        self._path, self._head = engine.path, engine.path.live  # one attribute away for the hot calls
+        if head is None:
+            engine.background = background
+            if background and not engine.read_only:
+                engine.sealer.look(engine)
+        self._path, self._head = engine.path, head or engine.path.live  # one attribute away for the hot calls
 
     @classmethod
     def create(
@@ -163,13 +171,14 @@ class Volume(Closing):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size} bytes"
-        return f"<cowengine.Volume {self.path!r} {state}>"
+        head = f" {self.head!r}" if self._head.number else ""
+        return f"<cowengine.Volume {self.path!r}{head} {state}>"
 
     def __del__(self) -> None:
         engine = getattr(self, "engine", None)
-        if engine is not None and not engine.closed:
+        if engine is not None and hasattr(self, "_head") and not self.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            engine.close()
+            self.close()
 
     def __reduce__(self) -> Any:
         raise TypeError("a Volume cannot be pickled; open it where it is needed")
@@ -197,18 +206,28 @@ class Volume(Closing):
 
     @property
     def epoch(self) -> int:
-        """The current epoch of the live volume."""
+        """The current epoch of this head."""
         return int(self._head.epoch)
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self.engine.closed
+        """Whether `close` was called; of a clone also whether the live volume was closed."""
+        return self.engine.closed or not self._head.is_open
 
     @property
     def read_only(self) -> bool:
         """Whether it was opened read-only."""
         return self.engine.read_only
+
+    def _check_state(self) -> None:
+        """Raises if this handle is closed, or the volume closed or poisoned."""
+        self._path.check_state()
+        if not self._head.is_open:
+            raise ClosedError("the volume is closed", self.path)
+
+    def _require_writable(self) -> None:
+        self._check_state()
+        self.engine.require_writable()
 
     # -- bytes --------------------------------------------------------------------------------------------------------
     def pread(self, length: int, offset: int) -> bytes:
@@ -216,21 +235,22 @@ class Volume(Closing):
         path = self._path
         plain = type(offset) is int and type(length) is int
         if not plain or length <= 0 or offset < 0 or offset + length > self._head.size:
-            path.check_state()
+            self._check_state()
             offset, length = check_range(offset, length, self._head.size, "read")
         try:
-            return path.pread(length, offset)
+            return path.pread(length, offset, self._head)
         except CorruptionError as error:
             raise error.found_in(self.path) from None
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
-        path = self._path
+        path, head = self._path, self._head
         try:
             length = memoryview(buffer).nbytes
-            if type(offset) is not int or offset < 0 or offset + length > self._head.size:
-                offset, length = check_range(offset, length, self._head.size, "read")
-            return path.pread_into(buffer, offset, length)
+            if type(offset) is not int or offset < 0 or offset + length > head.size:
+                self._check_state()
+                offset, length = check_range(offset, length, head.size, "read")
+            return path.pread_into(buffer, offset, length, head)
         except CorruptionError as error:
             raise error.found_in(self.path) from None
         except (TypeError, BufferError, ValueError):
@@ -248,10 +268,10 @@ class Volume(Closing):
         if not 0 <= offset < 1 << 48 or self.engine.read_only:
             self._refuse_write(data, offset)
         try:
-            written = self._path.pwrite(data, offset)
+            written = self._path.pwrite(data, offset, self._head)
         except NoSpaceError as error:
             written = self.engine.space.retried(
-                error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset))
+                error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset, self._head))
             )
         except CorruptionError as error:
             raise error.found_in(self.path) from None
@@ -267,7 +287,7 @@ class Volume(Closing):
 
     def _refuse_write(self, data: Buffer, offset: int) -> None:
         """Raises what is wrong with a write that was not done; returns if it was of no bytes."""
-        self.engine.require_writable()
+        self._require_writable()
         check_buffer(data)
         check_range(offset, memoryview(data).nbytes, self.size, "write")
 
@@ -281,7 +301,7 @@ class Volume(Closing):
             size = self.size
             offset, length = self._writable_range(offset, length, "discard")
             first, end = self._whole_blocks(offset, length, size)
-            done = self._with_space(partial(self._path.discard, first, end, size))
+            done = self._with_space(partial(self._path.discard, first, end, size, self._head))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Exactly these bytes read as zeros from now on; whole blocks give their space back.
@@ -293,7 +313,7 @@ class Volume(Closing):
             size = self.size
             offset, length = self._writable_range(offset, length, "write of zeros")
             first, end = self._whole_blocks(offset, length, size)
-            done = self._with_space(partial(self._path.discard, first, end, size))
+            done = self._with_space(partial(self._path.discard, first, end, size, self._head))
         block, stop = self.block_size, offset + length
         begun, ended = (first * block, min(end * block, size)) if first < end else (stop, stop)
         self._write_zeros(offset, begun)
@@ -304,7 +324,7 @@ class Volume(Closing):
             start += self.pwrite(memoryview(ZEROS)[: min(stop - start, len(ZEROS))], start)
 
     def _writable_range(self, offset: int, length: int, what: str) -> tuple[int, int]:
-        self.engine.require_writable()
+        self._require_writable()
         return check_range(offset, length, self.size, what)
 
     def _whole_blocks(self, offset: int, length: int, size: int) -> tuple[int, int]:
@@ -319,6 +339,7 @@ class Volume(Closing):
         Raises PoisonedError if the system could not do it; then close the volume and open it again.
         """
         began = time.perf_counter()
+        self._check_state()
         self._with_space(self.engine.flush)
         self.engine.latencies["flush"].add(time.perf_counter() - began)
         self.engine.space.look()
@@ -338,11 +359,12 @@ class Volume(Closing):
         JSON object. Writers are not stopped. Costs the same whatever the volume's size and its number of snapshots.
         """
         check_name(name)
+        self._check_state()
         encoded = encode_metadata(metadata, self.engine.metadata_max)
 
         def take() -> LineageRecord:
             self.engine.space.keep_limit()
-            return self.engine.snapshot(name, encoded)
+            return self.engine.snapshot(name, encoded, self._head)
 
         began = time.perf_counter()
         taken = Snapshot(self.engine, self._with_space(take))
@@ -356,7 +378,7 @@ class Volume(Closing):
         stop = None if max_results is None else start + min(whole_number(max_results, "max_results"), ROWS_MAX)
         if start < 0 or (stop is not None and stop < start):
             raise OutOfRangeError(f"snapshots from {start}, {max_results} of them")
-        self._path.check_state()
+        self._check_state()
         with self.engine.lock:
             records = self.engine.lineage.snapshots(start, stop)
             memory.trim(self.engine)
@@ -364,7 +386,7 @@ class Volume(Closing):
 
     def get_snapshot(self, name_or_id: str | int) -> Snapshot:
         """A snapshot by its name (str) or id (int). Raises NotFoundError."""
-        self._path.check_state()
+        self._check_state()
         engine = self.engine
         with engine.lock:
             if isinstance(name_or_id, str):
@@ -377,47 +399,86 @@ class Volume(Closing):
         return Snapshot(engine, record)
 
     def rollback(self, snapshot: Snapshot | int | str) -> Snapshot:
-        """Makes the live volume what a snapshot is. Durable when it returns.
+        """Makes this head what a snapshot is. Durable when it returns.
 
         Returns the automatic snapshot of what it replaces. Newer snapshots stay. Writes wait meanwhile.
         """
+        self._check_state()
         engine = self.engine
 
         def roll_back() -> LineageRecord:
             with engine.lock:
                 record = find_base(engine, snapshot)
-                return engine.rollback(record.id, f"before-rollback-{engine.lineage.next_id}")
+                return engine.rollback(record.id, f"before-rollback-{engine.lineage.next_id}", self._head)
 
         return Snapshot(engine, self._with_space(roll_back))
 
     def resize(self, size: int) -> None:
-        """Makes the live volume `size` bytes long: a multiple of 512, 512 to 2^48 - 4096. Durable when it returns.
+        """Makes this head `size` bytes long: a multiple of 512, 512 to 2^48 - 4096. Durable when it returns.
 
         What is gained reads as zeros, and so does what was cut off once if the volume grows again. Snapshots keep their
         own size and their bytes. Writes wait meanwhile; those that do not lie in the volume any more raise
         OutOfRangeError. Raises OutOfRangeError, and NoSpaceError, where nothing has changed.
         """
         size = whole_number(size, "size")
-        self._with_space(lambda: self.engine.resize(size))
+        self._check_state()
+        self._with_space(lambda: self.engine.resize(size, self._head))
+
+    # -- heads --------------------------------------------------------------------------------------------------------
+    @property
+    def head(self) -> str:
+        """The name of this head: "live", or that of the clone."""
+        return next(
+            (each.name for each in list(self.engine.lineage.heads.values()) if each.number == self._head.number), ""
+        )
+
+    @property
+    def _head_id(self) -> int:
+        return self.engine.lineage.heads[self._head.number].id
+
+    def heads(self) -> list[str]:
+        """The names of all heads of the file, "live" first, then the clones in the order of their making."""
+        self._check_state()
+        with self.engine.lock:
+            return [record.name for record in sorted(self.engine.lineage.heads.values(), key=lambda each: each.id)]
+
+    def open_head(self, name: str) -> Volume:
+        """A clone by its name, as a Volume of its own over the same file; close it, or close the live volume.
+
+        A head has one handle at a time: raises BusyError if it is open. Raises NotFoundError.
+        """
+        self._check_state()
+        return Volume(self.engine, head=open_clone(self.engine, check_name(name)))
+
+    def delete_head(self, name: str) -> None:
+        """Deletes a clone: gone, also after a crash, when it returns; then its space is given back. O(1) but for that.
+
+        Its snapshots stay. Works on a full file system. Raises NotFoundError, BusyError if the clone is open or it is
+        the live volume.
+        """
+        self._check_state()
+        delete_clone(self.engine, check_name(name))
+        self.engine.reclaim()
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(
         self, start: int = 0, length: int | None = None, max_results: int | None = None
     ) -> ExtentArray:  # fmt: skip
-        """What is mapped in a range of the live volume: rows (offset, length) in bytes."""
-        self._path.check_state()
-        return collect([live_walk(self.engine, HEAD, None)], self.size, self.block_size, start, length, max_results)
+        """What is mapped in a range of this head: rows (offset, length) in bytes."""
+        self._check_state()
+        walk = head_walk(self.engine, self._head_id, None)
+        return collect([walk], self.size, self.block_size, start, length, max_results)
 
     def changed_extents(
         self, base: Snapshot | int | str, start: int = 0, length: int | None = None, max_results: int | None = None
     ) -> ExtentArray:
-        """What changed in the live volume since a snapshot, writes that returned but are not flushed included.
+        """What changed in this head since a snapshot, writes that returned but are not flushed included.
 
         Rows (offset, length) in bytes, whole blocks; see `Snapshot.changed_extents`.
         """
-        self._path.check_state()
+        self._check_state()
         with self.engine.lock:
-            walks, size = changed_walks(self.engine, HEAD, find_base(self.engine, base)), self.size
+            walks, size = changed_walks(self.engine, self._head_id, find_base(self.engine, base)), self.size
         return collect(walks, size, self.block_size, start, length, max_results)
 
     # -- a raw image again --------------------------------------------------------------------------------------------
@@ -431,12 +492,12 @@ class Volume(Closing):
         NoSpaceError.
         """
         engine = self.engine
-        self._path.check_state()
+        self._check_state()
         name = self.path if raw_path is None else check_path(raw_path)
         if os.path.abspath(name) == os.path.abspath(self.path):
             flatten_in_place(engine)
         elif engine.read_only:
-            flatten_copy(engine, None, self.size, name)
+            flatten_copy(engine, self._head, self.size, name)
         else:
             snapshot = self.snapshot(f"flatten-{uuid.uuid4()}")
             try:
@@ -458,7 +519,7 @@ class Volume(Closing):
         """
         space = self.engine.space
         with self.engine.lock:
-            self._path.check_state()
+            self._check_state()
             policy = space.policy
             if when_full is not None:
                 policy = policy._replace(when_full=when_full)
@@ -527,7 +588,7 @@ class Volume(Closing):
         """
         start, _ = self._writable_range(start, 0, "compaction")
         try:
-            return compact(self.engine, start, check_rate(rate), stop, progress)
+            return compact(self.engine, start, check_rate(rate), stop, progress, self._head)
         except CorruptionError as error:
             raise error.found_in(self.path) from None
 
@@ -538,7 +599,7 @@ class Volume(Closing):
         another one can go on at `job.progress.position`, or begin anew: what is home is passed over quickly.
         """
         start, _ = self._writable_range(start, 0, "compaction")
-        return CompactionJob(self.engine, start, check_rate(rate))
+        return CompactionJob(self.engine, start, check_rate(rate), self._head)
 
     def seal(
         self, *, rate: int | None = None, stop: threading.Event | None = None,
@@ -551,7 +612,7 @@ class Volume(Closing):
         Durable when it returns; cut short, even by a crash, the next one goes on. Releases the GIL. Raises
         OutOfRangeError, and NoSpaceError.
         """
-        self.engine.require_writable()
+        self._require_writable()
         return seal(self.engine, check_rate(rate), stop, progress)
 
     def unsealed_bytes(self) -> int:
@@ -559,7 +620,7 @@ class Volume(Closing):
 
         Exact, by a walk over what the snapshots that are not sealed brought in.
         """
-        self._path.check_state()
+        self._check_state()
         return unsealed_bytes(self.engine)
 
     def verify(
@@ -567,7 +628,7 @@ class Volume(Closing):
         stop: threading.Event | None = None,
     ) -> Report:  # fmt: skip
         """Verifies every block that any snapshot holds, each once; see `Snapshot.verify`."""
-        self._path.check_state()
+        self._check_state()
         verifying = Verifying(self.engine, check_rate(rate), stop, progress)
         verify_all(verifying, self.engine)
         return verifying.report
@@ -587,6 +648,7 @@ class Volume(Closing):
                 "epoch": self.epoch,
                 "snapshots": engine.lineage.count() if not engine.closed else 0,
                 "snapshots_unsealed": len(engine.lineage.unsealed()) if not engine.closed else 0,
+                "clones": len(engine.lineage.heads) - 1,
                 "reclaims_pending": pending(engine) if not engine.closed else 0,
                 "log_used_bytes": engine.log.used,
                 "log_bytes": engine.log.size,
@@ -608,16 +670,23 @@ class Volume(Closing):
 
         engine = self.engine
         with engine.lock:
-            self._path.check_state()
+            self._check_state()
             if engine.read_only:
                 return check_open(engine.io, engine.fd, engine.name)
-            try:
-                self._path.pause()  # Ctrl-C while it waits is raised here
+            with engine.paused(*engine.path.heads.values()):
                 engine.commit()
                 return check_open(engine.io, engine.fd, engine.name)
-            finally:
-                self._path.resume()
 
     def close(self) -> None:
-        """Commits what is open and closes; idempotent. Raises PoisonedError if that failed, closed all the same."""
-        self.engine.close()
+        """Commits what is open and closes; idempotent. Raises PoisonedError if that failed, closed all the same.
+
+        With the live volume its clones are closed; of a clone only its own handle is.
+        """
+        if self.closed:
+            return
+        if not self._head.number:
+            self.engine.close()
+            return
+        self._head = close_clone(self.engine, self._head)
+        if not self.engine.read_only:
+            self.engine.flush()

@@ -196,6 +196,19 @@ def verify(options: Options, out: Output) -> int:
 
 
 @NOUN.verb(
+    "clone",
+    "make a writable clone of a snapshot: a further head of the volume; durable when the command returns",
+    SNAPSHOT,
+    argument("head", metavar="NAME", help="the clone's name"),
+    examples=("cowengine snapshot clone disk.cow@monday trial", "cowengine volume delete-head disk.cow trial"),
+)
+def clone(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=False) as (_, snapshot), snapshot.clone(options.head) as head:
+        document = {"snapshot": describe_snapshot(snapshot), "head": head.head, "size": int(head.size)}
+    out.emit(document, f"{shown(options.head)}: a clone of {shown(options.snapshot)}")
+
+
+@NOUN.verb(
     "cat",
     "write a snapshot's bytes to stdout or into a new file",
     SNAPSHOT,

@@ -309,6 +309,37 @@ def emit_extents(out: Output, document: Document, extents: Callable[..., Any], l
 
 
 @NOUN.verb(
+    "heads",
+    "list the live volume and the clones",
+    VOLUME,
+    examples=("cowengine volume heads disk.cow", "cowengine volume heads /srv/store:mail --json"),
+)
+def heads(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=True) as volume:
+        rows = ({"name": name} for name in volume.heads())
+        out.emit({"volume": options.volume}, rows=Rows("heads", rows, lambda row: shown(row["name"])))
+
+
+@NOUN.verb(
+    "delete-head",
+    "delete a clone and give its space back; its snapshots stay",
+    VOLUME,
+    argument("head", metavar="NAME", help="the clone's name"),
+    DRY_RUN,
+    examples=("cowengine volume delete-head disk.cow trial", "cowengine volume delete-head disk.cow trial --dry-run"),
+)
+def delete_head(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=options.dry_run) as volume:
+        if options.dry_run:
+            volume.open_head(options.head).close()
+        else:
+            volume.delete_head(options.head)
+    did = "would delete" if options.dry_run else "deleted"
+    document = {"volume": options.volume, "head": options.head, "deleted": not options.dry_run}
+    out.emit(document, f"{did} {shown(options.head)}")
+
+
+@NOUN.verb(
     "du",
     "show the space that the live volume and each snapshot take alone, and what they share",
     VOLUME,

@@ -47,6 +47,7 @@ cdef class BlockMap(Tree):
     cdef readonly uint64_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
     cdef readonly int64_t kept_blocks   # left by heads to snapshots, less those reclaimed; since the open
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
+    cdef readonly uint64_t epoch        # the largest given out so far, to any head
     cdef node_t **orphans
     cdef size_t orphan_count
     cdef void add_orphan(self, node_t *node) noexcept

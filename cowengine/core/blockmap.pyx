@@ -5,7 +5,7 @@ what only a deleted snapshot holds. Decides nothing about placing; does no write
 on from a position.
 
 Invariants (docs/invariants.md has them in full)
-    BM1  An entry's birth is at most its head's epoch; a pointer's birth is the largest below it.
+    BM1  An entry's birth is at most the largest epoch given out; a pointer's birth is the largest below it.
     BM2  The free rule: a replaced block is freed iff it was born after the nearest ancestor that holds data; below the
          cursor of a running reclaim of that ancestor, after the one before it.
     BM3  What a deleted snapshot alone holds: entries its child does not share, born after the nearest ancestor that

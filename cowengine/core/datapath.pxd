@@ -41,6 +41,7 @@ ctypedef struct plan_t:         # of one write of at most PIECES_MAX blocks
 
 cdef class DataPath(ReadPath):
     cdef readonly SlotMap slots
+    cdef readonly dict heads    # by number; the live one is among them
     cdef region_t regions[REGIONS_MAX]
     cdef int region_count
     cdef Batch batch            # the open one
@@ -53,8 +54,10 @@ cdef class DataPath(ReadPath):
     cdef readonly uint64_t bytes_written
     cdef readonly uint64_t blocks_placed
 
-    cdef void await_older(self, Head head)
-    cdef tuple take(self, Head head, Root root)
+    cdef void await_older(self)
+    cdef tuple take(self, list keep)
+    cdef Root kept_root(self, Head head)
+    cdef int status_of(self, Head head) noexcept nogil
     cdef int begin(self, Head head, plan_t *plan) noexcept nogil
     cdef void register(self, Head head, plan_t *plan) noexcept nogil
     cdef void end(self, Head head, plan_t *plan) noexcept nogil

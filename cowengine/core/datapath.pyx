@@ -45,9 +45,31 @@ cdef class DataPath(ReadPath):
     def __cinit__(self, IOTable io not None, int fd, uint64_t fold, int block_shift, uint64_t batch_max, refill,
                   commit):
         self.slots = SlotMap(io, fd, fold, self.mutex)
+        self.heads = {0: self.live}
         self.batch = Batch(batch_max, self.slots_per_block)
         self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BYTES_A_PIECE))
         self.refill, self.commit = refill, commit
+
+    def add_head(self, int number):
+        """A head with this number, which no other has; it is not open and maps nothing yet."""
+        cdef Head head = Head(self.map, self.mutex, number, self.block_shift)
+        head.state = STATUS_ABSENT
+        self.mutex.acquire()
+        self.heads[number] = head
+        self.mutex.release()
+        return head
+
+    def drop_head(self, Head head not None):
+        """Removes a head that is not open; nothing of it is in flight or in the open batch."""
+        self.mutex.acquire()
+        del self.heads[head.number]
+        self.mutex.release()
+
+    def note_epoch(self, uint64_t epoch):
+        """An epoch that was given out, as a superblock or record says."""
+        self.mutex.acquire()
+        self.map.epoch = max(self.map.epoch, epoch)
+        self.mutex.release()
 
     def set_regions(self, list regions not None):
         """The home regions as (first_block, slot, block_count)."""
@@ -143,14 +165,18 @@ cdef class DataPath(ReadPath):
             done[0] += plan.length
         return 0
 
+    cdef int status_of(self, Head head) noexcept nogil:
+        """Why a write cannot begin, or 0."""
+        return self.state if self.state != 0 else head.state
+
     cdef int begin(self, Head head, plan_t *plan) noexcept nogil:
         """Registers a write and gives each of its blocks a place (I1, I2)."""
         cdef int status
         self.mutex.acquire_nogil()
-        while self.state == 0 and (
+        while self.status_of(head) == 0 and (
                 head.paused or head.flight_count == FLIGHTS_MAX or head.overlaps(plan.first, plan.end)):
             self.mutex.wait()
-        status = self.state
+        status = self.status_of(head)
         if status == 0 and (plan.first << self.block_shift) + plan.skip + plan.length > head.size:
             status = STATUS_BEYOND
         if status == 0:
@@ -348,7 +374,8 @@ cdef class DataPath(ReadPath):
         change.freed, change.freed_max = &self.batch.freed, ~<size_t>0
         status = self.map.set_range(&head.link, 0, &change)
         if status == 0:
-            status = self.batch.add_delta(piece.first, piece.count, entry_target(KIND_RUN, piece.slot), birth)
+            status = self.batch.add_delta(
+                piece.first, piece.count, entry_target(KIND_RUN, piece.slot), numbered(birth, head))
         if status != 0:
             self.state = STATUS_POISONED
         return status
@@ -359,9 +386,9 @@ cdef class DataPath(ReadPath):
         cdef change_t change
         cdef int status
         self.mutex.acquire_nogil()
-        while self.state == 0 and (head.paused or head.fencing or head.overlaps(first, end)):
+        while self.status_of(head) == 0 and (head.paused or head.fencing or head.overlaps(first, end)):
             self.mutex.wait()
-        status = self.state
+        status = self.status_of(head)
         if status == 0 and (size != 0 and size != head.size or end > head.block_count):
             status = STATUS_BEYOND
         if status == 0 and self.batch.bytes() + 2 * BYTES_A_PIECE >= self.batch.bytes_max:
@@ -371,7 +398,8 @@ cdef class DataPath(ReadPath):
             change.freed, change.freed_max = &self.batch.freed, self.batch.runs_max(2 * BYTES_A_PIECE)
             change.holder, change.done = &head.holder, first
             status = self.map.set_range(&head.link, 0, &change)
-            if change.done > first and self.batch.add_delta(first, change.done - first, 0, head.epoch) != 0:
+            if change.done > first and self.batch.add_delta(
+                    first, change.done - first, 0, numbered(head.epoch, head)) != 0:
                 self.state = STATUS_POISONED
             if status == STATUS_STOPPED:
                 status = STATUS_COMMIT if change.done == first else 0
@@ -393,66 +421,74 @@ cdef class DataPath(ReadPath):
             head = self.live
         return fence_all([head])[0]
 
-    def take_batch(self, bint keep_root, Head head=None):
-        """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, root).
+    def take_batch(self, list keep not None):
+        """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, roots).
 
         After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a
-        record. With `keep_root` the map as of the batch is kept: root is a Root, and superseded nodes are [(slot,
-        count)]; else None and [].
+        record. `keep` are the heads whose maps as of the batch are kept: roots are their Roots, and if there are any,
+        superseded nodes are [(slot, count)].
         """
-        cdef Root root = Root(self.map, self.mutex) if keep_root else None
-        if head is None:
-            head = self.live
         self.mutex.acquire()
-        self.await_older(head)
+        self.await_older()
         if self.state != 0:
             self.mutex.release()
             check_status(self.state, self.map)
-        batch = self.take(head, root)
+        batch = self.take(keep)
         self.mutex.release()
         return batch
 
-    cdef void await_older(self, Head head):
-        """Waits until no write of the epoch that a fence ended is in flight.
+    cdef void await_older(self):
+        """Waits until no write of an epoch that a fence ended is in flight.
 
         The mutex is held, but not all the time.
         """
-        with nogil:
-            while head.fencing and self.state == 0 and head.has_older():
-                self.mutex.wait()
+        cdef Head head
+        for head in list(self.heads.values()):
+            with nogil:
+                while head.fencing and self.state == 0 and head.has_older():
+                    self.mutex.wait()
 
-    cdef tuple take(self, Head head, Root root):
-        """The part of `take_batch` that gives up the mutex nowhere: batch and root are of one moment."""
-        cdef list superseded = []
-        if root is not None:
-            root.link = head.link
-            if root.link.node != NULL:
-                root.link.node.references += 1
+    cdef tuple take(self, list keep):
+        """The part of `take_batch` that gives up the mutex nowhere: batch and roots are of one moment."""
+        cdef list superseded = [], roots = []
+        cdef Head head
+        for head in keep:
+            roots.append(self.kept_root(head))
+        if keep:
             self.map.stamp += 1
             superseded = taken_runs(&self.map.superseded)
-        if head.fencing:
-            head.stand_on_snapshot()
+        for head in self.heads.values():
+            if head.fencing:
+                head.stand_on_snapshot()
         self.map.drop_orphans()
         self.mutex.wake()
-        return self.batch.take() + (self.data_writes, superseded, root)
+        return self.batch.take() + (self.data_writes, superseded, roots)
 
-    def pause(self, Head head=None):
-        """Lets no write begin, and waits for those that run; for rollback."""
-        if head is None:
-            head = self.live
+    cdef Root kept_root(self, Head head):
+        cdef Root root = Root(self.map, self.mutex)
+        root.link = head.link
+        if root.link.node != NULL:
+            root.link.node.references += 1
+        return root
+
+    def pause(self, tuple heads not None):
+        """Lets no write to these heads begin, and waits for those that run."""
+        cdef Head head
         self.mutex.acquire()
-        head.paused = True
-        with nogil:
-            while head.flight_count > 0 and self.state == 0:
-                self.mutex.wait()
+        for head in heads:
+            head.paused = True
+        for head in heads:
+            with nogil:
+                while head.flight_count > 0 and self.state == 0:
+                    self.mutex.wait()
         self.mutex.release()
 
-    def resume(self, Head head=None):
+    def resume(self, tuple heads not None):
         """Ends `pause`."""
-        if head is None:
-            head = self.live
+        cdef Head head
         self.mutex.acquire()
-        head.paused = False
+        for head in heads:
+            head.paused = False
         self.mutex.wake()
         self.mutex.release()
 
@@ -483,21 +519,26 @@ cdef class DataPath(ReadPath):
     # -- states --------------------------------------------------------------------------------------------------------
     def poison(self):
         """Every call fails with PoisonedError from now on; wakes who waits."""
+        cdef Head head
         self.mutex.acquire()
         if self.state == 0:
             self.state = STATUS_POISONED
-        self.live.fencing = False
+        for head in self.heads.values():
+            head.fencing = False
         self.mutex.wake()
         self.mutex.release()
 
     def shut(self):
         """Every call fails with ClosedError from now on; waits for the writes and reads that run."""
+        cdef Head head
         self.mutex.acquire()
         self.state = STATUS_ABSENT
         self.mutex.wake()
+        for head in list(self.heads.values()):
+            with nogil:
+                while head.flight_count > 0:
+                    self.mutex.wait()
         with nogil:
-            while self.live.flight_count > 0:
-                self.mutex.wait()
             while self.readers[0] + self.readers[1] > 0:
                 self.mutex.release()
                 _yield()
@@ -513,15 +554,17 @@ cdef class DataPath(ReadPath):
         self.state = STATUS_ABSENT
 
     def behead(self):
-        """From now on there is no live volume here, only snapshots can be read. Lets go of the engine."""
-        self.live.state = STATUS_HEADLESS
+        """From now on there is no head here, only snapshots can be read. Lets go of the engine."""
+        cdef Head head
+        for head in self.heads.values():
+            head.state = STATUS_HEADLESS
         self.refill = self.commit = None
 
     # -- records and checkpoints ---------------------------------------------------------------------------------------
     def replay(self, bytes deltas not None):
-        """Applies the deltas of a record to the live map, and marks what they place as used.
+        """Applies the deltas of a record to the maps of their heads, and marks what they place as used.
 
-        Returns False, with some of them applied, if one lies beyond the end of the volume.
+        Returns False, with some of them applied, if one lies beyond the end of its head, or that does not exist.
         """
         cdef const char *raw = deltas
         cdef const delta_t *delta
@@ -529,13 +572,14 @@ cdef class DataPath(ReadPath):
         cdef size_t i
         cdef runs_t ignored
         cdef bint inside = True
-        cdef Head head = self.live
+        cdef Head head
         cdef int status = 0
         ignored.items, ignored.count, ignored.room = NULL, 0, 0
         self.mutex.acquire()
         for i in range(len(deltas) // sizeof(delta_t)):
             delta = <const delta_t *>raw + i
-            if delta.block >= head.block_count or delta.count > head.block_count - delta.block:
+            head = self.heads.get(delta.birth >> 48)
+            if head is None or delta.block >= head.block_count or delta.count > head.block_count - delta.block:
                 inside = False
                 break
             change.first, change.end, change.kind = delta.block, delta.block + delta.count, kind_of(delta.target)
@@ -601,17 +645,18 @@ cdef class DataPath(ReadPath):
     def flush_map(self, list roots not None, list runs not None):
         """Writes all dirty nodes of some roots into slots of `runs`; returns the runs left over.
 
-        Not durable. The roots' pointers are right afterwards, and so is the live root's if it did not change since.
+        Not durable. The roots' pointers are right afterwards, and so is that of each head that did not change since.
         """
         cdef NodeWriter writer = NodeWriter(self.map, self.mutex, runs)
         cdef Root root
+        cdef Head head
         cdef int status = 0
         self.mutex.acquire()
         for root in roots:
             if status == 0:
                 status = writer.add(&root.link)
-                if root.link.node != NULL and root.link.node == self.live.link.node:
-                    self.live.link.pointer = root.link.pointer
+        for head in self.heads.values():
+            head.was_written()
         self.mutex.release()
         return writer.finish(status)
 
@@ -626,7 +671,7 @@ cdef class DataPath(ReadPath):
         """One step of giving back what only `dead` holds; `kept` is what stands on it, a snapshot or a head, if any.
 
         What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns
-        (cursor, whether it is at the end, the batch as `take_batch` gives it, without a root).
+        (cursor, whether it is at the end, the batch as `take_batch` gives it, without roots).
         """
         cdef unshared_t found
         cdef int status
@@ -645,7 +690,7 @@ cdef class DataPath(ReadPath):
         if status != 0 and status != STATUS_STOPPED:
             self.mutex.release()
             check_status(status, self.map)
-        batch = self.take(self.live, None)
+        batch = self.take([])
         self.mutex.release()
         return cursor, status == 0, batch
 
@@ -671,6 +716,11 @@ cdef class DataPath(ReadPath):
             check_status(status, self.map)
 
 
+cdef inline uint64_t numbered(uint64_t birth, Head head) noexcept nogil:
+    """The birth field of a delta (docs/format.md section 6)."""
+    return birth | <uint64_t>head.number << 48
+
+
 cdef list taken_runs(runs_t *runs):
     """Some runs as [(slot, count)]; there are none then."""
     cdef size_t i
@@ -692,9 +742,7 @@ def fence_all(list heads not None):
     for head in heads:
         head.mutex.acquire()
     for head in heads:
-        head.frozen = head.epoch
-        head.epoch += 1
-        head.fencing = True
+        head.fence()
     for head in heads:
         head.mutex.release()
     return [head.frozen for head in heads]

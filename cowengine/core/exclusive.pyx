@@ -25,7 +25,7 @@ from cowengine.core.status cimport check_status
 
 @cython.final
 cdef class ExclusiveWalk:
-    """One walk over the map of `mine`, beside those of `others`; None among them is the live head."""
+    """One walk over the map of `mine`, beside those of `others`."""
 
     cdef ReadPath path
     cdef BlockMap map
@@ -39,7 +39,7 @@ cdef class ExclusiveWalk:
     cdef readonly uint64_t block_count
     cdef readonly uint64_t node_count
 
-    def __cinit__(self, ReadPath path not None, Root mine, list others not None, uint64_t before_epoch):
+    def __cinit__(self, ReadPath path not None, Root mine not None, list others not None, uint64_t before_epoch):
         self.path, self.mine, self.others, self.before_epoch = path, mine, others, before_epoch
         self.map = path.map
         self.other_count = len(others)
@@ -51,8 +51,6 @@ cdef class ExclusiveWalk:
         free(self.beside)
 
     cdef link_t *root_of(self, Root root) noexcept:
-        if root is None:
-            root = self.path.live
         root.used = True
         return &root.link
 

@@ -26,7 +26,7 @@ cdef class Root:
 
 
 cdef class Head(Root):
-    cdef readonly int number    # 0 is the live volume
+    cdef readonly int number    # 0 to 255; 0 is the live volume
     cdef int block_shift
     cdef uint64_t block_count
     cdef readonly uint64_t epoch
@@ -42,5 +42,7 @@ cdef class Head(Root):
     cdef int begin_flight(self, uint64_t first, uint64_t end) noexcept nogil
     cdef void end_flight(self, int flight) noexcept nogil
     cdef bint has_older(self) noexcept nogil
+    cdef void fence(self) noexcept nogil
     cdef uint64_t blocks_of(self, uint64_t size) noexcept nogil
     cdef void stand_on_snapshot(self) noexcept nogil
+    cdef void was_written(self) noexcept nogil

@@ -1,7 +1,8 @@
 """Roots of the block map: those that snapshots hold, and the heads: roots that change.
 
-A head is a writable line of history: the live volume is head 0. It has what is one line's own: its size, its epochs,
-its writes in flight, and what the free rule of its blocks goes by. What the heads of a file share is the data path's.
+A head is a writable line of history: the live volume is head 0, clones have numbers from 1. It has what is its own: its
+size, its epochs, its writes in flight, and what the free rule of its blocks goes by. What the heads of a file share is
+the data path's.
 
 Threads   The volume's mutex guards all state; methods for Python take it, the `cdef` ones need it held.
 """
@@ -12,7 +13,9 @@ from libc.string cimport memcpy
 
 from cowengine.core.blockmap cimport BlockMap, change_t
 from cowengine.core.mutex cimport Mutex
-from cowengine.core.radix cimport KIND_HOLE, STATUS_GONE, pointer_t, runs_clear, runs_t, sweep_t
+from cowengine.core.radix cimport (
+    KIND_HOLE, KIND_NODE, STATUS_ABSENT, STATUS_GONE, pointer_t, pointer_target, runs_clear, runs_t, sweep_t,
+)
 from cowengine.core.status cimport check_status
 
 
@@ -69,6 +72,33 @@ cdef class Head(Root):
         self.number, self.block_shift = number, block_shift
         self.size = 0
 
+    @property
+    def is_open(self):
+        """Whether nobody has closed it, or not opened it yet."""
+        return self.state != STATUS_ABSENT
+
+    def open(self):
+        """It can be read and written from now on."""
+        self.mutex.acquire()
+        self.state = 0
+        self.mutex.release()
+
+    def close(self):
+        """Calls fail with ClosedError from now on; waits for the writes that run.
+
+        Returns a stand-in for who had it open: one that stays closed, and empty, when this one is opened again.
+        """
+        cdef Head stand_in = Head(self.map, self.mutex, self.number, self.block_shift)
+        stand_in.state = STATUS_ABSENT
+        self.mutex.acquire()
+        self.state = STATUS_ABSENT
+        self.mutex.wake()
+        with nogil:
+            while self.flight_count > 0:
+                self.mutex.wait()
+        self.mutex.release()
+        return stand_in
+
     # -- writes in flight ----------------------------------------------------------------------------------------------
     cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil:
         """Whether a write in flight touches one of these blocks (I2)."""
@@ -107,6 +137,13 @@ cdef class Head(Root):
         return False
 
     # -- epochs --------------------------------------------------------------------------------------------------------
+    cdef void fence(self) noexcept nogil:
+        """Ends the epoch; the next one is no other head's, past or present (I37)."""
+        self.frozen = self.epoch
+        self.map.epoch += 1
+        self.epoch = self.map.epoch
+        self.fencing = True
+
     cdef void stand_on_snapshot(self) noexcept nogil:
         """Ends a fence: the free rule goes by the new snapshot before any write of the new epoch publishes (I6)."""
         self.holder.before_epoch = self.holder.parent_epoch
@@ -117,6 +154,7 @@ cdef class Head(Root):
         """The current epoch, and the last one ever frozen on this head."""
         self.mutex.acquire()
         self.epoch, self.frozen = epoch, frozen
+        self.map.epoch = max(self.map.epoch, epoch)
         self.mutex.release()
 
     def set_holder(self, uint64_t parent_epoch, uint64_t before_epoch, uint64_t cursor):
@@ -135,6 +173,12 @@ cdef class Head(Root):
             root.link.node.references += 1
         self.map.stamp += 1
         self.mutex.release()
+
+    cdef void was_written(self) noexcept nogil:
+        """A checkpoint wrote nodes; if the top one is among them, the pointer says where it is."""
+        if self.link.node != NULL and not self.link.node.dirty:
+            self.link.pointer.target = pointer_target(KIND_NODE, self.link.node.level, self.link.node.slot)
+            self.link.pointer.checksum = self.link.node.checksum
 
     def set_size(self, uint64_t size):
         """The size in bytes, with the map left as it is."""

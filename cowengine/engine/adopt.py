@@ -246,8 +246,8 @@ def _map(engine: Engine, extents: Iterator[Extent]) -> None:
             deltas.append(encode_delta(block, count, ENTRY_MAPPED, slot, FIRST_EPOCH, LIVE_HEAD))
         path.replay(b"".join(deltas))
         if path.dirty_nodes() > DIRTY_NODES_MAX:
-            _, _, _, _, superseded, root = path.take_batch(True)
+            _, _, _, _, superseded, roots = path.take_batch([path.live])
             engine.superseded += superseded
-            write_map(engine, root)
-            del root
+            write_map(engine, roots)
+            del roots
             path.live.unload(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
@@ -36,6 +37,7 @@ from cowengine.errors import (
 )
 from cowengine.format import (
     ENTRY_MAPPED,
+    FEATURE_HEADS,
     LINEAGE_ANCHOR,
     LINEAGE_DELETED,
     LINEAGE_EMPTY,
@@ -93,7 +95,8 @@ def check_open(io: IOTable, fd: int, name: str) -> Report:
     """
     problems = Problems()
     counts = dict.fromkeys(
-        ("blocks", "nodes", "snapshots", "anchors", "deleted", "records", "dropped", "slots_used", "leaked"), 0
+        ("blocks", "nodes", "snapshots", "clones", "anchors", "deleted", "records", "dropped", "slots_used", "leaked"),
+        0,
     )
     try:
         chosen, other = _choose(io, fd, name, problems)
@@ -179,7 +182,8 @@ class _Check:
         if 0 not in lineage or lineage[0].kind != LINEAGE_HEAD:
             self.problems.add("the lineage table has no live head")
             return
-        replay.members[0].record.epoch = max(lineage[0].epoch, 0 if records else self.sb.epoch)
+        replay.epoch = max(replay.epoch, 0 if records else self.sb.epoch)
+        self._check_heads(lineage)
         self._check_members(replay)
         base = self._state(replay)
         check_seals(sealed, base.extents, self.block_slots, replay.frozen, replay.where, self.problems)
@@ -308,22 +312,34 @@ class _Check:
 
     # --- lineage ---------------------------------------------------------------------------------------------------
 
+    def _check_heads(self, lineage: dict[int, LineageRecord]) -> None:
+        """The chain of heads that an open follows leads to all of them, in the order of their numbers (I39)."""
+        heads = sorted((r for r in lineage.values() if r.kind == LINEAGE_HEAD), key=lambda record: record.number)
+        for record, following in zip_longest(heads, heads[1:]):
+            wanted = following.id if following else 0
+            if record.next_head != wanted or (following and following.number == record.number):
+                self.problems.add(
+                    f"head {record.id}, number {record.number}, leads to {record.next_head}, not {wanted}"
+                )
+        if len(heads) > 1 and not self.sb.features_incompatible & FEATURE_HEADS:
+            self.problems.add("there are clones, and the superblock does not say so")
+
     def _check_members(self, replay: Replay) -> None:
         where = replay.where
         records = {i: member.record for i, member in replay.members.items()}
-        names: dict[str, int] = {}
+        names: dict[tuple[bool, str], int] = {}
         epochs: dict[int, int] = {}
         reclaiming = 0
         for i, record in records.items():
-            problem = self._member_problem(i, record, records, replay.next_id)
-            if record.kind == LINEAGE_SNAPSHOT:
-                reclaiming += record.cursor != NO_CURSOR
-                if not record.flags & LINEAGE_DELETED and names.setdefault(record.name, i) != i:
-                    problem = f"has the name of snapshot {names[record.name]}"
-            if epochs.setdefault(record.epoch, i) != i:
+            problem = self._member_problem(i, record, records, replay)
+            is_head = record.kind == LINEAGE_HEAD
+            reclaiming += not is_head and record.cursor != NO_CURSOR
+            if not record.flags & LINEAGE_DELETED and names.setdefault((is_head, record.name), i) != i:
+                problem = f"has the name of {names[is_head, record.name]}"
+            if not is_head and epochs.setdefault(record.epoch, i) != i:
                 problem = f"has epoch {record.epoch}, as has {epochs[record.epoch]}"
             if problem:
-                self.problems.add(f"{where}: {'snapshot' if i else 'head'} {i} {problem}")
+                self.problems.add(f"{where}: {'head' if is_head else 'snapshot'} {i} {problem}")
         for i in _forked_anchors(records):
             self.problems.add(
                 f"{where}: snapshot {i} is an empty anchor, and more than one line of data goes through it"
@@ -332,20 +348,23 @@ class _Check:
             self.problems.add(f"{where}: {reclaiming} snapshots are being reclaimed at once")
 
     def _member_problem(
-        self, i: int, record: LineageRecord, records: dict[int, LineageRecord], next_id: int
+        self, i: int, record: LineageRecord, records: dict[int, LineageRecord], replay: Replay
     ) -> str | None:
-        if (record.kind == LINEAGE_HEAD) != (i == 0):
+        if i == 0 and record.kind != LINEAGE_HEAD:
             return f"has kind {record.kind}"
-        if i >= next_id:
-            return f"is not below next_id {next_id}"
+        if i >= replay.next_id:
+            return f"is not below next_id {replay.next_id}"
         if record.cursor != NO_CURSOR and (not is_given_up(record) or record.flags & LINEAGE_EMPTY):
             return "has a reclaim cursor, and its data was not given up or is given back"
         if record.flags & LINEAGE_HELD and (record.kind == LINEAGE_HEAD or record.flags & LINEAGE_DELETED):
             return "is held, and is a head or deleted"
         if record.root.birth > record.epoch:
             return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
-        if record.epoch > records[0].epoch:
-            return f"has epoch {record.epoch} and the head {records[0].epoch}"
+        if record.epoch > replay.epoch:
+            return f"has epoch {record.epoch}, and {replay.epoch} is the last that was given out"
+        origin = records.get(record.origin)
+        if record.number and (origin is None or origin.kind != LINEAGE_SNAPSHOT or is_given_up(origin)):
+            return f"is a clone of {record.origin}, which is no snapshot with data"  # I38
         if record.parent == NONE_ID:
             return None
         parent = records.get(record.parent)
@@ -366,7 +385,7 @@ class _Check:
             if record.cursor == NO_CURSOR:
                 quiet.whole = set()
                 quiet.collect(record.root, Intervals([(blocks, SLOTS_MAX)]), behind)
-            what = f"{'snapshot' if i else 'head'} {i} of {record.size} bytes"
+            what = f"{'head' if record.kind == LINEAGE_HEAD else 'snapshot'} {i} of {record.size} bytes"
             if record.root.level < level_for(TREE_MAP, blocks):
                 self.problems.add(f"{what} has a map of level {record.root.level}, which does not span it")
             if behind:
@@ -515,12 +534,13 @@ class _Check:
         self.counts["leaked"] = total(leaked)
 
     def _count(self, replay: Replay, base: _State, final: _State, slots: list[Run], records: list[Record]) -> None:
-        snapshots = [m.record for i, m in replay.members.items() if i]
+        snapshots = [m.record for m in replay.members.values() if m.record.kind == LINEAGE_SNAPSHOT]
         deleted = sum(bool(record.flags & LINEAGE_DELETED) for record in snapshots)
         self.counts.update(
             blocks=total(final.runs) // self.block_slots,
             nodes=len(base.nodes),
             snapshots=len(snapshots) - deleted,
+            clones=len(replay.heads) - 1,
             anchors=sum(record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) == LINEAGE_ANCHOR for record in snapshots),
             deleted=deleted,
             records=len(records),

@@ -1,8 +1,8 @@
 """The log replayed logically, for the checker: which heads and snapshots exist, and which blocks each of them reaches.
 
 Nothing is written and no tree is changed. A *line* is one stretch of a head's history: the map it began with, and the
-deltas since. A snapshot is a moment on a line; a rollback begins a new line with the state of such a moment. From the
-moments that still exist follows which part of each line's past is reachable, in time linear in the deltas.
+deltas since. A snapshot is a moment on a line; rollback and clone begin a new line with the state of such a moment.
+From the moments that still exist follows which part of each line's past is reachable, in time linear in the deltas.
 
 Threads   an object belongs to one thread.
 """
@@ -21,13 +21,16 @@ from cowengine.format import (
     LINEAGE_ANCHOR,
     LINEAGE_DELETED,
     LINEAGE_EMPTY,
+    LINEAGE_HEAD,
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
     SLOT_BYTES,
     SLOTS_MAX,
     AnchorEvent,
+    CloneEvent,
     DeleteEvent,
+    DeleteHeadEvent,
     Event,
     GiveUpEvent,
     HoldEvent,
@@ -100,6 +103,8 @@ class Replay:
         self.block_slots = block_slots
         self.next_id = next_id
         self.members = {i: Member(replace(r), new_line(r.root), 0) for i, r in lineage.items()}
+        self.heads = {r.number: i for i, r in lineage.items() if r.kind == LINEAGE_HEAD}
+        self.epoch = max((r.epoch for r in lineage.values()), default=0)
         self.where = "checkpoint"
         self.dropped: dict[int, int] = {}
         self.pristine_nodes: set[int] = set()
@@ -112,23 +117,31 @@ class Replay:
     def apply(self, record: Record) -> None:
         """One record: events marked before, deltas, the other events."""
         self.where = f"record {record.sequence}"
-        head = self.members[0]
         for event in record.events:
             if event.before:
                 self._event(event)
-        for block, count, kind, slot, birth, _ in iter_deltas(record.deltas):
+        for block, count, kind, slot, birth, number in iter_deltas(record.deltas):
+            head = self._head(number)
+            if head is None:
+                continue
             shift = slot - block * self.block_slots if kind == ENTRY_MAPPED else _HOLE_SHIFT
             if birth <= head.record.frozen and shift not in self.home_shifts:  # a move home keeps the birth
                 self.problem(f"delta of block {block} has birth {birth}, but epoch {head.record.frozen} is frozen")
             head.line.deltas.append((block, block + count, shift, birth))
-        head.time = len(head.line.deltas)
+            head.time = len(head.line.deltas)
         for event in record.events:
             if not event.before:
                 self._event(event)
-        if record.epoch < head.record.epoch:
-            self.problem(f"epoch {record.epoch} after epoch {head.record.epoch}")
-        head.record.epoch = max(record.epoch, head.record.epoch)
-        head.record.size = record.size
+        if record.epoch < self.epoch:
+            self.problem(f"epoch {record.epoch} after epoch {self.epoch}")
+        self.epoch = max(record.epoch, self.epoch)
+        self.members[0].record.size = record.size
+
+    def _head(self, number: int) -> Member | None:
+        if number not in self.heads:
+            self.problem(f"it speaks of head {number}, which does not exist")
+            return None
+        return self.members[self.heads[number]]
 
     def _event(self, event: Event) -> None:
         if isinstance(event, SnapshotEvent):
@@ -137,6 +150,10 @@ class Replay:
             self._rollback(event)
         elif isinstance(event, ResizeEvent):
             self._resize(event)
+        elif isinstance(event, CloneEvent):
+            self._clone(event)
+        elif isinstance(event, DeleteHeadEvent):
+            self._delete_head(event)
         elif isinstance(event, DeleteEvent | GiveUpEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
@@ -159,7 +176,9 @@ class Replay:
                 self._reclaimed(member)
 
     def _snapshot(self, event: SnapshotEvent) -> None:
-        head = self.members[0]
+        head = self._head(event.head)
+        if head is None:
+            return
         if event.id in self.members or not self.next_id <= event.id <= ID_MAX:
             self.problem(f"snapshot takes id {event.id} where {self.next_id} is next")
         if event.epoch < head.record.epoch:
@@ -176,8 +195,8 @@ class Replay:
 
     def _rollback(self, event: RollbackEvent) -> None:
         target = self.members.get(event.to)
-        head = self.members[0]
-        if event.head or target is None or target.record.kind != LINEAGE_SNAPSHOT:
+        head = self._head(event.head)
+        if head is None or target is None or target.record.kind != LINEAGE_SNAPSHOT:
             self.problem(f"rollback of head {event.head} to {event.to}, which is no snapshot")
             return
         if target.record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED):
@@ -190,6 +209,34 @@ class Replay:
         head.record.frozen = max(head.record.frozen, target.record.epoch)
         head.record.epoch = max(head.record.epoch, event.epoch)
         head.record.size = event.size
+        head.record.origin = event.to if event.head else 0
+
+    def _clone(self, event: CloneEvent) -> None:
+        target = self.members.get(event.snapshot)
+        if target is None or target.record.kind != LINEAGE_SNAPSHOT or is_given_up(target.record):
+            self.problem(f"clone of {event.snapshot}, which is no snapshot with data")
+            return
+        if event.number in self.heads or event.id in self.members or not self.next_id <= event.id <= ID_MAX:
+            self.problem(f"clone takes number {event.number} and id {event.id}, which are not free")
+        if event.epoch <= self.epoch:
+            self.problem(f"clone {event.id} takes epoch {event.epoch}, and {self.epoch} was given out")
+        record = LineageRecord(
+            LINEAGE_HEAD, event.id, event.name, event.epoch, target.record.size, parent=event.snapshot,
+            frozen=event.epoch - 1, root=target.line.root, number=event.number, origin=event.snapshot,
+        )  # fmt: skip
+        self.members[event.id] = Member(record, Line(target.line.root, target.line.state(target.time)), 0)
+        self.heads[event.number] = event.id
+        self.next_id = max(self.next_id, event.id + 1)
+
+    def _delete_head(self, event: DeleteHeadEvent) -> None:
+        head = self._head(event.number)
+        if head is None or event.epoch <= head.record.frozen:
+            self.problem(f"head {event.number} is deleted in epoch {event.epoch}, in which it cannot be")
+            return
+        record = head.record
+        record.kind, record.flags, record.epoch = LINEAGE_SNAPSHOT, LINEAGE_DELETED, event.epoch
+        record.frozen = record.number = record.next_head = record.origin = 0
+        del self.heads[event.number]
 
     def _hold(self, record: LineageRecord, reason: str) -> None:
         if record.flags & LINEAGE_DELETED:
@@ -198,9 +245,9 @@ class Replay:
         record.hold_reason = reason
 
     def _resize(self, event: ResizeEvent) -> None:
-        head = self.members[0]
-        if event.head or event.epoch <= head.record.frozen:
-            self.problem(f"resize of head {event.head} in epoch {event.epoch}, and {head.record.frozen} is frozen")
+        head = self._head(event.head)
+        if head is None or event.epoch <= head.record.frozen:
+            self.problem(f"resize of head {event.head} in epoch {event.epoch}, which is frozen")
             return
         first, end = sorted(-(-size // (self.block_slots * SLOT_BYTES)) for size in (event.size, head.record.size))
         if first < end:

@@ -17,7 +17,17 @@ from cowengine.core.checksum import xxh64
 from cowengine.engine import memory
 from cowengine.engine.allocator import Run
 from cowengine.errors import NoSpaceError
-from cowengine.format import FEATURE_SEALS, HOLE, POINTER_NODE, SLOT_BYTES, TREE_NAMES, Pointer, Superblock, blob_seed
+from cowengine.format import (
+    FEATURE_HEADS,
+    FEATURE_SEALS,
+    HOLE,
+    POINTER_NODE,
+    SLOT_BYTES,
+    TREE_NAMES,
+    Pointer,
+    Superblock,
+    blob_seed,
+)
 
 if TYPE_CHECKING:
     from cowengine.core.roots import Root
@@ -27,8 +37,8 @@ if TYPE_CHECKING:
 def checkpoint(engine: Engine, *, clean: bool = False) -> None:
     """Commits, then writes the trees as of that commit and a superblock that leads to them. Durable when it returns.
 
-    The commit lock is held, so nothing but writes to the live head goes on meanwhile, and those copy what is written
-    here. Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write
+    The commit lock is held, so nothing but writes to heads goes on meanwhile, and those copy what is written here.
+    Raises NoSpaceError if the nodes have no room; then nothing is lost and nothing recycled. A failing write
     poisons (I10).
     """
     names = engine.lineage.names
@@ -43,13 +53,13 @@ def checkpoint(engine: Engine, *, clean: bool = False) -> None:
 
 
 def _checkpoint(engine: Engine, clean: bool) -> None:
-    root = engine.commit(keep_root=True, room_made=True)
-    assert root is not None
+    heads = list(engine.path.heads.values())
+    roots = engine.commit(keep=heads, room_made=True)
     engine.lineage.names.merge()
     with engine.undivided(NoSpaceError):
-        write_map(engine, root)
+        write_map(engine, roots)
         _write_metadata(engine)
-        _write_lineage(engine, Pointer.decode(root.pointer))
+        _write_lineage(engine, {head.number: root for head, root in zip(heads, roots, strict=True)})
         _write_names(engine)
         _write_seals(engine)
         _write_free_map(engine)
@@ -60,12 +70,13 @@ def _checkpoint(engine: Engine, clean: bool) -> None:
 
 def _superblock(engine: Engine, clean: bool) -> Superblock:
     log, sb, seal_root = engine.log, engine.superblock, Pointer.decode(engine.seals.pointer)
-    features = sb.features_incompatible | (FEATURE_SEALS if seal_root != HOLE else 0)
+    features = sb.features_incompatible & ~FEATURE_HEADS  # which comes back if there are clones
+    features |= FEATURE_SEALS if seal_root != HOLE else 0
     return replace(
         sb, clean=clean, regions=engine.regions, features_incompatible=features, seal_root=seal_root,
         base_sequence=log.sequence, base_checksum=log.checksum,
         base_offset=log.position % log.size, tip_sequence=log.sequence, tip_checksum=log.checksum,
-        epoch=engine.path.live.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
+        epoch=engine.path.map.epoch, next_id=engine.lineage.next_id, store_sequence=engine.durable_store_sequence,
         needs_store=sb.needs_store and not clean,
         sealed_below=engine.lineage.sealed_before(),
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
@@ -73,13 +84,13 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
     )  # fmt: skip
 
 
-def write_map(engine: Engine, root: Root) -> None:
-    """Writes the dirty nodes of the map below a root; it counts when a superblock leads there."""
+def write_map(engine: Engine, heads: list[Root]) -> None:
+    """Writes the dirty nodes of the map below some roots; it counts when a superblock leads there."""
     path, lineage = engine.path, engine.lineage
     roots = [lineage.root(number) for number in lineage.fresh]
     taken = engine.allocator.take(path.dirty_nodes())
     with engine.undivided():  # from here on the nodes count as written: no way back, not for want of space either
-        left = path.flush_map([*roots, root], taken)
+        left = path.flush_map([*roots, *heads], taken)
     path.slots.mark_used(without(taken, left))
     engine.superseded += path.take_stillborn()
     engine.allocator.give_back(left)
@@ -99,8 +110,8 @@ def _write_metadata(engine: Engine) -> None:
         record.metadata_checksum = xxh64(data, blob_seed(engine.fold, number))
 
 
-def _write_lineage(engine: Engine, head_root: Pointer) -> None:
-    engine.lineage.write_table(head_root, engine.path.live.epoch, engine.path.live.frozen)
+def _write_lineage(engine: Engine, head_roots: dict[int, Root]) -> None:
+    engine.lineage.write_table(head_roots)
     runs = engine.allocator.take(engine.table.dirty_nodes())
     engine.path.slots.mark_used(runs)
     with engine.undivided():

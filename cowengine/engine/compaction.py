@@ -28,6 +28,7 @@ from cowengine.errors import BusyError
 from cowengine.format import SLOT_BYTES
 
 if TYPE_CHECKING:
+    from cowengine.core.roots import Head
     from cowengine.engine.engine import Engine
 
 SETTLE_BYTES = 16 << 20  # moved, then a flush: it brings the old slots back
@@ -47,21 +48,21 @@ class Compaction:
 
 def compact(
     engine: Engine, start: int = 0, bytes_a_second: int | None = None, stop: threading.Event | None = None,
-    progress: Callable[[Compaction], None] | None = None,
+    progress: Callable[[Compaction], None] | None = None, head: Head | None = None,
 ) -> Compaction:  # fmt: skip
-    """Moves what can be moved from byte `start` on, until the end or until `stop` is set. Durable when it returns.
+    """Moves what can be moved of a head from byte `start` on, until the end or until `stop` is set. Durable on return.
 
     `bytes_a_second` bounds the speed; `progress` is called about once a second. Raises NoSpaceError.
     """
-    path, stop = engine.path, stop or threading.Event()
+    path, stop, head = engine.path, stop or threading.Event(), head or engine.path.live
     result = Compaction(start // path.block_bytes * path.block_bytes)
     begin = told = time.monotonic()
     unsettled = 0
     homes: set[int] = set()  # parts of the file that something came home to since the last flush
     while not stop.is_set():
         engine.require_writable()
-        block, moved, batch_full = move_home(path, result.position // path.block_bytes)
-        size = path.live.size
+        block, moved, batch_full = move_home(path, result.position // path.block_bytes, head)
+        size = head.size
         result.position, result.done = min(block * path.block_bytes, size), block * path.block_bytes >= size
         result.moved_bytes += moved * path.block_bytes
         unsettled += moved * path.block_bytes
@@ -98,7 +99,7 @@ def _settle(engine: Engine, homes: set[int]) -> None:
 class CompactionJob:
     """A compaction in the background: made by `Volume.start_compaction`. Closing the volume ends it."""
 
-    def __init__(self, engine: Engine, start: int, bytes_a_second: int | None) -> None:
+    def __init__(self, engine: Engine, start: int, bytes_a_second: int | None, head: Head) -> None:
         """Begins at once. Raises BusyError if one is running."""
         with engine.lock:
             if engine.compaction is not None and engine.compaction.running:
@@ -106,7 +107,7 @@ class CompactionJob:
             self._progress = Compaction(start)
             self._error: Exception | None = None
             self._stop = threading.Event()
-            arguments = (engine, start, bytes_a_second, self._stop, self._note)
+            arguments = (engine, start, bytes_a_second, self._stop, self._note, head)
             self._thread = threading.Thread(target=self._run, args=arguments, name="cowengine-compaction", daemon=True)
             self._thread.start()
             engine.compaction = self

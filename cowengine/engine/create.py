@@ -141,7 +141,7 @@ def fill(
     io.truncate(fd, home_end * SLOT_BYTES)
     write_zeros(io, fd, LOG_FIRST * SLOT_BYTES, (LOG_FIRST + sb.log_slots) * SLOT_BYTES)
     engine = Engine(io, fd, path, sb, read_only=False, file_slots=home_end)
-    engine.set_size(size)
+    engine.path.live.set_size(size)
     block_count = -(-size >> sb.block_shift)
     engine.path.live.load(hole(level_for(TREE_MAP, block_count)).encode())
     engine.free_map.pointer = hole(level_for(TREE_FREE_MAP, 1)).encode()

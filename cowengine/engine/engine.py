@@ -24,7 +24,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
-from cowengine.core.roots import Root
+from cowengine.core.roots import Head, Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.compaction import CompactionJob
@@ -46,6 +46,7 @@ from cowengine.errors import (
     ReadOnlyError,
 )
 from cowengine.format import (
+    FEATURE_HEADS,
     LINEAGE_ANCHOR,
     LINEAGE_AUTOMATIC,
     LINEAGE_DELETED,
@@ -80,7 +81,7 @@ DIRTY_NODES_MAX = 4096
 RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
 
 #: What `DataPath.take_batch` returns.
-Batch = tuple[bytes, bytes, bytes, int, list[Run], Root | None]
+Batch = tuple[bytes, bytes, bytes, int, list[Run], list[Root]]
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -152,10 +153,6 @@ class Engine:
     def bound(self, file_slots: int) -> None:
         """The file has so many slots: what it says of others is not believed."""
         self.path.slots.bound(file_slots, [self.path.map, self.table.tree, self.path.seals.tree])
-
-    def set_size(self, size: int) -> None:
-        """The size of the live volume, in bytes."""
-        self.path.live.set_size(size)
 
     # -- callbacks of the data path, called with no lock held ---------------------------------------------------------
     def _refill(self, slots: int) -> None:
@@ -254,10 +251,10 @@ class Engine:
         raise NoSpaceError("the commit log is full", self.name)
 
     def commit(
-        self, events: Sequence[Event] = (), *, keep_root: bool = False, batch: Batch | None = None, epoch: int = 0,
+        self, events: Sequence[Event] = (), *, keep: Sequence[Head] = (), batch: Batch | None = None, epoch: int = 0,
         room_made: bool = False, events_can_wait: bool = False,
-    ) -> Root | None:  # fmt: skip
-        """Makes everything published so far durable, and the events with it. Returns the root if it was to be kept.
+    ) -> list[Root]:  # fmt: skip
+        """Makes everything published so far durable, and the events with it. Returns the roots of the heads to keep.
 
         The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
         reclaim has taken already; what it freed is punched to the last slot. With `events_can_wait` those of earlier
@@ -269,18 +266,18 @@ class Engine:
         with self.undivided():
             if batch is None:
                 self.begin_take()
-            deltas, freed, freed_nodes, writes, superseded, root = batch or self.path.take_batch(keep_root)
+            deltas, freed, freed_nodes, writes, superseded, roots = batch or self.path.take_batch(list(keep))
             self.superseded += superseded
             if writes != self._synced_writes:
                 self.barrier()  # I3: what the record places is durable before the record
                 self._synced_writes = writes
             all_events = [*self.pending_events, *events]
             if deltas or freed or freed_nodes or events or (self.pending_events and not events_can_wait):
-                epoch = epoch or self.path.live.epoch
+                epoch = epoch or self.path.map.epoch
                 self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch)
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
-        return root
+        return roots
 
     def begin_take(self) -> None:
         """To be called before a batch is taken: a flush that was asked for later must not count on that batch."""
@@ -305,7 +302,7 @@ class Engine:
         self.pending_events, self._pending_bytes = [], 0
 
     def _size_after(self, events: list[Event]) -> int:
-        sizes = [event.size for event in events if isinstance(event, ResizeEvent | RollbackEvent)]
+        sizes = [event.size for event in events if isinstance(event, ResizeEvent | RollbackEvent) and not event.head]
         return sizes[-1] if sizes else self.path.live.size
 
     def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
@@ -331,29 +328,31 @@ class Engine:
         if self.lineage.find_name(name) is not None:
             raise ExistsError(f"a snapshot named {name!r} exists", self.name)
 
-    def new_event(self, name: str, metadata: bytes, *, epoch: int, flags: int = 0) -> SnapshotEvent:
-        """The event of a snapshot to be taken, with a fresh tag."""
+    def new_event(
+        self, name: str, metadata: bytes, *, epoch: int, flags: int = 0, head: Head | None = None
+    ) -> SnapshotEvent:
+        """The event of a snapshot to be taken of a head, by default the live one, with a fresh tag."""
         return SnapshotEvent(
             id=self.lineage.next_id, epoch=epoch, tag=int.from_bytes(os.urandom(8), "little"),
-            created_ns=time.time_ns(), name=name, flags=flags, metadata=metadata,
+            created_ns=time.time_ns(), name=name, flags=flags, metadata=metadata, head=head.number if head else 0,
         )  # fmt: skip
 
-    def snapshot(self, name: str, metadata: bytes = b"") -> LineageRecord:
-        """Takes a snapshot; durable when it returns."""
+    def snapshot(self, name: str, metadata: bytes = b"", head: Head | None = None) -> LineageRecord:
+        """Takes a snapshot of a head; durable when it returns."""
+        head = head or self.path.live
         with self.lock:
             self.require_writable()
             self.require_name_free(name)
             self.make_room()
             with self.undivided():
-                event = self.new_event(name, metadata, epoch=self.path.fence())
-                root = self.commit([event], keep_root=True, room_made=True)
+                event = self.new_event(name, metadata, epoch=self.path.fence(head), head=head)
+                (root,) = self.commit([event], keep=[head], room_made=True)
                 return self.taken(event, root)
 
-    def taken(self, event: SnapshotEvent, root: Root | None) -> LineageRecord:
+    def taken(self, event: SnapshotEvent, root: Root) -> LineageRecord:
         """Adds an acknowledged snapshot to the lineage."""
-        assert root is not None
-        record = self.lineage.take(event, root, self.path.live.size)
-        self.lineage.set_holder()
+        record = self.lineage.take(event, root, self.path.heads[event.head].size)
+        self.lineage.set_holder(event.head)
         self.counters["snapshots_taken"] += 1
         if self.background:
             self.sealer.wake()
@@ -405,50 +404,57 @@ class Engine:
         with self.undivided():
             self.commit([event], room_made=True)
             mark(number)
-            self.lineage.set_holder()
+            self.lineage.set_holders()
 
     def reclaim(self) -> None:
         """Gives back what deleted snapshots and anchors alone hold, step by step, to the end."""
         while reclaim.reclaim_step(self):
             pass
 
-    def resize(self, size: int) -> None:
-        """Makes the live volume `size` bytes long. Durable on return; then what was cut off is given back."""
-        resize.resize(self, size)
+    def resize(self, size: int, head: Head | None = None) -> None:
+        """Makes a head `size` bytes long. Durable on return; then what was cut off is given back."""
+        resize.resize(self, size, head or self.path.live)
         self.reclaim()
 
-    def rollback(self, number: int, automatic_name: str) -> LineageRecord:
-        """Makes the live volume what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
+    @contextmanager
+    def paused(self, *heads: Head) -> Iterator[None]:
+        """No write to these heads begins meanwhile; none is under way."""
+        try:
+            self.path.pause(heads)  # Ctrl-C while it waits is raised here
+            yield
+        finally:
+            self.path.resume(heads)
+
+    def rollback(self, number: int, automatic_name: str, head: Head | None = None) -> LineageRecord:
+        """Makes a head what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
+        head = head or self.path.live
         with self.lock:
             self.require_writable()
             self.readable_snapshot(number)
             self.require_name_free(automatic_name)
             self.make_room()
-            try:
-                self.path.pause()  # Ctrl-C while it waits is raised here
-                with self.undivided():
-                    return self._roll_back(number, automatic_name)
-            finally:
-                self.path.resume()
+            with self.paused(head), self.undivided():
+                return self._roll_back(number, automatic_name, head)
 
-    def _roll_back(self, number: int, automatic_name: str) -> LineageRecord:
-        kept = self.path.fence()
-        event = self.new_event(automatic_name, b"", epoch=kept, flags=LINEAGE_AUTOMATIC)
-        back = RollbackEvent(head=0, to=number, epoch=kept + 2, size=self.live_snapshot(number).size)
-        root = self.commit([event, back], keep_root=True, epoch=kept + 2, room_made=True)
+    def _roll_back(self, number: int, automatic_name: str, head: Head) -> LineageRecord:
+        kept = self.path.fence(head)
+        event = self.new_event(automatic_name, b"", epoch=kept, flags=LINEAGE_AUTOMATIC, head=head)
+        epoch, size = self.path.map.epoch + 1, self.live_snapshot(number).size
+        back = RollbackEvent(head=head.number, to=number, epoch=epoch, size=size)
+        (root,) = self.commit([event, back], keep=[head], epoch=epoch, room_made=True)
         record = self.taken(event, root)
         self.turn_back(back)
         return record
 
     def turn_back(self, event: RollbackEvent) -> None:
-        """The live head takes the map and the size of a snapshot and goes on in the event's epoch."""
-        self.path.live.replace_root(self.lineage.root(event.to))
-        self.set_size(event.size)
-        self.lineage.resize_head(event.size)
-        self.path.live.set_epochs(event.epoch, event.epoch - 1)
-        self.lineage.stand(event.to)
+        """A head takes the map and the size of a snapshot and goes on in the event's epoch."""
+        head = self.path.heads[event.head]
+        head.replace_root(self.lineage.root(event.to))
+        head.set_size(event.size)
+        head.set_epochs(event.epoch, event.epoch - 1)
+        self.lineage.turn_back(event)
         self.counters["rollbacks"] += 1
-        self.lineage.set_holder()
+        self.lineage.set_holder(event.head)
 
     # -- snapshot sets ----------------------------------------------------------------------------------------------
     def is_dirty(self) -> bool:
@@ -488,7 +494,8 @@ class Engine:
 
     def write_superblock(self, superblock: Superblock) -> None:
         """Writes the next superblock to the older slot; durable when it returns (I11)."""
-        new = replace(superblock, generation=self.superblock.generation + 1)
+        features = superblock.features_incompatible | (FEATURE_HEADS if len(self.path.heads) > 1 else 0)
+        new = replace(superblock, generation=self.superblock.generation + 1, features_incompatible=features)
         slot = 1 - self.newest_slot
         encoded = encode_superblock(new)
         decode_superblock(encoded)  # what no open would take must not replace what one takes

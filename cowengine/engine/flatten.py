@@ -34,8 +34,7 @@ def flatten_in_place(engine: Engine) -> None:
     """
     with engine.lock:
         engine.require_writable()
-        try:
-            engine.path.pause()  # Ctrl-C while it waits is raised here
+        with engine.paused(engine.path.live):
             header = _header(engine)
             _require_alone(engine)
             # Two, so that neither superblock needs the log any more.
@@ -44,8 +43,6 @@ def flatten_in_place(engine: Engine) -> None:
             _punch_holes(engine, header)
             with engine.undivided(NoSpaceError):
                 _turn(engine, header)
-        finally:
-            engine.path.resume()
     engine.close()
 
 
@@ -68,6 +65,8 @@ def _header(engine: Engine) -> int:
 
 def _require_alone(engine: Engine) -> None:
     held = engine.lineage.count() + pending(engine)
+    if len(engine.lineage.heads) > 1:
+        raise BusyError("the volume has clones; delete them, or flatten it into another file", engine.name)
     if held:
         raise BusyError(f"the volume has {held} snapshots; delete them, or flatten it into another file", engine.name)
     if engine.superblock.needs_store:

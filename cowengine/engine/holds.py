@@ -21,6 +21,9 @@ def why_kept(engine: Engine, record: LineageRecord) -> str | None:
     """What stands against giving this snapshot's data back now, for a message; None if nothing does."""
     if record.hold_reason:
         return f"it is held: {record.hold_reason}"
+    clone = engine.lineage.clone_on(record.id)
+    if clone is not None:
+        return f"clone {clone.name!r} stands on it"  # I38
     if engine.locks.is_read(record.id):
         return BEING_READ
     return None

@@ -34,8 +34,11 @@ from cowengine.format import (
     RECORDS_PER_LEAF,
     SLOT_BYTES,
     TREE_MAP,
+    CloneEvent,
+    DeleteHeadEvent,
     LineageRecord,
     Pointer,
+    RollbackEvent,
     SnapshotEvent,
     Superblock,
     decode_lineage,
@@ -49,6 +52,7 @@ from cowengine.format.layout import IDS_PER_COUNT
 
 HEAD_ID = 0
 LEAVES_A_SCAN = 1024  # nodes that a scan of all records leaves in memory, at most
+LIVE_NAME = "live"
 _EMPTY_LEAF = bytes(RECORDS_PER_LEAF * LINEAGE_BYTES)
 
 
@@ -68,6 +72,7 @@ class Lineage:
         self.names = Names(self, path, fold, superblock)
         self._leaves: dict[int, dict[int, LineageRecord]] = {}  # records by leaf and id: as they are now
         self._loading = threading.Lock()  # a record is read from the table, or dropped, by one thread
+        self.head_ids: dict[int, int] = {}  # of heads, by number
         self.sealed_below = superblock.sealed_below
         self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
@@ -91,11 +96,46 @@ class Lineage:
         self._leaf(self.next_id)
 
     @property
-    def head(self) -> LineageRecord:
+    def live(self) -> LineageRecord:
         """The live head."""
         record = self.get(HEAD_ID)
         if record is None:
             raise CorruptionError("the lineage table has no live head")
+        return record
+
+    def load_heads(self) -> None:
+        """Reads the records of all heads, along their chain. Raises CorruptionError."""
+        record, number = self.live, -1
+        names: set[str] = set()
+        while True:
+            if record.kind != LINEAGE_HEAD or record.number <= number or record.name in names:
+                raise CorruptionError(f"the chain of heads leads to {record.id}, which is none, or is one twice")
+            number = record.number
+            names.add(record.name)
+            self.head_ids[number] = record.id
+            if not record.next_head:
+                return
+            following = self.get(record.next_head)
+            if following is None:
+                raise CorruptionError(f"the chain of heads leads to {record.next_head}, which does not exist")
+            record = following
+
+    def find_head(self, name: str) -> LineageRecord | None:
+        """The head of that name, or None."""
+        return next((record for record in self.heads.values() if record.name == name), None)
+
+    def clone_on(self, number: int) -> LineageRecord | None:
+        """A clone whose origin is this snapshot, or None (I38)."""
+        return next((record for record in self.heads.values() if record.origin == number), None)
+
+    @property
+    def heads(self) -> dict[int, LineageRecord]:
+        """The records of all heads, by number."""
+        return {number: self._head(number) for number in list(self.head_ids)}
+
+    def _head(self, number: int) -> LineageRecord:
+        record = self.get(self.head_ids[number])
+        assert record is not None, "a head has a record as long as it is one"
         return record
 
     def _leaf(self, number: int) -> dict[int, LineageRecord]:
@@ -236,7 +276,7 @@ class Lineage:
             for child in self.children(above):
                 record = self.get(child)
                 # Epochs rise, or the lineage would be a ring.
-                if record is None or (child != HEAD_ID and record.epoch <= epoch):
+                if record is None or (record.kind == LINEAGE_SNAPSHOT and record.epoch <= epoch):
                     raise CorruptionError(f"the lineage is broken at snapshot {child}")
                 if record.flags & LINEAGE_EMPTY:
                     queue.append((self._past_below.end(child), record.epoch))
@@ -283,7 +323,11 @@ class Lineage:
 
     # -- roots --------------------------------------------------------------------------------------------------------
     def root(self, number: int) -> Root:
-        """The map's root of a snapshot."""
+        """The map's root of a snapshot; of a head, itself."""
+        root: Root | None
+        record = self.get(number) if number == HEAD_ID or len(self.head_ids) > 1 else None
+        if record is not None and record.kind == LINEAGE_HEAD:
+            return self._path.heads[record.number]
         root = self.loaded_roots.get(number) or self._roots.get(number)
         if root is None:
             record = self.get(number)
@@ -325,9 +369,9 @@ class Lineage:
 
     # -- changes: the same for a commit and for replay ----------------------------------------------------------------
     def take(self, event: SnapshotEvent, root: Root, size: int, blob: tuple[int, int] = (0, 0)) -> LineageRecord:
-        """Adds the snapshot of an event; the live head stands on it from now on."""
+        """Adds the snapshot of an event; the head that it was taken of stands on it from now on."""
         self.names.prepare()
-        head = self.head
+        head = self._head(event.head)
         record = LineageRecord(
             kind=LINEAGE_SNAPSHOT,
             id=event.id,
@@ -350,31 +394,65 @@ class Lineage:
         self.names.add(record)
         if self._unsealed is not None:
             self._unsealed[event.id] = None
-        self.stand(event.id)
+        self.stand(event.head, event.id)
         return record
 
-    def stand(self, number: int) -> None:
-        """Makes the live head stand on a snapshot."""
+    def stand(self, head_number: int, number: int) -> None:
+        """Makes a head stand on a snapshot."""
         self.names.prepare()
-        head = self.head
-        if number != self.next_id - 1:
+        head = self._head(head_number)
+        if head_number or number != self.next_id - 1:
             self.names.linear = False
-        self.names.move(HEAD_ID, head.parent, number)
+        self.names.move(head.id, head.parent, number)
         head.parent = number
-        self._changed.add(HEAD_ID)
+        self._changed.add(head.id)
 
-    def resize_head(self, size: int) -> None:
-        """The live head has `size` bytes from now on."""
-        self.head.size = size
-        self._changed.add(HEAD_ID)
+    def turn_back(self, event: RollbackEvent) -> None:
+        """A head has the size of a snapshot and stands on it; of a clone it becomes the origin."""
+        self.stand(event.head, event.to)
+        self._head(event.head).size = event.size
+        if event.head:
+            self._head(event.head).origin = event.to
+
+    def resize_head(self, head_number: int, size: int) -> None:
+        """A head has `size` bytes from now on."""
+        head = self._head(head_number)
+        head.size = size
+        self._changed.add(head.id)
+
+    def clone(self, event: CloneEvent) -> None:
+        """Adds the head of an event; it stands on the snapshot that it is a clone of."""
+        self.names.prepare()
+        origin = self._known(event.snapshot)
+        record = LineageRecord(
+            kind=LINEAGE_HEAD, id=event.id, name=event.name, epoch=event.epoch, size=origin.size, parent=origin.id,
+            frozen=event.epoch - 1, created_ns=event.created_ns, number=event.number, origin=origin.id,
+        )  # fmt: skip
+        self.next_id = max(self.next_id, event.id + 1)
+        self._leaf(event.id)[event.id] = record
+        self.head_ids[event.number] = event.id
+        self._changed.add(event.id)
+        self.names.linear = False
+        self.names.move(event.id, NONE_ID, record.parent)
+
+    def delete_head(self, event: DeleteHeadEvent, root: Root) -> None:
+        """Makes a head a snapshot that is deleted; its map is `root`."""
+        self.names.prepare()
+        record = self._head(event.number)
+        del self.head_ids[event.number]
+        record.kind, record.flags, record.epoch = LINEAGE_SNAPSHOT, LINEAGE_DELETED | LINEAGE_AUTOMATIC, event.epoch
+        record.frozen = record.number = record.next_head = record.origin = 0
+        self.loaded_roots[record.id] = self._roots[record.id] = root
+        self.fresh[record.id] = None
+        self._give_up(record.id)
 
     def delete(self, number: int) -> None:
         """Marks a snapshot as deleted; it stays a member of the lineage until its space is given back."""
         self.names.prepare()
         record = self._known(number)
+        self._end_reading(record)  # first: it may load the names, as they are without this change
         if not record.flags & LINEAGE_DELETED:
             self.names.remove(record)
-        self._end_reading(record)
         record.flags |= LINEAGE_DELETED
         self._give_up(number)
 
@@ -515,30 +593,42 @@ class Lineage:
             record = self.holder(record.id)
         return 0 if record is None else record.epoch
 
-    def set_holder(self) -> None:
-        """Tells the data path what holds the live head's blocks.
+    def set_holders(self) -> None:
+        """Tells the data path what holds the blocks of every head."""
+        for number in self.head_ids:
+            self.set_holder(number)
+
+    def set_holder(self, head_number: int) -> None:
+        """Tells the data path what holds a head's blocks.
 
         What comes before the holder counts only once that is being reclaimed, so a snapshot need not look for it.
         """
-        record = self.holder(HEAD_ID)
+        head, record = self._path.heads[head_number], self.holder(self._head(head_number).id)
         if record is None:
-            self._path.live.set_holder(0, 0, 0)
+            head.set_holder(0, 0, 0)
             return
         cursor = 0 if record.cursor == NO_CURSOR else record.cursor
         before = self.epoch_before(record.id) if is_pending(record.flags) else 0
-        self._path.live.set_holder(record.epoch, before, cursor)
+        head.set_holder(record.epoch, before, cursor)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def add_head(self, size: int) -> None:
         """The live head of a new volume."""
-        self._leaf(HEAD_ID)[HEAD_ID] = LineageRecord(kind=LINEAGE_HEAD, id=HEAD_ID, name="live", epoch=1, size=size)
+        self._leaf(HEAD_ID)[HEAD_ID] = LineageRecord(kind=LINEAGE_HEAD, id=HEAD_ID, name=LIVE_NAME, epoch=1, size=size)
+        self.head_ids[0] = HEAD_ID
         self._changed.add(HEAD_ID)
 
-    def write_table(self, head_root: Pointer, epoch: int, frozen: int) -> None:
-        """Puts all changed records into the table's pages; the roots have their places by now."""
-        head = self.head
-        head.root, head.epoch, head.frozen = head_root, epoch, frozen
-        self._changed.add(HEAD_ID)
+    def write_table(self, head_roots: dict[int, Root]) -> None:
+        """Puts all changed records into the table's pages; the roots, of heads by their numbers, have their places by
+        now.
+        """
+        following = 0
+        for number in sorted(self.head_ids, reverse=True):
+            record, head = self._head(number), self._path.heads[number]
+            record.root = Pointer.decode(head_roots[number].pointer)
+            record.epoch, record.frozen, record.next_head = head.epoch, head.frozen, following
+            following = record.id
+            self._changed.add(record.id)
         for number in self.fresh:
             record = self._leaf(number)[number]
             record.root = Pointer.decode(self.loaded_roots[number].pointer)

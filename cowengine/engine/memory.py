@@ -76,8 +76,7 @@ def trim_records(engine: Engine) -> None:
 
 
 def _trim_map(engine: Engine, keep: int) -> None:
-    engine.path.live.unload(keep)
-    for root in list(engine.lineage.loaded_roots.values()):
+    for root in (*engine.path.heads.values(), *list(engine.lineage.loaded_roots.values())):
         if engine.path.map.node_count <= keep:
             return
         root.unload(keep)

@@ -2,8 +2,8 @@
 
 One snapshot is reclaimed at a time, against the only one that stands on it and holds data (or none; I26). A branch
 point waits until one is left.
-Each step is one commit: what it frees and how far it came are in one record (I13), and the live head's free rule moves
-with the cursor under the data path's mutex.
+Each step is one commit: what it frees and how far it came are in one record (I13), and if what shares with it is a
+head, that head's free rule moves with the cursor under the data path's mutex.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowengine.engine.checkpoint import checkpoint
-from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import CorruptionError, NoSpaceError
 from cowengine.format import LINEAGE_EMPTY, NO_CURSOR, ReclaimedEvent, ReclaimEvent
 
@@ -47,7 +46,7 @@ def reclaim_step(engine: Engine) -> bool:
                 engine.reclaiming = None
             else:
                 lineage.move_cursor(number, cursor)
-            lineage.set_holder()
+            lineage.set_holders()
         return True
 
 
@@ -62,7 +61,7 @@ def _sides(engine: Engine, number: int) -> tuple[Root, Root | None, int, int]:
     # An empty anchor's root is that of the record: a reader may still have left the old one in the cache.
     dead = engine.path.root_at(record.root.encode()) if empty else lineage.root(number)
     child = None if empty else next(iter(lineage.sharers(number)), None)
-    kept = None if child is None else engine.path.live if child == HEAD_ID else lineage.root(child)
+    kept = None if child is None else lineage.root(child)
     before = 0 if record.cursor == NO_CURSOR else record.cursor
     return dead, kept, lineage.epoch_before(number), before
 

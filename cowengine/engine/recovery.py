@@ -17,11 +17,12 @@ from dataclasses import replace
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
+from cowengine.core.roots import Head, Root
+from cowengine.engine.clones import clone_deleted, cloned
 from cowengine.engine.engine import Engine
 from cowengine.engine.files import open_regular
 from cowengine.engine.homes import add_region
 from cowengine.engine.intent import intent_path, void_intent
-from cowengine.engine.lineage import HEAD_ID
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.names import is_pending
 from cowengine.engine.reclaim import replay_step
@@ -51,7 +52,9 @@ from cowengine.format import (
     SLOTS_MAX,
     TREE_FREE_MAP,
     AnchorEvent,
+    CloneEvent,
     DeleteEvent,
+    DeleteHeadEvent,
     Event,
     GiveUpEvent,
     HoldEvent,
@@ -200,15 +203,17 @@ def load(engine: Engine) -> None:
     sb = engine.superblock
     engine.table.pointer = sb.lineage_root.encode()
     engine.seals.pointer = sb.seal_root.encode()
-    head = engine.lineage.head
-    engine.lineage.require_fit(head)
-    engine.set_size(head.size)
+    engine.lineage.load_heads()
+    for number, record in engine.lineage.heads.items():
+        engine.lineage.require_fit(record)
+        head = engine.path.add_head(number) if number else engine.path.live
+        head.load(record.root.encode())
+        head.set_size(record.size)
+        head.set_epochs(record.epoch, record.frozen)
     # Who only reads needs no free map.
     free_map_root = hole(level_for(TREE_FREE_MAP, 1)) if engine.read_only else sb.free_map_root
-    engine.path.live.load(head.root.encode())
     engine.free_map.pointer = free_map_root.encode()
-    engine.path.live.set_epochs(head.epoch, head.frozen)
-    engine.lineage.set_holder()
+    engine.lineage.set_holders()
     log = engine.log
     log.sequence, log.checksum = sb.base_sequence, sb.base_checksum
     log.position = log.tail = sb.base_offset
@@ -253,6 +258,8 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
                 f"record {header.sequence} of the commit log follows superblock {header.generation}, which is lost",
                 engine.name,
             )
+    live = engine.path.live
+    live.set_epochs(engine.path.map.epoch, live.frozen)
     engine.recovered = {"records": len(chain), "was_clean": sb.clean}
     engine.path.slots.forget_busy()
 
@@ -301,23 +308,23 @@ def _apply(engine: Engine, record: Record) -> None:
         if not event.before:
             apply_event(engine, event)
     # The runway and whatever else was given out are free again; what the record placed is used.
-    live = engine.path.live
-    if record.epoch < live.epoch:
-        raise CorruptionError(f"record {record.sequence} goes back to epoch {record.epoch} from {live.epoch}")
-    live.set_epochs(record.epoch, live.frozen)
+    if record.epoch < engine.path.map.epoch:
+        raise CorruptionError(
+            f"record {record.sequence} goes back to epoch {record.epoch} from {engine.path.map.epoch}"
+        )
+    engine.path.note_epoch(record.epoch)
 
 
 def apply_event(engine: Engine, event: Event) -> None:
     """What a commit did in memory after it was acknowledged."""
-    lineage, path = engine.lineage, engine.path
+    lineage = engine.lineage
     problem = _impossible(engine, event)
     if problem:
         raise CorruptionError(f"the log says what cannot be: {problem}")
     if isinstance(event, SnapshotEvent):
-        _, _, _, _, superseded, root = path.take_batch(True)
-        engine.superseded += superseded
-        lineage.take(event, root, path.live.size)
-        path.live.set_epochs(event.epoch + 1, event.epoch)
+        head = engine.path.heads[event.head]
+        lineage.take(event, _root_now(engine, head), head.size)
+        head.set_epochs(event.epoch + 1, event.epoch)
     elif isinstance(event, DeleteEvent):
         lineage.delete(event.id)
     elif isinstance(event, ReclaimEvent):
@@ -340,7 +347,18 @@ def apply_event(engine: Engine, event: Event) -> None:
         engine.space.lose(event)
     elif isinstance(event, HoldEvent):
         lineage.hold(event.id, event.reason)
-    lineage.set_holder()
+    elif isinstance(event, CloneEvent):
+        cloned(engine, event)
+    elif isinstance(event, DeleteHeadEvent):
+        clone_deleted(engine, event, _root_now(engine, engine.path.heads[event.number]))
+    lineage.set_holders()
+
+
+def _root_now(engine: Engine, head: Head) -> Root:
+    """The map of a head as of this point of the log."""
+    _, _, _, _, superseded, roots = engine.path.take_batch([head])
+    engine.superseded += superseded
+    return roots[0]
 
 
 def _impossible(engine: Engine, event: Event) -> str | None:
@@ -348,23 +366,40 @@ def _impossible(engine: Engine, event: Event) -> str | None:
 
     The checker goes by the same rules (check_replay.py).
     """
-    live = engine.path.live
-    if isinstance(event, SnapshotEvent):
-        if not engine.lineage.next_id <= event.id <= ID_MAX:
-            return f"snapshot {event.id} where {engine.lineage.next_id} is next"
-        if event.epoch <= live.frozen or event.epoch < live.epoch:
-            return f"snapshot {event.id} of epoch {event.epoch} after epoch {live.epoch}"
-    elif isinstance(event, ResizeEvent):
-        if event.head != HEAD_ID or event.epoch <= live.frozen:
-            return f"head {event.head} gets {event.size} bytes in epoch {event.epoch}"
-    elif isinstance(event, RollbackEvent):
-        target = engine.lineage.get(event.to)
-        if event.head != HEAD_ID or target is None or target.kind != LINEAGE_SNAPSHOT:
-            return f"head {event.head} is rolled back to {event.to}, which is no snapshot"
-        if target.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) or event.size != target.size or event.epoch <= live.epoch:
-            return f"a rollback to snapshot {event.to}, with {event.size} bytes in epoch {event.epoch}"
-    elif isinstance(event, DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent):
+    if isinstance(event, SnapshotEvent | ResizeEvent | RollbackEvent | DeleteHeadEvent):
+        return _impossible_of_head(engine, event)
+    if isinstance(event, CloneEvent):
+        target, newest = engine.lineage.get(event.snapshot), engine.path.map.epoch
+        if target is None or target.kind != LINEAGE_SNAPSHOT or target.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED):
+            return f"head {event.number} is a clone of {event.snapshot}, which is no snapshot with data"
+        if event.number in engine.lineage.heads or engine.lineage.find_head(event.name) is not None:
+            return f"head {event.number}, {event.name!r}, is made twice"
+        if not engine.lineage.next_id <= event.id <= ID_MAX or event.epoch <= newest:
+            return f"head {event.number} gets id {event.id} and epoch {event.epoch}, which are not free"
+    if isinstance(event, DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent):
         return _impossible_of_snapshot(event, engine.lineage.get(event.id))
+    return None
+
+
+def _impossible_of_head(
+    engine: Engine, event: SnapshotEvent | ResizeEvent | RollbackEvent | DeleteHeadEvent
+) -> str | None:
+    """`_impossible` of the events that speak of one head."""
+    number = event.number if isinstance(event, DeleteHeadEvent) else event.head
+    head = engine.path.heads.get(number)
+    if head is None:
+        return f"{type(event).__name__} of head {number}, which does not exist"
+    if event.epoch <= head.frozen or event.epoch < head.epoch:
+        return f"{type(event).__name__} of head {number} in epoch {event.epoch} after epoch {head.epoch}"
+    if isinstance(event, SnapshotEvent) and not engine.lineage.next_id <= event.id <= ID_MAX:
+        return f"snapshot {event.id} where {engine.lineage.next_id} is next"
+    if isinstance(event, RollbackEvent):
+        target = engine.lineage.get(event.to)
+        if target is None or target.kind != LINEAGE_SNAPSHOT:
+            return f"head {number} is rolled back to {event.to}, which is no snapshot"
+        given_up = target.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED)
+        if given_up or event.size != target.size or event.epoch <= engine.path.map.epoch:
+            return f"a rollback to snapshot {event.to}, with {event.size} bytes in epoch {event.epoch}"
     return None
 
 
@@ -394,11 +429,13 @@ def _impossible_of_snapshot(
 # -- the commit of recovery --------------------------------------------------------------------------------------------
 def _commit_recovery(engine: Engine, store_uuid: bytes | None, other_valid: bool) -> None:
     """I14: confirms the tip under a fresh salt, in both slots."""
-    sb, log, live = engine.superblock, engine.log, engine.path.live
-    epoch = max(live.epoch, sb.epoch) + EPOCH_SKIP
+    sb, log, heads = engine.superblock, engine.log, engine.path.heads
+    epoch = max(engine.path.map.epoch, sb.epoch) + EPOCH_SKIP
     if epoch > EPOCH_MAX - SPARE or engine.lineage.next_id > ID_MAX - SPARE:
         raise CorruptionError("the volume has no epochs or ids left: open it read-only and copy what it holds")
-    live.set_epochs(epoch, live.frozen)
+    for fresh, head in enumerate(heads.values(), epoch):
+        head.set_epochs(fresh, head.frozen)
+    epoch = engine.path.map.epoch
     same_store = store_uuid is not None and sb.store_uuid == store_uuid
     recovered = replace(
         sb, clean=False, salt=int.from_bytes(os.urandom(8), "little"), epoch=epoch,

@@ -1,4 +1,4 @@
-"""Resize of the live volume: one record makes it another size, at any moment.
+"""Resize of a head: one record makes it another size, at any moment.
 
 Growing adds holes, and homes for them. Shrinking makes the lost blocks one tombstone, whatever lay there: a snapshot
 that is deleted in the same record holds it, and the ordinary reclaim gives it back step by step. Both mark what they
@@ -27,6 +27,7 @@ from cowengine.format import (
 )
 
 if TYPE_CHECKING:
+    from cowengine.core.roots import Head
     from cowengine.engine.allocator import Run
     from cowengine.engine.engine import Engine
 
@@ -37,8 +38,8 @@ def check_size(size: int) -> None:
         raise OutOfRangeError(f"size {size}: a multiple of 512 from {SIZE_MIN} to {SIZE_MAX} bytes is needed")
 
 
-def resize(engine: Engine, size: int) -> None:
-    """Makes the live volume `size` bytes long. Durable when it returns, and so is every write before; writes wait.
+def resize(engine: Engine, size: int, head: Head) -> None:
+    """Makes a head `size` bytes long. Durable when it returns, and so is every write before; writes wait.
 
     What a shrink cuts off comes back by `reclaim`. Raises OutOfRangeError; NoSpaceError, and nothing has changed.
     """
@@ -46,26 +47,23 @@ def resize(engine: Engine, size: int) -> None:
     with engine.lock:
         engine.require_writable()
         engine.make_room()
-        try:
-            engine.path.pause()  # Ctrl-C while it waits is raised here
-            if size < engine.path.live.size:
-                _shrink(engine, size)
-            elif size > engine.path.live.size:
-                _grow(engine, size)
+        with engine.paused(head):
+            if size < head.size:
+                _shrink(engine, size, head)
+            elif size > head.size:
+                _grow(engine, size, head)
             else:
                 engine.commit(room_made=True)
-        finally:
-            engine.path.resume()
 
 
 def resized(engine: Engine, event: ResizeEvent) -> None:
     """What a resize event means in memory: the same for a commit and for replay."""
-    engine.path.live.resize(event.size, event.epoch)
-    engine.lineage.resize_head(event.size)
+    engine.path.heads[event.head].resize(event.size, event.epoch)
+    engine.lineage.resize_head(event.head, event.size)
 
 
-def _grow(engine: Engine, size: int) -> None:
-    event = ResizeEvent(head=0, size=size, epoch=engine.path.live.epoch)
+def _grow(engine: Engine, size: int, head: Head) -> None:
+    event = ResizeEvent(head=head.number, size=size, epoch=head.epoch)
     region = region_for(engine, -(-size // engine.path.block_bytes))
     homes = [] if region is None else [RegionEvent(*region)]
     with engine.undivided():
@@ -75,29 +73,31 @@ def _grow(engine: Engine, size: int) -> None:
         resized(engine, event)
 
 
-def _shrink(engine: Engine, size: int) -> None:
+def _shrink(engine: Engine, size: int, head: Head) -> None:
     engine.commit(room_made=True)
     engine.make_room()
     engine.lineage.names.load()
-    last = _cut_block(engine, size)
+    last = _cut_block(engine, size, head)
     with engine.undivided():
-        kept = engine.new_event(_unused_name(engine), b"", epoch=engine.path.fence(), flags=LINEAGE_AUTOMATIC)
+        epoch = engine.path.fence(head)
+        kept = engine.new_event(_unused_name(engine), b"", epoch=epoch, flags=LINEAGE_AUTOMATIC, head=head)
         kept.before = True  # the record's delta is of the epoch behind it
-        event = ResizeEvent(head=0, size=size, epoch=kept.epoch + 1)
+        event = ResizeEvent(head=head.number, size=size, epoch=head.epoch)
         delta = b""
         if last is not None:
             engine.barrier()  # I3
-            delta = encode_delta(size // engine.path.block_bytes, 1, ENTRY_MAPPED, last[0], event.epoch)
+            block = size // engine.path.block_bytes
+            delta = encode_delta(block, 1, ENTRY_MAPPED, last[0], event.epoch, head.number)
         engine.begin_take()
-        _, freed, freed_nodes, writes, superseded, root = engine.path.take_batch(True)
-        batch = (delta, freed, freed_nodes, writes, superseded, root)
+        others, freed, freed_nodes, writes, superseded, roots = engine.path.take_batch([head])
+        batch = (others + delta, freed, freed_nodes, writes, superseded, roots)
         engine.commit([kept, event, DeleteEvent(kept.id)], batch=batch, room_made=True)
-        engine.taken(kept, root)
+        engine.taken(kept, roots[0])
         engine.path.replay(delta)
         resized(engine, event)
         engine.lineage.delete(kept.id)
-        engine.lineage.set_holder()  # what comes before counts from here on: its reclaim moves the free rule's cursor
-        root.retire()
+        engine.lineage.set_holders()  # what comes before counts from here on: its reclaim moves the free rule's cursor
+        roots[0].retire()
 
 
 def _unused_name(engine: Engine) -> str:
@@ -107,15 +107,15 @@ def _unused_name(engine: Engine) -> str:
     return name
 
 
-def _cut_block(engine: Engine, size: int) -> Run | None:
+def _cut_block(engine: Engine, size: int, head: Head) -> Run | None:
     """The block in which a smaller size ends, written to new slots with zeros behind it; None if it has them already.
 
-    The volume is paused. Raises NoSpaceError and StorageError.
+    The head is paused. Raises NoSpaceError and StorageError.
     """
     path = engine.path
     kept = size % path.block_bytes
-    stop = min(size - kept + path.block_bytes, path.live.size)
-    if kept == 0 or not any(path.pread(stop - size, size)):
+    stop = min(size - kept + path.block_bytes, head.size)
+    if kept == 0 or not any(path.pread(stop - size, size, head)):
         return None
-    data = path.pread(kept, size - kept)
+    data = path.pread(kept, size - kept, head)
     return engine.allocator.take_block(data + bytes(path.block_bytes - kept))

@@ -179,8 +179,7 @@ def prepare(engines: Sequence[Engine], name: str) -> Prepared:
 def _commit_member(engine: Engine) -> Root:
     # The commit lock is the preparing thread's, which waits for this one.
     # Its record, if it needs one, ends before the snapshot: that comes with the next.
-    root = engine.commit(keep_root=True, room_made=True, epoch=engine.path.live.frozen, events_can_wait=True)
-    assert root is not None
+    (root,) = engine.commit(keep=[engine.path.live], room_made=True, events_can_wait=True)
     return root
 
 
@@ -246,8 +245,8 @@ def _apply(engine: Engine, event: SetEvent) -> None:
         id=event.snapshot_id, epoch=event.epoch, tag=event.tag, created_ns=event.created_ns, name=event.name,
         set_id=event.set_id or NO_UUID, metadata=event.metadata, before=True,
     )  # fmt: skip
-    _, _, _, _, superseded, root = engine.path.take_batch(True)
+    _, _, _, _, superseded, roots = engine.path.take_batch([engine.path.live])
     engine.superseded += superseded
-    engine.taken(snapshot, root)
+    engine.taken(snapshot, roots[0])
     engine.path.live.set_epochs(engine.path.live.epoch, event.epoch)
     engine.lead_with(snapshot, StoreEvent(event.store_sequence, before=True))

@@ -210,14 +210,15 @@ class Space:
 
     # -- the limit of what snapshots hold --------------------------------------------------------------------------
     def held_bytes(self) -> int:
-        """What snapshots hold and the live volume does not reach, in bytes of blocks.
+        """What snapshots hold and no head reaches, in bytes of blocks.
 
         Found by a walk over all maps at first, and after a rollback, a shrink or a discard of whole subtrees; else
-        counted. What is written while the walk runs may count twice or not at all.
+        counted. What is written while the walk runs may count twice or not at all. Beside clones only walks can tell,
+        as what one head leaves another may still reach.
         """
         path = self._engine.path
         leaps = self._engine.counters["rollbacks"] + path.map.kept_uncounted
-        if self._held is None or self._held[2] != leaps:
+        if self._held is None or self._held[2] != leaps or len(path.heads) > 1:
             from cowengine.engine.usage import held_by_snapshots
 
             kept = path.map.kept_blocks

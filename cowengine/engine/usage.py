@@ -49,11 +49,11 @@ class SnapshotSpace:
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpace:
-    """The space of one volume, in bytes of blocks; used = live + snapshots + deleted + shared.
+    """The space of one volume, in bytes of blocks; used = live + clones + snapshots + deleted + shared.
 
-    `live_bytes` only the live volume reaches, `snapshots_bytes` only one snapshot each, `deleted_bytes` only branch
-    points that are deleted or anchors; `shared_bytes` more than one of them. `metadata_bytes`: map nodes that a
-    checkpoint has written.
+    `live_bytes` only the live volume reaches, `clones_bytes` only one clone each, `snapshots_bytes` only one snapshot
+    each, `deleted_bytes` only branch points that are deleted or anchors; `shared_bytes` more than one of them.
+    `metadata_bytes`: map nodes that a checkpoint has written.
     """
 
     used_bytes: int
@@ -62,6 +62,7 @@ class VolumeSpace:
     deleted_bytes: int
     shared_bytes: int
     metadata_bytes: int
+    clones_bytes: int = 0
 
 
 class Part(NamedTuple):
@@ -85,8 +86,8 @@ class Neighbours:
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._passed: dict[int, list[int]] = {}  # each with the one child, or none, that takes its place
-        # Children have larger ids than what they stand on, the live head excepted, which is never deleted.
-        for record in sorted(lineage.pending(), key=lambda record: record.id, reverse=True):
+        # Children have larger epochs than what they stand on.
+        for record in sorted(lineage.pending(), key=lambda record: record.epoch, reverse=True):
             above = self.above(record.id)
             if len(above) < 2:
                 self._passed[record.id] = above
@@ -154,10 +155,11 @@ def volume_space(engine: Engine) -> VolumeSpace:
     with engine.lock:
         engine.path.check_state()
         hidden = Neighbours(engine.lineage).hidden()
+        clones = [record.id for record in engine.lineage.heads.values() if record.id != HEAD_ID]
         snapshots = [record.id for record in engine.lineage.snapshots() if not record.flags & LINEAGE_ANCHOR]
     used, nodes = 0, 0
-    exclusive = {"live": 0, "snapshots": 0, "deleted": 0}
-    groups = {"live": [HEAD_ID], "snapshots": snapshots, "deleted": hidden}
+    exclusive = {"live": 0, "clones": 0, "snapshots": 0, "deleted": 0}
+    groups = {"live": [HEAD_ID], "clones": clones, "snapshots": snapshots, "deleted": hidden}
     for group, numbers in groups.items():
         for number in numbers:
             try:
@@ -171,6 +173,7 @@ def volume_space(engine: Engine) -> VolumeSpace:
     return VolumeSpace(
         used_bytes=used * block,
         live_bytes=exclusive["live"] * block,
+        clones_bytes=exclusive["clones"] * block,
         snapshots_bytes=exclusive["snapshots"] * block,
         deleted_bytes=exclusive["deleted"] * block,
         shared_bytes=(used - sum(exclusive.values())) * block,
@@ -179,10 +182,16 @@ def volume_space(engine: Engine) -> VolumeSpace:
 
 
 def held_by_snapshots(engine: Engine) -> int:
-    """Bytes of blocks that snapshots, deleted ones included, hold and the live volume does not reach."""
+    """Bytes of blocks that snapshots, deleted ones included, hold and no head reaches."""
     used = volume_space(engine).used_bytes
-    (live,) = _amounts(engine, lambda: (Part(HEAD_ID, (), 0),))
-    return max(0, used - live.blocks * engine.path.block_bytes)
+
+    def plan() -> tuple[Part, ...]:
+        """Each head beside those before it: together, what heads reach."""
+        ids = [record.id for record in engine.lineage.heads.values()]
+        return tuple(Part(number, tuple(ids[:place]), 0) for place, number in enumerate(ids))
+
+    reached = sum(amount.blocks for amount in _amounts(engine, plan))
+    return max(0, used - reached * engine.path.block_bytes)
 
 
 def _member(engine: Engine, number: int) -> tuple[Part, Part]:
@@ -218,9 +227,8 @@ def _amount(engine: Engine, part: Part) -> Amount:
         key = _key(engine, part)
         if key in engine.amounts:
             return engine.amounts[key]
-        numbers = [number for number in (part.number, *part.above) if number != HEAD_ID]
-        roots = {number: engine.lineage.root(number) for number in numbers}
-    walk = ExclusiveWalk(path, roots.get(part.number), [roots.get(number) for number in part.above], part.before_epoch)
+        mine, *others = [engine.lineage.root(number) for number in (part.number, *part.above)]
+    walk = ExclusiveWalk(path, mine, others, part.before_epoch)
     at_end = False
     while not at_end:
         at_end = walk.step(NODES_A_STEP)
@@ -240,6 +248,6 @@ def _amount(engine: Engine, part: Part) -> Amount:
 def _key(engine: Engine, part: Part) -> tuple[object, ...]:
     """What an amount depends on: a snapshot's map never changes, but nodes of a new one have no slots yet."""
     moment = None
-    if part.number == HEAD_ID or HEAD_ID in part.above:
+    if any(record.id in (part.number, *part.above) for record in engine.lineage.heads.values()):
         moment = (engine.log.sequence, engine.path.batch_fill()[0])
     return part, part.number in engine.lineage.fresh, moment

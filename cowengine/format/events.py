@@ -8,11 +8,15 @@ from typing import Any
 
 from cowengine.errors import CorruptionError, UnsupportedVersionError
 from cowengine.format.layout import (
+    CLONE_FIXED_BYTES,
     EPOCH_MAX,
     EVENT_ANCHOR,
     EVENT_BEFORE,
+    EVENT_CLONE,
     EVENT_DELETE,
+    EVENT_DELETE_HEAD,
     EVENT_GIVE_UP,
+    EVENT_HEAD_SHIFT,
     EVENT_HEADER,
     EVENT_HEADER_BYTES,
     EVENT_HOLD,
@@ -25,6 +29,7 @@ from cowengine.format.layout import (
     EVENT_ROLLBACK,
     EVENT_SNAPSHOT,
     EVENT_STORE,
+    HEADS_MAX,
     ID_MAX,
     LINEAGE_AUTOMATIC,
     METADATA_BYTES_MAX,
@@ -42,7 +47,7 @@ _FIXED = {kind: struct_of(table, table[-1].offset + table[-1].bytes) for kind, t
 
 @dataclass(slots=True)
 class SnapshotEvent:
-    """A snapshot of head 0 is taken: it gets `id` and `epoch`, and the head goes on in the next epoch."""
+    """A snapshot of a head is taken: it gets `id` and `epoch`, and the head goes on in a later epoch."""
 
     id: int
     epoch: int
@@ -53,6 +58,7 @@ class SnapshotEvent:
     flags: int = 0
     metadata: bytes = b""
     before: bool = False
+    head: int = 0
 
 
 @dataclass(slots=True)
@@ -155,6 +161,28 @@ class RegionEvent:
     before: bool = False
 
 
+@dataclass(slots=True)
+class CloneEvent:
+    """Head `number`, with this id and name, begins as snapshot `snapshot` in epoch `epoch`."""
+
+    number: int
+    id: int
+    snapshot: int
+    epoch: int
+    created_ns: int
+    name: str
+    before: bool = False
+
+
+@dataclass(slots=True)
+class DeleteHeadEvent:
+    """Head `number` becomes a deleted snapshot of this epoch."""
+
+    number: int
+    epoch: int
+    before: bool = False
+
+
 Event = (
     SnapshotEvent
     | DeleteEvent
@@ -168,6 +196,8 @@ Event = (
     | HoldEvent
     | PolicyEvent
     | GiveUpEvent
+    | CloneEvent
+    | DeleteHeadEvent
 )
 
 
@@ -206,12 +236,23 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, AnchorEvent):
         kind = EVENT_ANCHOR
         payload = _FIXED[kind].pack(event.id)
+    elif isinstance(event, CloneEvent):
+        kind, name = EVENT_CLONE, event.name.encode()
+        assert 1 <= len(name) <= NAME_BYTES_MAX, "the engine checks names before they come here"
+        numbers = event.number, event.id, event.snapshot, event.epoch, event.created_ns, len(name)
+        payload = _FIXED[kind].pack(*numbers) + name
+    elif isinstance(event, DeleteHeadEvent):
+        kind = EVENT_DELETE_HEAD
+        payload = _FIXED[kind].pack(event.number, event.epoch)
     else:
         kind = EVENT_STORE
         payload = _FIXED[kind].pack(event.store_sequence)
     padding = -len(payload) % 8
     count = EVENT_HEADER_BYTES + len(payload) + padding
-    return _HEADER.pack(kind, EVENT_BEFORE if event.before else 0, count) + payload + bytes(padding)
+    flags = EVENT_BEFORE if event.before else 0
+    if isinstance(event, SnapshotEvent):
+        flags |= event.head << EVENT_HEAD_SHIFT
+    return _HEADER.pack(kind, flags, count) + payload + bytes(padding)
 
 
 def _encode_snapshot(event: SnapshotEvent) -> bytes:
@@ -237,9 +278,13 @@ def decode_events(data: bytes) -> list[Event]:
         decode = _DECODERS.get(kind)
         if decode is None:
             raise UnsupportedVersionError(f"an event of unknown type {kind}: upgrade cowengine")
-        if flags & ~EVENT_BEFORE:
+        head = flags >> EVENT_HEAD_SHIFT if kind == EVENT_SNAPSHOT else 0
+        if flags & ~EVENT_BEFORE != head << EVENT_HEAD_SHIFT:
             raise CorruptionError(f"event: unknown flags {flags:#x}")
-        events.append(decode(data[position + EVENT_HEADER_BYTES : position + count], bool(flags)))
+        event = decode(data[position + EVENT_HEADER_BYTES : position + count], bool(flags & EVENT_BEFORE))
+        if isinstance(event, SnapshotEvent):
+            event.head = head
+        events.append(event)
         position += count
     return events
 
@@ -278,6 +323,30 @@ def _decode_snapshot(payload: bytes, before: bool) -> Event:
     return SnapshotEvent(_id(id_), _epoch(epoch), tag, created_ns, name, set_id, flags, metadata, before)
 
 
+def _number(number: int) -> int:
+    if number >= HEADS_MAX:
+        raise CorruptionError(f"event: head {number}")
+    return number
+
+
+def _decode_clone(payload: bytes, before: bool) -> Event:
+    if len(payload) < CLONE_FIXED_BYTES:
+        raise CorruptionError("clone event: cut off")
+    number, id_, snapshot, epoch, created_ns, name_bytes = _FIXED[EVENT_CLONE].unpack_from(payload)
+    end = CLONE_FIXED_BYTES + name_bytes
+    if name_bytes > NAME_BYTES_MAX or len(payload) != end + -end % 8 or any(payload[end:]) or not (number and id_):
+        raise CorruptionError(f"clone event {id_}: its name does not fill it, or head {number} is the live one")
+    name = decode_name(payload[CLONE_FIXED_BYTES:end], name_bytes)
+    return CloneEvent(_number(number), _id(id_), _id(snapshot), _epoch(epoch), created_ns, name, before)
+
+
+def _decode_delete_head(payload: bytes, before: bool) -> Event:
+    number, epoch = _unpack(EVENT_DELETE_HEAD, payload)
+    if not number:
+        raise CorruptionError("delete_head event: of the live head")
+    return DeleteHeadEvent(_number(number), _epoch(epoch), before)
+
+
 def _decode_delete(payload: bytes, before: bool) -> Event:
     (id_,) = _unpack(EVENT_DELETE, payload)
     return DeleteEvent(_id(id_), before)
@@ -297,7 +366,7 @@ def _decode_rollback(payload: bytes, before: bool) -> Event:
     head, to, epoch, size = _unpack(EVENT_ROLLBACK, payload)
     if not size_is_legal(size):
         raise CorruptionError(f"rollback event: size {size}")
-    return RollbackEvent(_id(head), _id(to), _epoch(epoch), size, before)
+    return RollbackEvent(_number(head), _id(to), _epoch(epoch), size, before)
 
 
 def _decode_store(payload: bytes, before: bool) -> Event:
@@ -331,7 +400,7 @@ def _decode_resize(payload: bytes, before: bool) -> Event:
     head, size, epoch = _unpack(EVENT_RESIZE, payload)
     if not size_is_legal(size):
         raise CorruptionError(f"resize event: size {size}")
-    return ResizeEvent(_id(head), size, _epoch(epoch), before)
+    return ResizeEvent(_number(head), size, _epoch(epoch), before)
 
 
 def _decode_region(payload: bytes, before: bool) -> Event:
@@ -352,4 +421,6 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_ANCHOR: _decode_anchor,
     EVENT_POLICY: _decode_policy,
     EVENT_GIVE_UP: _decode_give_up,
+    EVENT_CLONE: _decode_clone,
+    EVENT_DELETE_HEAD: _decode_delete_head,
 }

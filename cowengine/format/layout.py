@@ -36,7 +36,8 @@ COUNTER_MAX: Final = 2**63
 """What is counted up once for each commit or checkpoint stays below this."""
 
 FEATURE_SEALS: Final = 1
-FEATURES_INCOMPATIBLE: Final = FEATURE_SEALS
+FEATURE_HEADS: Final = 2
+FEATURES_INCOMPATIBLE: Final = FEATURE_SEALS | FEATURE_HEADS
 FEATURES_READ_ONLY_COMPATIBLE: Final = 0
 
 MASK64: Final = 2**64 - 1
@@ -53,6 +54,7 @@ LOG_BYTES_MIN: Final = 16 * 1024
 LOG_BYTES_MAX: Final = 64 * 1024 * 1024
 REGIONS_MAX: Final = 8
 NAME_BYTES_MAX: Final = 255
+HEADS_MAX: Final = 256
 HOLD_REASON_BYTES: Final = 64
 METADATA_BYTES_MAX: Final = 4096
 ID_MAX: Final = RECORDS_PER_LEAF * FANOUT**LEVEL_MAX - 1
@@ -90,12 +92,15 @@ EVENT_RECLAIMED: Final = 4
 EVENT_ROLLBACK: Final = 5
 EVENT_STORE: Final = 6
 EVENT_RESIZE: Final = 7
+EVENT_CLONE: Final = 8
 EVENT_ANCHOR: Final = 9
 EVENT_HOLD: Final = 10
 EVENT_POLICY: Final = 11
 EVENT_GIVE_UP: Final = 12
+EVENT_DELETE_HEAD: Final = 13
 EVENT_REGION: Final = 14
 EVENT_BEFORE: Final = 1
+EVENT_HEAD_SHIFT: Final = 8
 
 RECORD_ONE_BARRIER: Final = 1
 
@@ -234,6 +239,9 @@ LINEAGE_RECORD: Final = (
     Field("retain_until_ns", 120, 8),
     Field("metadata_slot", 128, 8),
     Field("metadata_checksum", 136, 8),
+    Field("number", 144, 8),
+    Field("next_head", 152, 8),
+    Field("origin", 160, 8),
     Field("name", 192, 255),
     Field("hold_reason", 448, 64),
 )
@@ -293,13 +301,23 @@ EVENT_PAYLOADS: Final = {
     EVENT_ROLLBACK: (Field("head", 0, 8), Field("to", 8, 8), Field("epoch", 16, 8), Field("size", 24, 8)),
     EVENT_STORE: (Field("store_sequence", 0, 8),),
     EVENT_RESIZE: (Field("head", 0, 8), Field("size", 8, 8), Field("epoch", 16, 8)),
+    EVENT_CLONE: (
+        Field("number", 0, 8),
+        Field("id", 8, 8),
+        Field("snapshot", 16, 8),
+        Field("epoch", 24, 8),
+        Field("created_ns", 32, 8),
+        Field("name_bytes", 40, 8),
+    ),
     EVENT_ANCHOR: (Field("id", 0, 8),),
     EVENT_REGION: (Field("first_block", 0, 8), Field("slot", 8, 8), Field("block_count", 16, 8)),
     EVENT_HOLD: (Field("id", 0, 8), Field("reason", 8, 64)),
     EVENT_POLICY: (Field("when_full", 0, 8), Field("keep_newest", 8, 8), Field("snapshot_bytes_max", 16, 8)),
     EVENT_GIVE_UP: (Field("id", 0, 8), Field("given_up_ns", 8, 8)),
+    EVENT_DELETE_HEAD: (Field("number", 0, 8), Field("epoch", 8, 8)),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56
+CLONE_FIXED_BYTES: Final = 48
 
 INTENT_MAGIC: Final = b"COWADOPT"
 INTENT_BYTES: Final = 48

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cowengine.errors import CorruptionError
 from cowengine.format.layout import (
     EPOCH_MAX,
+    HEADS_MAX,
     ID_MAX,
     LINEAGE_ANCHOR,
     LINEAGE_AUTOMATIC,
@@ -63,6 +64,9 @@ class LineageRecord:
     metadata_bytes: int = 0
     metadata_slot: int = 0
     metadata_checksum: int = 0
+    number: int = 0
+    next_head: int = 0
+    origin: int = 0
     hold_reason: str = ""
 
 
@@ -75,8 +79,8 @@ def encode_lineage(record: LineageRecord | None) -> bytes:
     assert 1 <= len(name) <= NAME_BYTES_MAX, "the engine checks names before they come here"
     return _RECORD.pack(
         r.kind, r.flags, len(name), r.metadata_bytes, r.id, r.parent, r.epoch, r.frozen, r.size, r.created_ns, r.tag,
-        r.root.encode(), r.cursor, r.set_id, r.retain_until_ns, r.metadata_slot, r.metadata_checksum, name,
-        r.hold_reason.encode(),
+        r.root.encode(), r.cursor, r.set_id, r.retain_until_ns, r.metadata_slot, r.metadata_checksum,
+        r.number, r.next_head, r.origin, name, r.hold_reason.encode(),
     )  # fmt: skip
 
 
@@ -91,13 +95,13 @@ def decode_lineage(data: bytes) -> LineageRecord | None:
     check_gaps(data, _GAPS, "lineage record")
     (
         kind, flags, name_bytes, metadata_bytes, id_, parent, epoch, frozen, size, created_ns, tag,
-        root, cursor, set_id, retain_until_ns, metadata_slot, metadata_checksum, name,
-        hold_reason,
+        root, cursor, set_id, retain_until_ns, metadata_slot, metadata_checksum,
+        number, next_head, origin, name, hold_reason,
     ) = _RECORD.unpack(data)  # fmt: skip
     record = LineageRecord(
         kind, id_, decode_name(name, name_bytes), epoch, size, flags, parent, frozen, created_ns, tag,
         Pointer.decode(root), cursor, set_id, retain_until_ns, metadata_bytes, metadata_slot, metadata_checksum,
-        decode_reason(hold_reason),
+        number, next_head, origin, decode_reason(hold_reason),
     )  # fmt: skip
     problem = _problem(record)
     if problem:
@@ -155,6 +159,12 @@ def _problem(r: LineageRecord) -> str | None:
         return "held without a reason, or a reason without a hold"
     if not size_is_legal(r.size):
         return f"size {r.size}"
+    if r.number >= HEADS_MAX or r.next_head > ID_MAX or r.origin > ID_MAX:
+        return f"number {r.number}, next head {r.next_head}, origin {r.origin}"
+    if (r.kind == LINEAGE_HEAD and (r.id == 0) != (r.number == 0)) or (
+        r.kind == LINEAGE_SNAPSHOT and (r.number or r.next_head or r.origin)
+    ):
+        return f"number {r.number} of a {'head' if r.kind == LINEAGE_HEAD else 'snapshot'}"
     if r.metadata_bytes > METADATA_BYTES_MAX:
         return f"{r.metadata_bytes} bytes of metadata"
     if r.metadata_bytes and not 2 <= r.metadata_slot <= SLOT_MASK:

@@ -16,8 +16,6 @@ from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError
 from cowengine.format.events import (
     Event,
-    ResizeEvent,
-    RollbackEvent,
     SnapshotEvent,
     decode_events,
     encode_event,
@@ -28,6 +26,7 @@ from cowengine.format.layout import (
     ENTRY_HOLE,
     ENTRY_MAPPED,
     EPOCH_MAX,
+    HEADS_MAX,
     MASK64,
     PAIR_BYTES,
     RECORD_CHECKSUM_OFFSET,
@@ -226,15 +225,17 @@ def _check_header(data: bytes, header: RecordHeader) -> None:
 
 def _check_contents(record: Record) -> None:
     what = f"record {record.sequence}"
-    epoch = record.epoch
+    limits: dict[int, int] = {}  # of births, by the number of the head
     for event in record.events:
         if isinstance(event, SnapshotEvent) and not event.before:
-            epoch = min(epoch, event.epoch)
+            limits[event.head] = min(limits.get(event.head, event.epoch), event.epoch)
         last = record.epoch - isinstance(event, SnapshotEvent)  # the head goes on behind a snapshot
-        if isinstance(event, SnapshotEvent | RollbackEvent | ResizeEvent) and event.epoch > last:
-            raise CorruptionError(f"{what} of epoch {record.epoch}: an event of epoch {event.epoch}")
+        if getattr(event, "epoch", 0) > last:
+            raise CorruptionError(f"{what} of epoch {record.epoch}: an event of another epoch: {event}")
     for block, count, target, birth in _DELTA.iter_unpack(record.deltas):
-        if not _delta_is_legal(block, count, target, birth, epoch):
+        if birth >> 48 >= HEADS_MAX or not _delta_is_legal(
+            block, count, target, birth & EPOCH_MAX, limits.get(birth >> 48, record.epoch)
+        ):
             raise CorruptionError(f"{what}: an impossible delta of {count} blocks from {block} to {target:#x}")
     for slot, count in chain(record.freed, record.freed_nodes):
         if slot < 2 or count < 1 or slot + count > SLOTS_MAX:
@@ -245,7 +246,7 @@ def _check_contents(record: Record) -> None:
 
 
 def _delta_is_legal(block: int, count: int, target: int, birth: int, epoch: int) -> bool:
-    """Of head 0 (a number above bit 48 of the birth makes it too large), and in bounds."""
+    """In bounds; `birth` is without the number of the head."""
     if count < 1 or block + count > SLOTS_MAX or birth > epoch:
         return False
     slot = target & SLOT_MASK

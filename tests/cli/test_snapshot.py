@@ -130,3 +130,17 @@ def test_a_base_that_is_none_exits_with_2_or_3(run, path):
     for base in ("a/b", "a/b/c", f"{uuid}/{epoch}/1/2"):
         assert "change id" in run("volume", "changes", path, "--since", base, expect=2).err
     run("volume", "changes", path, "--since", f"{uuid}/99/{tag}", expect=3)
+
+
+def test_a_clone_is_made_listed_and_deleted(run, path):
+    run("snapshot", "create", f"{path}@monday")
+    made = run("snapshot", "clone", f"{path}@monday", "trial", "--json").document
+    assert (made["head"], made["size"], made["snapshot"]["name"]) == ("trial", 2 * MiB + 512, "monday")
+    assert run("volume", "heads", path).out.split() == ["live", "trial"]
+    assert "clone 'trial' stands on it" in run("snapshot", "delete", f"{path}@monday", expect=5).err
+    assert run("volume", "delete-head", path, "trial", "--dry-run", "--json").document["deleted"] is False
+    assert run("volume", "delete-head", path, "trial", "--json").document["deleted"] is True
+    assert run("volume", "heads", path, "--json").document["heads"] == [{"name": "live"}]
+    run("volume", "delete-head", path, "trial", expect=1)
+    run("volume", "delete-head", path, "live", expect=5)
+    run("snapshot", "delete", f"{path}@monday")

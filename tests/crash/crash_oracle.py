@@ -30,6 +30,28 @@ class Violation(AssertionError):
 
 
 @dataclass(frozen=True, slots=True)
+class CloneState:
+    """A clone, each sector of which is as in `old` or in `new`: what is written to one is flushed at once."""
+
+    old: ModelSnapshot
+    new: ModelSnapshot
+    origin: str | None
+
+    def may_hold(self, content: bytes) -> bool:
+        """Whether its bytes may be these."""
+        if len(content) != self.old.size:
+            return False
+        return all(
+            content[at : at + SECTOR] in (self.old.content[at : at + SECTOR], self.new.content[at : at + SECTOR])
+            for at in range(0, len(content), SECTOR)
+        )
+
+    def touched(self) -> set[int]:
+        """Blocks of which nobody can say whether they were written."""
+        return {block for block in range(len(self.old.births)) if self.old.birth(block) != self.new.birth(block)}
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """`floor` and `ceiling` count versions per sector: versions[s][floor[s]:ceiling[s]] may be found.
 
@@ -46,6 +68,7 @@ class Commit:
     given_up: tuple[str, ...]
     keep_newest: int
     size: int
+    clones: tuple[CloneState, ...] = ()
 
     def followed_by(self, model: ModelVolume, versions: list[list[bytes]]) -> Commit:
         """The same commit with every write begun until now."""
@@ -70,6 +93,7 @@ class Found:
     commit: Commit
     live: bytes
     identities: dict[str, str]
+    clones: tuple[bytes, ...] = ()
 
 
 Operation = tuple[Any, ...]  # name, arguments
@@ -93,12 +117,22 @@ class Oracle:
         oracle = cls(found.commit.size, expected.block_size)
         model = oracle.model
         model.content[:] = found.live
-        model.epoch = expected.epoch + 1
+        model.shared.epoch = expected.epoch
+        model.begin_epoch()
         model.snapshots, model.line = list(found.commit.snapshots), found.commit.line
         oracle.given_up, oracle.keep_newest = list(found.commit.given_up), found.commit.keep_newest
         model.births = list(found.commit.births)
         for block in touched_blocks(found.commit, expected.block_size):
             model.births[block] = -next(UNCERTAIN)  # written or not since the commit: nobody can say
+        for state, content in zip(found.commit.clones, found.clones, strict=True):
+            clone = ModelVolume(len(content), expected.block_size, model.shared)
+            clone.name, clone.origin, clone.line = state.old.name, state.origin, state.old.line
+            clone.content[:], clone.births = content, list(state.old.births)
+            clone.mapped = list(state.old.mapped)
+            for block in state.touched():
+                clone.births[block] = -next(UNCERTAIN)
+            clone.begin_epoch()
+            model.shared.heads.append(clone)
         oracle.identities = expected.identities | found.identities
         oracle.versions = [[part] for part in oracle._sectors()]
         oracle.acked = oracle._commit()
@@ -110,6 +144,12 @@ class Oracle:
         name, arguments = operation[0], operation[1:]
         self.acked = self.acked.followed_by(self.model, self.versions)
         getattr(self, "_" + name)(*arguments)
+        if name == "clone_write":
+            written = self._clone(arguments[0]).live(arguments[0])
+            clones = [
+                replace(each, new=written) if each.old.name == written.name else each for each in self.acked.clones
+            ]
+            self.acked = replace(self.acked, clones=tuple(clones))
         self._note_versions()
         if name in ("write", "discard", "zero", "reclaim", "seal_in_memory"):  # these promise nothing about durability
             self.in_flight = None
@@ -140,7 +180,7 @@ class Oracle:
 
     def expectation(self) -> Expectation:
         commits = (self.acked,) if self.in_flight is None else (self.acked, self.in_flight)
-        return Expectation(commits, self.versions, self.identities, self.model.epoch, self.model.block_size)
+        return Expectation(commits, self.versions, self.identities, self.model.shared.epoch, self.model.block_size)
 
     def _write(self, data: bytes, offset: int) -> None:
         self.model.pwrite(data, offset)
@@ -187,6 +227,31 @@ class Oracle:
     def _resize(self, size: int) -> None:
         self.model.resize(size)
 
+    # -- clones ---------------------------------------------------------------------------------------------------
+    def _clone(self, name: str) -> ModelVolume:
+        return next(clone for clone in self.model.clones if clone.name == name)
+
+    def _make_clone(self, origin: str, name: str) -> None:
+        self.model.clone(name, origin)
+
+    def _clone_write(self, name: str, data: bytes, offset: int) -> None:
+        self._clone(name).pwrite(data, offset)
+
+    def _clone_discard(self, name: str, offset: int, length: int) -> None:
+        self._clone(name).discard(offset, length)
+
+    def _clone_snapshot(self, name: str, snapshot: str) -> None:
+        self._clone(name).snapshot(snapshot)
+
+    def _clone_rollback(self, name: str, snapshot: str) -> None:
+        self._clone(name).rollback(snapshot, UNKNOWN_NAME)
+
+    def _clone_resize(self, name: str, size: int) -> None:
+        self._clone(name).resize(size)
+
+    def _delete_head(self, name: str) -> None:
+        self.model.delete_head(name)
+
     def _sectors(self) -> list[bytes]:
         content = bytes(self.model.content)
         return [content[start : start + SECTOR] for start in range(0, len(content), SECTOR)]
@@ -208,6 +273,7 @@ class Oracle:
         return Commit(
             tuple(self.model.snapshots), self.model.line, births, births, floor, ceiling, tuple(self.given_up),
             self.keep_newest, self.model.size,
+            tuple(CloneState(now, now, head.origin) for head in self.model.clones for now in [head.live(head.name)]),
         )  # fmt: skip
 
 
@@ -224,6 +290,7 @@ def touched_blocks(commit: Commit, block_size: int) -> set[int]:
 def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
     """What the open volume shows; Violation if it agrees with none of the expected commits."""
     live = volume.pread(volume.size, 0)
+    clones = {name: clone_content(volume, name) for name in volume.heads()[1:]}
     shown = [(snapshot, content_of(snapshot, snapshot.size)) for snapshot in volume.snapshots()]
     faults = []
     for commit in expected.commits:
@@ -231,6 +298,7 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
             space_fault(volume, commit)
             or snapshots_fault(shown, commit, expected)
             or live_fault(live, commit, expected)
+            or clones_fault(clones, commit)
         )
         if fault is None and extents:
             fault = extents_fault(volume, [snapshot for snapshot, _ in shown], live, commit, expected)
@@ -239,9 +307,25 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
             named = tuple(
                 model.renamed(snapshot.name) for model, (snapshot, _) in zip(commit.snapshots, shown, strict=True)
             )
-            return Found(replace(commit, snapshots=named), live, {each.name: each.change_id for each, _ in shown})
+            identities = {each.name: each.change_id for each, _ in shown}
+            return Found(replace(commit, snapshots=named), live, identities, tuple(clones.values()))
         faults.append(fault)
     raise Violation("neither the last acknowledged commit nor the one in flight: " + "; ".join(faults))
+
+
+def clone_content(volume: Any, name: str) -> bytes:
+    with volume.open_head(name) as clone:
+        return bytes(clone.pread(clone.size, 0))
+
+
+def clones_fault(shown: dict[str, bytes], commit: Commit) -> str | None:
+    if list(shown) != [clone.old.name for clone in commit.clones]:
+        return f"clones {list(shown)}, expected {[clone.old.name for clone in commit.clones]}"
+    for clone in commit.clones:
+        content = shown[clone.old.name]
+        if not clone.may_hold(content):
+            return f"clone {clone.old.name} differs at offset {first_difference(content, clone.new.content)}"
+    return None
 
 
 def content_of(snapshot: Any, size: int) -> bytes | None:
@@ -324,6 +408,20 @@ def extents_fault(volume: Any, shown: list[Any], live: bytes, commit: Commit, ex
     now, free = ModelSnapshot("live", live, commit.births, (), line=commit.line), touched_blocks(commit, size)
     for snapshot, model in zip(shown, commit.snapshots, strict=True):
         pairs.append((volume, snapshot, model, now, free, f"{snapshot.name}..live"))
+    handles = [volume.open_head(clone.old.name) for clone in commit.clones]
+    try:
+        for clone, handle in zip(commit.clones, handles, strict=True):
+            current = replace(clone.old, content=bytes(handle.pread(handle.size, 0)))
+            for snapshot, model in zip(shown, commit.snapshots, strict=True):
+                what = f"{snapshot.name}..clone {clone.old.name}"
+                pairs.append((handle, snapshot, model, current, clone.touched(), what))
+        return pairs_fault(pairs, size)
+    finally:
+        for handle in handles:
+            handle.close()
+
+
+def pairs_fault(pairs: list[tuple[Any, Any, ModelSnapshot, ModelSnapshot, set[int], str]], size: int) -> str | None:
     for version, since, base, target, maybe, what in pairs:
         try:
             rows = version.changed_extents(since)

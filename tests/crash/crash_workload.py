@@ -72,12 +72,15 @@ ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
     ("reopen",), ("compact",), ("seal",), ("hold", 0), ("give_up", 0), ("policy",), ("resize", 8),
+    ("make_clone", 0), ("clone_write", 0, 1), ("delete_head", 0),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
     "anchor": 5, "reclaim": 5, "checkpoint": 4, "reopen": 3, "compact": 3, "seal": 3,
     "seal_in_memory": 8,
     "hold": 4, "release": 2, "give_up": 2, "policy": 2, "resize": 6,
+    "make_clone": 6, "clone_write": 12, "clone_discard": 2, "clone_snapshot": 5, "clone_rollback": 2,
+    "clone_resize": 2, "delete_head": 3,
 }  # fmt: skip
 
 
@@ -98,8 +101,10 @@ def random_step(rng: random.Random, name: str) -> Step:
         return (name, rng.randrange(1 << 12), rng.choice((1, 1, 1, 2, 3, 8)))
     if name in ("partial", "zero"):
         return (name, rng.randrange(1 << 21), rng.choice((1, 100, 512, 700, 4096, 5000, 12288)))
-    if name in ("delete", "rollback", "hold", "release", "anchor", "give_up"):
+    if name in ("delete", "rollback", "hold", "release", "anchor", "give_up", "make_clone", "delete_head"):
         return (name, rng.randrange(8))
+    if name.startswith("clone_"):
+        return (name, rng.randrange(8), rng.randrange(1 << 12))
     if name == "resize":
         return (name, rng.randrange(1 << 12))
     return (name,)
@@ -254,11 +259,15 @@ class Runner:
             if name in ("write", "partial"):
                 return ("write", self._fill(length, offset), offset)
             return (name, offset, length)
+        if name in ("make_clone", "delete_head") or name.startswith("clone_"):
+            return self._clone_operation(name, *numbers)
         if name in ("delete", "rollback", "hold", "release", "anchor", "give_up"):
             snapshots = [each for each in self.oracle.model.snapshots if name == "delete" or not each.anchor]
             if not snapshots or (name == "rollback" and len(self.oracle.model.snapshots) > 5):
                 return None
             chosen = snapshots[numbers[0] % len(snapshots)]
+            if name in ("delete", "anchor", "give_up") and self.oracle.model.clone_on(chosen.name):
+                return None
             if name in ("hold", "release") or (name in ("delete", "anchor", "give_up") and chosen.hold_reason):
                 name = "release" if chosen.hold_reason else "hold"  # the other one would do nothing
             return (name, chosen.name)
@@ -274,6 +283,32 @@ class Runner:
             self.serial += 1
             return (name, self.serial)
         return (name,)
+
+    def _clone_operation(self, name: str, *numbers: int) -> Operation | None:
+        model, block_size = self.oracle.model, self.geometry.block_size
+        readable = [each for each in model.snapshots if not each.anchor]
+        full = len(model.snapshots) > 5
+        self.serial += 1
+        if name == "make_clone":
+            if not readable or len(model.clones) > 1:
+                return None
+            return (name, readable[numbers[0] % len(readable)].name, f"c{self.serial}")
+        if not model.clones or (full and name in ("clone_snapshot", "clone_rollback")):
+            return None
+        clone = model.clones[numbers[0] % len(model.clones)]
+        if name == "delete_head":
+            return (name, clone.name)
+        if name == "clone_snapshot":
+            return (name, clone.name, f"s{self.serial}")
+        if name == "clone_rollback":
+            return (name, clone.name, readable[numbers[1] % len(readable)].name) if readable else None
+        if name == "clone_resize":
+            return (name, clone.name, SECTOR * (1 + numbers[1] % (self.geometry.size * 2 // SECTOR)))
+        offset = numbers[1] * block_size % clone.size
+        length = min((1 + numbers[1] % 3) * block_size, clone.size - offset)
+        if name == "clone_write":
+            return (name, clone.name, self._fill(length, offset), offset)
+        return (name, clone.name, offset, length)
 
     def _fill(self, length: int, offset: int) -> bytes:
         """Bytes that say which write they belong to and which sector they are meant for."""
@@ -333,6 +368,38 @@ class Runner:
 
     def _resize(self, size: int) -> None:
         self.volume.resize(size)
+
+    def _make_clone(self, origin: str, name: str) -> None:
+        snapshot = self.volume.get_snapshot(origin)
+        snapshot.clone(name).close()
+        try:
+            snapshot.delete()
+        except BusyError:
+            return
+        raise Violation(f"{origin} is the origin of a clone and could be deleted")
+
+    def _clone_write(self, name: str, data: bytes, offset: int) -> None:
+        with self.volume.open_head(name) as clone:
+            clone.pwrite(data, offset)
+
+    def _clone_discard(self, name: str, offset: int, length: int) -> None:
+        with self.volume.open_head(name) as clone:
+            clone.discard(offset, length)
+
+    def _clone_snapshot(self, name: str, snapshot: str) -> Any:
+        with self.volume.open_head(name) as clone:
+            return clone.snapshot(snapshot)
+
+    def _clone_rollback(self, name: str, snapshot: str) -> Any:
+        with self.volume.open_head(name) as clone:
+            return clone.rollback(snapshot)
+
+    def _clone_resize(self, name: str, size: int) -> None:
+        with self.volume.open_head(name) as clone:
+            clone.resize(size)
+
+    def _delete_head(self, name: str) -> None:
+        self.volume.delete_head(name)
 
     def _reclaim(self) -> None:
         self.volume.reclaim()

@@ -27,10 +27,18 @@ def test_the_example_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert volume.snapshots() == []
 
 
+def test_the_example_of_clones_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cowengine.Volume.create("data.cow", 1 << 20).close()
+    run_example(1)
+    with cowengine.Volume.open("data.cow", read_only=True) as volume:
+        assert (volume.heads(), volume.snapshots(), volume.pread(9, 0)) == (["live"], [], b"as it was")
+
+
 def test_the_example_of_raw_images_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_image(tmp_path / "disk.img", 20 << 20)
-    run_example(1)
+    run_example(2)
     assert [(tmp_path / name).read_bytes() for name in ("disk.img", "copy.img", "before.img")] == [data] * 3
 
 
@@ -39,14 +47,14 @@ def test_the_example_of_other_formats_runs(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "disk.img", 1 << 20)
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.img", "disk.qcow2"], check=True)
-    run_example(2)
+    run_example(3)
     subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "vhdx", "disk.img", "disk.vhdx"], check=True)
 
 
 def test_the_example_of_space_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cowengine.Volume.create("data.cow", 1 << 20).close()
-    run_example(3)
+    run_example(4)
     with cowengine.Volume.open("data.cow", read_only=True) as volume:
         assert volume.policy() == ("give-up", 10, 64 << 30)
 

@@ -55,7 +55,7 @@ def superblocks(draw):
         created_ns=draw(u64),
         clean=draw(st.booleans()),
         needs_store=draw(st.booleans()),
-        features_incompatible=f.FEATURE_SEALS if sealed else 0,
+        features_incompatible=(f.FEATURE_SEALS if sealed else 0) | draw(st.sampled_from([0, f.FEATURE_HEADS])),
         features_read_only_compatible=draw(u64),
         features_compatible=draw(u64),
         store_uuid=draw(uuids),
@@ -88,16 +88,24 @@ def lineage_records(draw):
     reason = draw(reasons | st.just(""))
     flags = draw(st.integers(0, 7) | st.sampled_from([18, 19, 22, 23]))
     sealed = kind == f.LINEAGE_SNAPSHOT and draw(st.booleans())
+    is_head = kind == f.LINEAGE_HEAD
+    id_ = draw(ids)
+    number = draw(st.integers(1, f.HEADS_MAX - 1)) if is_head and id_ else 0
+    if not id_:
+        kind, is_head, sealed = f.LINEAGE_HEAD, True, False
     return f.LineageRecord(
         kind=kind,
-        id=draw(ids),
+        id=id_,
+        number=number,
+        next_head=draw(ids) if is_head else 0,
+        origin=draw(ids) if is_head else 0,
         name=draw(names),
         epoch=epoch,
         size=draw(sizes),
         flags=flags | (f.LINEAGE_HELD if reason else 0) | (f.LINEAGE_SEALED if sealed else 0),
         hold_reason=reason,
         parent=draw(ids | st.just(f.NONE_ID)),
-        frozen=draw(st.integers(0, epoch - 1)) if kind == f.LINEAGE_HEAD else 0,
+        frozen=draw(st.integers(0, epoch - 1)) if is_head else 0,
         created_ns=draw(u64),
         tag=draw(u64),
         root=f.hole(draw(st.integers(0, 6))) if flags & f.LINEAGE_EMPTY else draw(pointers),
@@ -111,24 +119,28 @@ def lineage_records(draw):
 
 
 before = st.booleans()
+heads = st.integers(0, f.HEADS_MAX - 1)
+clones = st.integers(1, f.HEADS_MAX - 1)
 event_epochs = st.integers(1, f.EPOCH_MAX - 1)
 events = st.one_of(
     st.builds(
         f.SnapshotEvent,
         st.integers(1, f.ID_MAX), event_epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
-        st.binary(max_size=f.METADATA_BYTES_MAX), before,
+        st.binary(max_size=f.METADATA_BYTES_MAX), before, heads,
     ),
     st.builds(f.DeleteEvent, ids, before),
     st.builds(f.ReclaimEvent, ids, u64, before),
     st.builds(f.ReclaimedEvent, ids, before),
-    st.builds(f.RollbackEvent, ids, ids, event_epochs, sizes, before),
+    st.builds(f.RollbackEvent, heads, ids, event_epochs, sizes, before),
     st.builds(f.StoreEvent, u64, before),
     st.builds(f.PolicyEvent, st.integers(0, 1), u64, u64, before),
     st.builds(f.GiveUpEvent, ids, u64, before),
-    st.builds(f.ResizeEvent, ids, sizes, event_epochs, before),
+    st.builds(f.ResizeEvent, heads, sizes, event_epochs, before),
     st.builds(f.RegionEvent, ids, slots, ids, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
     st.builds(f.AnchorEvent, ids, before),
+    st.builds(f.CloneEvent, clones, st.integers(1, f.ID_MAX), ids, event_epochs, u64, names, before),
+    st.builds(f.DeleteHeadEvent, clones, event_epochs, before),
 )  # fmt: skip
 
 
@@ -141,8 +153,10 @@ def records(draw):
     births = st.integers(1, born_max)
     counts = st.integers(1, 2**20)
     blocks = st.integers(0, 2**40)
-    mapped = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_MAPPED), st.integers(2, 2**40), births)
-    holes = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_HOLE), st.just(0), st.integers(0, born_max))
+    mapped = st.builds(f.encode_delta, blocks, counts, st.just(f.ENTRY_MAPPED), st.integers(2, 2**40), births, heads)
+    holes = st.builds(
+        f.encode_delta, blocks, counts, st.just(f.ENTRY_HOLE), st.just(0), st.integers(0, born_max), heads
+    )
     runs = st.lists(st.tuples(st.integers(2, 2**40), counts), max_size=4)
     return f.Record(
         salt=draw(u64),

@@ -281,7 +281,7 @@ BAD_RECORD = {
     "a mapped range beyond the file": (144, "Q", 1 << 56 | 2**48 - 1),
     "a hole with a slot": (176, "Q", 5),
     "a birth in the future": (152, "Q", 6),
-    "another head": (152, "Q", 1 << 48 | 5),
+    "a head beyond the last": (152, "Q", 256 << 48 | 5),
     "a freed run in the superblock": (192, "Q", 0),
     "an empty freed run": (200, "Q", 0),
     "a freed run that wraps": (200, "Q", 2**64 - 1),

@@ -142,6 +142,30 @@ def unclean(path: str) -> None:
     volume.close()
 
 
+def clones(path: str) -> None:
+    """One clone in the checkpoint, another and a deleted one in the log; a snapshot and a rollback on a clone."""
+    source = path + ".source"
+    with create(source, 160 * KIB) as volume:
+        fill(volume, 11, list(range(12)))
+        first = volume.snapshot("first")
+        with first.clone("one") as one:
+            fill(one, 12, [0, 1, 30])
+            own = one.snapshot("of the clone")
+            fill(one, 13, [1, 2])
+        volume.engine.checkpoint()
+        with own.clone("two") as two, volume.open_head("one") as one:
+            fill(two, 14, [3, 31])
+            one.resize(100 * KIB)
+            one.rollback(first)
+            fill(one, 15, [4])
+        first.clone("three").close()
+        volume.delete_head("three")
+        fill(volume, 16, [0, 39])
+        volume.flush()
+        shutil.copyfile(source, path)
+    os.unlink(source)
+
+
 def wrapped(path: str) -> None:
     """So many commits that the log went round and checkpoints were taken; copied while open."""
     volume = create(path + ".open", 160 * KIB)
@@ -200,12 +224,17 @@ def indexed(path: str) -> None:
 
 SCENARIOS: list[Callable[[str], None]] = [
     plain, empty, snapshots, rolled_back, deleted, anchors, unclean, wrapped, big_blocks, adopted,
-    indexed, sealed,
+    indexed, sealed, clones,
 ]  # fmt: skip
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def clone_digest(volume: Volume, name: str) -> str:
+    with volume.open_head(name) as clone:
+        return digest(clone.pread(clone.size, 0))
 
 
 def changed_since(volume: Volume, snapshot: Snapshot) -> list[list[int]] | str:
@@ -219,12 +248,14 @@ def changed_since(volume: Volume, snapshot: Snapshot) -> list[list[int]] | str:
 def describe(path: str) -> dict[str, Any]:
     """What a reader must find in the volume."""
     with Volume.open(path, read_only=True) as volume:
+        names = volume.heads()
         return {
             "id": str(volume.id),
             "size": volume.size,
             "block_size": volume.block_size,
             "live": digest(volume.pread(volume.size, 0)),
             "allocated": volume.allocated_extents().tolist(),
+            **({"clones": {name: clone_digest(volume, name) for name in names[1:]}} if len(names) > 1 else {}),
             "snapshots": [
                 {
                     "id": snapshot.id,

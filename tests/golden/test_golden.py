@@ -38,6 +38,11 @@ def compare(volume: Volume, expected: dict) -> None:
     )
     assert digest(volume.pread(volume.size, 0)) == expected["live"]
     assert volume.allocated_extents().tolist() == expected["allocated"]
+    clones = expected.get("clones", {})
+    assert volume.heads() == ["live", *clones]
+    for name, contents in clones.items():
+        with volume.open_head(name) as clone:
+            assert digest(clone.pread(clone.size, 0)) == contents
     found = volume.snapshots()
     assert [snapshot.name for snapshot in found] == [snapshot["name"] for snapshot in expected["snapshots"]]
     for snapshot, want in zip(found, expected["snapshots"], strict=True):
@@ -110,4 +115,6 @@ def test_the_goldens_hold_what_their_scenarios_are_about(tmp_path):
     assert counts["unclean"]["records"] > 4
     assert counts["deleted"]["deleted"] == 1
     assert (counts["anchors"]["anchors"], counts["anchors"]["deleted"]) == (4, 0)
+    assert (counts["clones"]["clones"], counts["clones"]["snapshots"]) == (2, 3)
+    assert counts["clones"]["records"] > 1
     assert counts["plain"]["records"] == counts["snapshots"]["records"] == 0

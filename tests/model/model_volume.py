@@ -43,8 +43,24 @@ class ModelSnapshot:
         return replace(self, name=name)
 
 
+class Shared:
+    """What the heads of one file have in common."""
+
+    def __init__(self) -> None:
+        self.epoch = 1  # the largest given out
+        self.snapshots: list[ModelSnapshot] = []
+        self.heads: list[ModelVolume] = []  # the live volume first
+
+
 class ModelVolume:
-    def __init__(self, size: int, block_size: int) -> None:
+    """A head: the live volume, or a clone."""
+
+    def __init__(self, size: int, block_size: int, shared: Shared | None = None) -> None:
+        self.name = "live"
+        self.origin: str | None = None
+        self.shared = shared or Shared()
+        if shared is None:
+            self.shared.heads.append(self)
         self.size = size
         self.block_size = block_size
         self.block_count = -(-size // block_size)
@@ -52,15 +68,53 @@ class ModelVolume:
         self.births = [0] * self.block_count
         self.mapped = [False] * self.block_count
         self.epoch = 1
-        self.line: tuple[int, ...] = ()  # epochs of the snapshots that the live volume stands on
-        self.snapshots: list[ModelSnapshot] = []
+        self.line: tuple[int, ...] = ()  # epochs of the snapshots that the head stands on
 
     def copy(self) -> ModelVolume:
+        """Of a volume without clones."""
         other = ModelVolume(self.size, self.block_size)
         other.content[:] = self.content
         other.births, other.mapped = list(self.births), list(self.mapped)
         other.epoch, other.line, other.snapshots = self.epoch, self.line, list(self.snapshots)
+        other.shared.epoch = self.shared.epoch
         return other
+
+    # -- clones -----------------------------------------------------------------------------------------------------
+    def clone(self, name: str, origin: str) -> ModelVolume:
+        """A further head that begins as a snapshot; snapshots and the counter of epochs are common to all heads."""
+        target = self.find(origin)
+        other = ModelVolume(target.size, self.block_size, self.shared)
+        other.name, other.origin = name, origin
+        other.content[:] = target.content
+        other.births, other.mapped = list(target.births), list(target.mapped)
+        other.line = (*target.line, target.epoch)
+        other.begin_epoch()
+        self.shared.heads.append(other)
+        return other
+
+    def delete_head(self, name: str) -> None:
+        self.shared.heads = [head for head in self.shared.heads if head.name != name]
+
+    def clone_on(self, name: str) -> ModelVolume | None:
+        """A clone that holds a snapshot, because it was made of it or rolled back to it last."""
+        return next((head for head in self.shared.heads if head.origin == name), None)
+
+    @property
+    def clones(self) -> list[ModelVolume]:
+        return self.shared.heads[1:]
+
+    @property
+    def snapshots(self) -> list[ModelSnapshot]:
+        return self.shared.snapshots
+
+    @snapshots.setter
+    def snapshots(self, snapshots: list[ModelSnapshot]) -> None:
+        self.shared.snapshots = snapshots
+
+    def begin_epoch(self) -> None:
+        """The next epoch that no head has or had."""
+        self.shared.epoch += 1
+        self.epoch = self.shared.epoch
 
     # -- writing ----------------------------------------------------------------------------------------------------
     def blocks(self, offset: int, length: int) -> range:
@@ -97,7 +151,7 @@ class ModelVolume:
             return
         first, end = sorted((self.block_count, -(-size // self.block_size)))
         if size < self.size:
-            self.epoch += 1
+            self.begin_epoch()
             block = size // self.block_size
             if any(self.content[size : self.span(block)[1]]):
                 self._touch(block, True)
@@ -135,7 +189,7 @@ class ModelVolume:
         taken = self.live(name, automatic)
         self.snapshots.append(taken)
         self.line += (self.epoch,)
-        self.epoch += 1
+        self.begin_epoch()
         return taken
 
     def find(self, name: str) -> ModelSnapshot:
@@ -161,7 +215,8 @@ class ModelVolume:
         self.births, self.mapped = list(target.births), list(target.mapped)
         self.line = (*target.line, target.epoch)
         self._set_size(target.size)
-        self.epoch += 1
+        self.begin_epoch()
+        self.origin = name if self.origin is not None else None
         return kept
 
     # -- extents ----------------------------------------------------------------------------------------------------

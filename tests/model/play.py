@@ -21,12 +21,15 @@ TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "readers")]
 
 import hypothesis  # noqa: E402
+from clones_machine import ClonesMachine  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from hypothesis.stateful import invariant, run_state_machine_as_test  # noqa: E402
 from shared_machine import OTHERS, SharedFileMachine  # noqa: E402
 from volume_machine import FileMachine, VolumeMachine  # noqa: E402
 
-MACHINES: dict[str, type[VolumeMachine]] = {"memory": VolumeMachine, "file": FileMachine, "shared": SharedFileMachine}
+MACHINES: dict[str, type[VolumeMachine]] = {
+    "memory": VolumeMachine, "file": FileMachine, "shared": SharedFileMachine, "clones": ClonesMachine,
+}  # fmt: skip
 HISTORIES_OF_A_SEED = 25
 REPORT_SECONDS = 60.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from clones_machine import ClonesMachine
 from hypothesis import HealthCheck, settings
 from shared_machine import OTHERS, SharedFileMachine
 from volume_machine import FileMachine, VolumeMachine
@@ -26,3 +27,7 @@ TestVolumeWithOthers.settings = settings(LIMITS, max_examples=EXAMPLES // 3)
 
 def teardown_module() -> None:
     OTHERS.end()
+
+
+TestClones = ClonesMachine.TestCase
+TestClones.settings = LIMITS

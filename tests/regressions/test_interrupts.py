@@ -29,8 +29,8 @@ class PauseInterrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._path, name)
 
-    def pause(self) -> None:
-        self._path.pause()
+    def pause(self, heads: Any) -> None:
+        self._path.pause(heads)
         raise KeyboardInterrupt
 
 
@@ -55,7 +55,7 @@ def test_ctrl_c_while_writers_are_being_paused_lets_them_go_on(tmp_path: Path, c
         writer.start()
         writer.join(10)
         waits_for_ever = writer.is_alive()
-        path.resume()
+        path.resume((path.live,))
         writer.join()
         assert not waits_for_ever
         assert volume.pread(BLOCK, 0) == b"b" * BLOCK
@@ -164,7 +164,7 @@ class InterruptAtLine:
         if "engine" not in frame.f_code.co_filename:
             return self
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        if event == "line" and not line.startswith(("with ", "engine.path.resume()")):
+        if event == "line" and not line.startswith(("with ", "self.path.resume(")):
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
