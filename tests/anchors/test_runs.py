@@ -95,7 +95,7 @@ def test_reclaims_beside_a_run_of_a_thousand_do_not_walk_it(
             snapshot.delete()
         assert asked[0] < 100 * count, asked
     with Volume.open(PATH, io=disk, background=False) as volume:
-        volume.engine.lineage.set_holder()
+        volume.engine.lineage.set_holder(0)
         asked[0] = 0
         volume.snapshot("new")
         volume.get_snapshot("new").delete()
