@@ -75,6 +75,23 @@ def flatten(ledger: Ledger) -> None:
     ledger.disk.io.unlink(str(raw))
 
 
+def clone(ledger: Ledger) -> None:
+    """A clone, written to, with a snapshot of its own, open again with all of that."""
+    with ledger.volume.get_snapshot("base0").clone("copy") as copy:
+        copy.pwrite(bytes(30_000), 5000)
+        contents = copy.pread(SIZE, 0)
+        ledger.maybe["of the copy"] = contents
+        copy.snapshot("of the copy")
+        ledger.snapshots["of the copy"] = ledger.maybe.pop("of the copy")
+    with ledger.volume.open_head("copy") as copy:
+        assert copy.pread(SIZE, 0) == contents
+
+
+def delete_clone(ledger: Ledger) -> None:
+    ledger.volume.delete_head("copy")
+    assert ledger.volume.heads() == ["live"]
+
+
 def close(ledger: Ledger) -> None:
     """What was written and not flushed may be lost if it says so."""
     ledger.doubtful.append((0, bytes(ledger.live)))
@@ -92,6 +109,8 @@ OPERATIONS = {
     "rollback": Operation(
         lambda ledger: (ledger.rollback("base1"), ledger.write(9000)), lambda ledger: ledger.write(1)
     ),
+    "clone": Operation(clone),
+    "delete_clone": Operation(delete_clone, clone, works_always=True),
     "grow": Operation(grow, step=2),
     "shrink": Operation(lambda ledger: ledger.resize(SIZE - 20 * BLOCK - 512), fill_the_end, block_size=16 * BLOCK),
     "compaction": Operation(lambda ledger: ledger.volume.compact(), displace, exhausted=False, step=5),
@@ -150,11 +169,13 @@ def exhaust(ledger: Ledger) -> None:
 
 
 def give_all_back(ledger: Ledger) -> None:
-    """On the full disk: all that was acknowledged is there, and every snapshot goes."""
+    """On the full disk: all that was acknowledged is there, and every clone and snapshot goes."""
     if ledger.volume.closed:
         ledger.volume = Volume.open(ledger.path, io=ledger.disk.io, background=False)
     ledger.disk.fill()
     ledger.verify()
+    for name in ledger.volume.heads()[1:]:
+        ledger.volume.delete_head(name)
     for snapshot in ledger.volume.snapshots():
         snapshot.release()
         snapshot.delete()
