@@ -212,7 +212,7 @@ class _Check:
         self.counts["sealed"] = len(sealed)
 
     def _find_homes(self, records: list[Record]) -> None:
-        """Those of the checkpoint, and what records add: that lies where nothing was before (I44)."""
+        """Those of the checkpoint, and what records add: that lies where nothing was before (I45)."""
         regions = self.sb.regions
         for record in records:
             for event in record.events:

@@ -1,4 +1,4 @@
-"""The checker's look at neighbours in the lineage: what one has from before its ancestor, the ancestor has, too (I44).
+"""The checker's look at neighbours in the lineage: what one has from before its ancestor, the ancestor has, too (I45).
 
 The free rule and lists of changes rest on it: a block that is older than the ancestor and yet not in it would be given
 back while somebody reads it. Maps are compared side by side from their roots down; equal pointers end the way, so it
