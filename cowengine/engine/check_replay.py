@@ -277,8 +277,9 @@ class Replay:
 
     @property
     def frozen(self) -> int:
-        """The last epoch that was ever frozen on any head."""
-        return max(member.record.frozen for member in self.members.values())
+        """The last epoch that was ever frozen: on a head that is there, or by a snapshot of one that is not."""
+        records = (member.record for member in self.members.values())
+        return max(r.frozen if r.kind == LINEAGE_HEAD else r.epoch for r in records)
 
     def settle_parents(self) -> None:
         """Gives children of dropped snapshots their parents: once at the end, as there may be many of both."""

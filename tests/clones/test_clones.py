@@ -305,6 +305,20 @@ def test_deleting_a_clone_gives_back_what_it_alone_had(make: Callable[..., Volum
     assert volume.du().used_bytes == before
 
 
+def test_what_a_clone_froze_stays_sealed_when_the_clone_is_gone(make: Callable[..., Volume]) -> None:
+    with make() as volume:
+        volume.pwrite(b"a" * volume.block_size, 0)
+        with volume.snapshot("origin").clone("lab") as lab:
+            lab.pwrite(b"b" * volume.block_size, 0)
+            of_the_lab = lab.snapshot("of the lab")
+        volume.seal()
+        volume.delete_head("lab")
+        assert volume.check().problems == []
+        assert of_the_lab.verify().counts["verified"] == 1
+        of_the_lab.delete()
+        assert volume.check().problems == []
+
+
 def test_a_deleted_branch_point_is_reclaimed_when_one_line_is_left(make: Callable[..., Volume]) -> None:
     volume = make()
     volume.pwrite(fill("a", 8), 0)
