@@ -17,8 +17,8 @@ BLOCKS = 64
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("cowengine").setLevel(logging.ERROR)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "cowengine")
 
 
 def lived_in() -> tuple[MemoryDisk, bytes]:
