@@ -28,6 +28,7 @@ from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.flatten import flatten_copy, flatten_in_place
+from cowengine.engine.lineage import HEAD_ID
 from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
@@ -178,7 +179,10 @@ class Volume(Closing):
         engine = getattr(self, "engine", None)
         if engine is not None and hasattr(self, "_head") and not self.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            if self._head.number:
+                engine.dropped_heads.append(self._head)
+            else:
+                self.close()
 
     def __reduce__(self) -> Any:
         raise TypeError("a Volume cannot be pickled; open it where it is needed")
@@ -434,7 +438,11 @@ class Volume(Closing):
 
     @property
     def _head_id(self) -> int:
-        return self.engine.lineage.heads[self._head.number].id
+        if not self._head.number:
+            return HEAD_ID
+        with self.engine.lock:
+            self.engine.require_head(self._head)
+            return self.engine.lineage.heads[self._head.number].id
 
     def heads(self) -> list[str]:
         """The names of all heads of the file, "live" first, then the clones in the order of their making."""

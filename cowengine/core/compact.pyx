@@ -80,12 +80,14 @@ cdef int move_run(DataPath path, Head head, move_t *move, char *buffer) noexcept
 cdef int begin(DataPath path, Head head, move_t *move) noexcept nogil:
     """Finds what to move, takes its homes and registers the flight. STATUS_STOPPED: not yet found, or there is none."""
     cdef plan_t *plan = &move.plan
-    cdef int i, _look, status = STATUS_STOPPED
+    cdef int i, _look, status
     # Not between a fence and its snapshot: what is unshared now is shared a moment later.
-    while path.state == 0 and (head.paused or head.fencing or head.flight_count == FLIGHTS_MAX):
+    while path.status_of(head) == 0 and (head.paused or head.fencing or head.flight_count == FLIGHTS_MAX):
         path.mutex.wait()
-    if path.state != 0:
-        return path.state
+    status = path.status_of(head)
+    if status != 0:
+        return status
+    status = STATUS_STOPPED
     for _look in range(LOOKS):
         if move.position >= head.block_count:
             return STATUS_STOPPED

@@ -61,6 +61,7 @@ cdef class DataPath(ReadPath):
 
     def drop_head(self, Head head not None):
         """Removes a head that is not open; nothing of it is in flight or in the open batch."""
+        assert head.flight_count == 0 and not head.is_open
         self.mutex.acquire()
         del self.heads[head.number]
         self.mutex.release()

@@ -72,11 +72,18 @@ def open_clone(engine: Engine, name: str) -> Head:
     """Opens a clone. Raises NotFoundError, BusyError if it is open."""
     with engine.lock:
         engine.path.check_state()
+        _close_dropped(engine)
         head = engine.path.heads[find_clone(engine, name).number]
         if head.is_open:
             raise BusyError(f"head {name!r} is open already", engine.name)
         head.open()
         return head
+
+
+def _close_dropped(engine: Engine) -> None:
+    """Closes the clones whose handles were dropped open. The lock is held."""
+    while engine.dropped_heads:
+        engine.dropped_heads.popleft().close()
 
 
 def close_clone(engine: Engine, head: Head) -> Head:
@@ -92,6 +99,7 @@ def delete_clone(engine: Engine, name: str) -> None:
     """
     with engine.lock:
         engine.require_writable()
+        _close_dropped(engine)
         record = find_clone(engine, name)
         head = engine.path.heads[record.number]
         if head.is_open:

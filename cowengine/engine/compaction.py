@@ -67,7 +67,7 @@ def compact(
         result.moved_bytes += moved * path.block_bytes
         unsettled += moved * path.block_bytes
         if moved:
-            homes.update(_parts(engine, block - moved, moved))
+            homes.update(_parts(engine, head, block - moved, moved))
         if result.done:
             break
         if batch_full or unsettled >= SETTLE_BYTES:
@@ -83,9 +83,9 @@ def compact(
     return result
 
 
-def _parts(engine: Engine, first: int, count: int) -> range:
+def _parts(engine: Engine, head: Head, first: int, count: int) -> range:
     """The parts of the file, by number, in which these blocks lie: they have just come home."""
-    start = engine.path.place(first)[0] * SLOT_BYTES
+    start = engine.path.place(first, head)[0] * SLOT_BYTES
     return range(start // READ_AGAIN_BYTES, -(-(start + count * engine.path.block_bytes) // READ_AGAIN_BYTES))
 
 

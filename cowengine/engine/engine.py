@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +39,7 @@ from cowengine.engine.space import Space
 from cowengine.engine.usage import Amount
 from cowengine.errors import (
     AnchorError,
+    ClosedError,
     CorruptionError,
     ExistsError,
     NoSpaceError,
@@ -147,6 +149,9 @@ class Engine:
         self.compaction: CompactionJob | None = None  # in the background, the last one begun
         self.cache_nodes = 0
         memory.bound(self, memory.CACHE_BYTES)
+        # Clones whose handles the garbage collector found open. It may do so in the middle of a commit, with a mutex
+        # held, so they are closed by who opens or deletes a clone next.
+        self.dropped_heads: deque[Head] = deque()
         self.amounts: dict[tuple[object, ...], Amount] = {}  # of space, found by walks: see usage.py
         _engines.add(self)
 
@@ -172,6 +177,14 @@ class Engine:
         self.path.check_state()
         if self.read_only:
             raise ReadOnlyError("the volume was opened read-only", self.name)
+
+    def require_head(self, head: Head) -> None:
+        """Raises ClosedError unless this head exists and is open: it may have gone while a call waited for the lock.
+
+        The lock is held.
+        """
+        if self.path.heads.get(head.number) is not head or not head.is_open:
+            raise ClosedError("the volume is closed", self.name)
 
     def poison(self, cause: BaseException) -> PoisonedError:
         """I10: after a failed sync or commit no call succeeds. Returns what to raise."""
@@ -342,6 +355,7 @@ class Engine:
         head = head or self.path.live
         with self.lock:
             self.require_writable()
+            self.require_head(head)
             self.require_name_free(name)
             self.make_room()
             with self.undivided():
@@ -430,6 +444,7 @@ class Engine:
         head = head or self.path.live
         with self.lock:
             self.require_writable()
+            self.require_head(head)
             self.readable_snapshot(number)
             self.require_name_free(automatic_name)
             self.make_room()

@@ -46,6 +46,7 @@ def resize(engine: Engine, size: int, head: Head) -> None:
     check_size(size)
     with engine.lock:
         engine.require_writable()
+        engine.require_head(head)
         engine.make_room()
         with engine.paused(head):
             if size < head.size:
