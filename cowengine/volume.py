@@ -182,7 +182,7 @@ class Volume(Closing):
             if self._head.number:
                 engine.dropped_heads.append(self._head)
             else:
-                self.close()
+                engine.close_dropped()
 
     def __reduce__(self) -> Any:
         raise TypeError("a Volume cannot be pickled; open it where it is needed")

@@ -542,6 +542,13 @@ class Engine:
                     self.io.close(self.fd)
                     _engines.discard(self)
 
+    def close_dropped(self) -> None:
+        """Closes for the garbage collector, which may come in the middle of what this very thread does here."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            threading.Thread(target=self.close, name="cowengine-close").start()
+        else:
+            self.close()
+
     def _close_cleanly(self) -> None:
         try:
             self.make_room(for_delete=True)

@@ -1,4 +1,4 @@
-"""Handles of clones that go while something still works on the clone: another thread, a job, the garbage collector."""
+"""Handles that go while something still works on their head: another thread, a job, the garbage collector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -111,5 +111,33 @@ def test_a_clone_that_is_collected_in_the_middle_of_a_commit_disturbs_nobody(tmp
             gc.collect()
             volume.delete_head("lab")
             assert volume.check().problems == []
+    finally:
+        gc.enable()
+
+
+def test_a_volume_that_is_collected_in_the_middle_of_a_commit_is_closed_behind_it(tmp_path: Path) -> None:
+    """A snapshot works without its volume's handle; it failed, poisoned, or waited for a mutex of its own thread."""
+    path = tmp_path / "v"
+    gc.disable()
+    try:
+        Volume.create(path, 4 * MIB, background=False).close()
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            for allocations in range(1, 80, 2):
+                volume = Volume.open(path, background=False)
+                snapshot = volume.snapshot("s")
+                gc.collect()
+                Ring(volume)
+                del volume
+                with collecting_after(allocations), suppress(ClosedError):
+                    snapshot.delete()
+                gc.collect()
+                for thread in threading.enumerate():
+                    if thread.name == "cowengine-close":
+                        thread.join()
+                with Volume.open(path, background=False) as volume:
+                    assert volume.check().problems == []
+                    for left in volume.snapshots():
+                        left.delete()
+                del volume
     finally:
         gc.enable()
