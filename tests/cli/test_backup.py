@@ -146,22 +146,40 @@ def test_an_unknown_backup_exits_with_1(run, store, target):
 
 
 def test_ctrl_c_during_a_backup_exits_with_130_and_leaves_no_backup(run, store, target):
+    """One that was whole before the signal came stays, as on a machine with other work it may: then once more."""
     run("volume", "create", f"{store}:large", "256M")
     data = random.Random(0).randbytes(64 * MiB)
     write(store, "large", data, 0)
     write(store, "large", data, 128 * MiB)
-    words = ["backup", "create", str(store), "--target", str(target)]
-    command = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
-    while command.poll() is None and time.monotonic() < deadline:
-        if sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) > MiB:
+    before, left = [], None
+    for _ in range(5):
+        interrupt_a_backup(store, target)
+        left = run("backup", "list", target, "--json").document["backups"]
+        if left == before:
             break
+        assert run("backup", "verify", target, "--json").document["ok"] is True
+        before = left
+    assert left == before, "the signal never came in time"
+    assert len(run("set", "list", store, "--json").document["sets"]) == len(left)
+    assert run("store", "check", store, "--json").document["ok"] is True
+
+
+def interrupt_a_backup(store, target):
+    size = written(target)
+    command = subprocess.Popen(
+        [*COMMAND, "backup", "create", str(store), "--target", str(target)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while command.poll() is None and time.monotonic() < deadline and written(target) <= size + MiB:
         time.sleep(0.005)
     command.send_signal(signal.SIGINT)
     _, error = command.communicate(timeout=60)
-    assert command.returncode == 130
-    assert b"interrupted" in error
     assert b"Traceback" not in error
-    assert run("backup", "list", target, "--json").document["backups"] == []
-    assert run("set", "list", store, "--json").document["sets"] == []
-    assert run("store", "check", store, "--json").document["ok"] is True
+    if command.returncode != 0:
+        assert command.returncode == 130
+        assert b"interrupted" in error
+
+
+def written(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
