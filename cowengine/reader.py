@@ -8,6 +8,7 @@ Threads   Any thread may call anything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,6 +154,10 @@ class PinnedSnapshot(Snapshot):
     def space(self) -> SnapshotSpace:
         """See `Snapshot.space`."""
         return self._restarting(lambda seen: seen.space())
+
+    def flatten(self, raw_path: str | os.PathLike[str]) -> None:
+        """See `Snapshot.flatten`."""
+        self._read(lambda seen: seen.flatten(raw_path))
 
     def pread(self, length: int, offset: int) -> bytes:
         """See `Snapshot.pread`."""

@@ -28,7 +28,7 @@ from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.flatten import flatten_copy, flatten_in_place
-from cowengine.engine.lineage import HEAD_ID
+from cowengine.engine.lineage import HEAD_ID, LIVE_NAME
 from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
@@ -84,6 +84,7 @@ class Volume(Closing):
             engine.background = background
             if background and not engine.read_only:
                 engine.sealer.look(engine)
+        self._head_name = LIVE_NAME if head is None else engine.lineage.heads[head.number].name
         self._path, self._head = engine.path, head or engine.path.live  # one attribute away for the hot calls
 
     @classmethod
@@ -382,17 +383,17 @@ class Volume(Closing):
         stop = None if max_results is None else start + min(whole_number(max_results, "max_results"), ROWS_MAX)
         if start < 0 or (stop is not None and stop < start):
             raise OutOfRangeError(f"snapshots from {start}, {max_results} of them")
-        self._check_state()
         with self.engine.lock:
+            self._check_state()
             records = self.engine.lineage.snapshots(start, stop)
             memory.trim(self.engine)
         return [Snapshot(self.engine, record) for record in records]
 
     def get_snapshot(self, name_or_id: str | int) -> Snapshot:
         """A snapshot by its name (str) or id (int). Raises NotFoundError."""
-        self._check_state()
         engine = self.engine
         with engine.lock:
+            self._check_state()
             if isinstance(name_or_id, str):
                 record = engine.lineage.find_name(name_or_id)
                 if record is None:
@@ -432,9 +433,7 @@ class Volume(Closing):
     @property
     def head(self) -> str:
         """The name of this head: "live", or that of the clone."""
-        return next(
-            (each.name for each in list(self.engine.lineage.heads.values()) if each.number == self._head.number), ""
-        )
+        return self._head_name
 
     @property
     def _head_id(self) -> int:
@@ -695,6 +694,8 @@ class Volume(Closing):
         if not self._head.number:
             self.engine.close()
             return
-        self._head = close_clone(self.engine, self._head)
+        with self.engine.lock:
+            if not self.closed:  # by another thread, and perhaps the clone is open again
+                self._head = close_clone(self.engine, self._head)
         if not self.engine.read_only:
             self.engine.flush()

@@ -187,7 +187,8 @@ def verify_blocks(
                         piece.data + (i << path.block_shift), path.block_bytes, slot, False) != found.seals[i]:
                     bad.append((found.first + i, slot))
         finally:
-            end_read(path, found)
+            with nogil:
+                end_read(path, found)
         blocks += found.count
         found.first += found.count
     return min(found.first, end), blocks, unsealed, bad

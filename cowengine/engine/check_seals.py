@@ -84,12 +84,18 @@ def check_sealed(
         before = _readable_before(lineage, record)
         for slot, block, count, birth in found:
             expected = slot + np.arange(count) * trees.block_slots
-            if birth > before and not np.isin(expected, slots).all():
+            if birth > before and not _are_all_in(expected, slots):
                 problems.add(
                     f"checkpoint: snapshot {record.id} is sealed, and of its blocks {block} to {block + count - 1} in "
                     f"slot {slot} not all have a seal"
                 )
     trees.nodes, trees.whole = nodes, whole
+
+
+def _are_all_in(some: Slots, slots: Slots) -> bool:
+    import numpy as np
+
+    return len(slots) > 0 and bool((slots[np.minimum(np.searchsorted(slots, some), len(slots) - 1)] == some).all())
 
 
 def _readable_before(lineage: dict[int, LineageRecord], record: LineageRecord) -> int:

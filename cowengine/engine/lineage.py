@@ -131,7 +131,8 @@ class Lineage:
     @property
     def heads(self) -> dict[int, LineageRecord]:
         """The records of all heads, by number."""
-        return {number: self._head(number) for number in list(self.head_ids)}
+        found = ((number, self.get(head)) for number, head in list(self.head_ids.items()))
+        return {number: record for number, record in found if record is not None}
 
     def _head(self, number: int) -> LineageRecord:
         record = self.get(self.head_ids[number])
@@ -335,7 +336,9 @@ class Lineage:
                 raise NotFoundError("the snapshot was deleted")
             self.require_fit(record)
             root = self._roots.setdefault(number, self._path.root_at(record.root.encode()))
-            if record.flags & (LINEAGE_DELETED | LINEAGE_ANCHOR):
+            # Without the lock: the record may have left memory, and another object that was read since be deleted.
+            record = self.get(number)
+            if record is None or not is_readable(record.flags):
                 root.retire()
         self.loaded_roots[number] = root
         return root

@@ -172,6 +172,7 @@ def unsealed_bytes(engine: Engine) -> int:
     What branches of a deleted branch point share counts once for each.
     """
     with engine.lock:
+        engine.path.check_state()
         numbers = list(engine.lineage.unsealed())
     blocks = 0
     for number in numbers:
@@ -218,7 +219,7 @@ class Sealer:
 
     def abandon(self) -> None:
         """In the child of a fork: the thread is the parent's."""
-        self._lock, self._thread = threading.Lock(), None
+        self._lock, self._thread, self._stop = threading.Lock(), None, threading.Event()
         self._stop.set()
 
     def stop(self) -> None:

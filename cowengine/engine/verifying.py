@@ -91,6 +91,7 @@ class Verifying:
 def verify_all(verifying: Verifying, engine: Engine) -> None:
     """All snapshots: each block once, except that branches of a deleted branch point are read each on its own."""
     with engine.lock:
+        engine.path.check_state()
         numbers = [record.id for record in engine.lineage.snapshots()]
     for number in numbers:
         try:
