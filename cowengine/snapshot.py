@@ -259,8 +259,8 @@ class Snapshot:
         an anchor, if the other stands on it. Raises FullBackupRequired if no exact answer exists for this base,
         NotFoundError for an unknown id or name, OutOfRangeError for what cannot be a base.
         """
-        self._record()
         with self._engine.lock:
+            self._record()
             walks = changed_walks(self._engine, self._id, find_base(self._engine, base))
         return collect(walks, self._size, self.block_size, start, length, max_results)
 

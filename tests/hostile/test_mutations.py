@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hostile_image import Image
@@ -40,12 +41,21 @@ def test_a_child_that_dies_or_raises_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     with work_folder() as folder:
         for action, what in ((lambda: os.kill(os.getpid(), 9), "signal 9"), (lambda: 1 / 0, "ZeroDivisionError")):
             monkeypatch.setattr(Volume, "stats", lambda self, action=action: action())
-            wrong, _ = attack(original("fresh"), folder, 1)
-            assert wrong is not None and what in wrong
+            assert what in _seen(folder)
         monkeypatch.setattr(Volume, "stats", lambda self: bytearray(1 << 30))
-        assert "MemoryError" in (attack(original("fresh"), folder, 1)[0] or "")
+        assert "MemoryError" in _seen(folder)
         monkeypatch.setattr(Volume, "stats", _spin)
-        assert "signal 27" in (attack(original("fresh"), folder, 1, cpu_seconds=0.2)[0] or "")
+        assert "signal 27" in _seen(folder, cpu_seconds=0.2)
+
+
+def _seen(folder: Path, cpu_seconds: float = 10.0) -> str:
+    """What was wrong; again, if the machine had no room for the volume just then."""
+    errors: dict[str, str] = {}
+    for _ in range(3):
+        wrong, errors = attack(original("fresh"), folder, 1, cpu_seconds)
+        if wrong:
+            return wrong
+    pytest.fail(f"nothing was seen, only {errors}")
 
 
 def _spin(volume: object) -> None:
