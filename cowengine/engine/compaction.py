@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cowengine.core.compact import move_home
+from cowengine.engine.pace import Pace
 from cowengine.errors import BusyError
 from cowengine.format import SLOT_BYTES
 
@@ -54,12 +54,11 @@ def compact(
 
     `bytes_a_second` bounds the speed; `progress` is called about once a second. Raises NoSpaceError.
     """
-    path, stop, head = engine.path, stop or threading.Event(), head or engine.path.live
+    path, head, pace = engine.path, head or engine.path.live, Pace(bytes_a_second, stop, progress)
     result = Compaction(start // path.block_bytes * path.block_bytes)
-    begin = told = time.monotonic()
     unsettled = 0
     homes: set[int] = set()  # parts of the file that something came home to since the last flush
-    while not stop.is_set():
+    while not pace.stop.is_set():
         engine.require_writable()
         block, moved, batch_full = move_home(path, result.position // path.block_bytes, head)
         size = head.size
@@ -73,12 +72,7 @@ def compact(
         if batch_full or unsettled >= SETTLE_BYTES:
             _settle(engine, homes)
             unsettled = 0
-        now = time.monotonic()
-        if progress is not None and now - told >= 1.0:
-            progress(result)
-            told = now
-        if bytes_a_second is not None:
-            stop.wait(max(0.0, begin + result.moved_bytes / bytes_a_second - now))
+        pace.keep(result.moved_bytes, result)
     _settle(engine, homes)
     return result
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cowengine.core.sealing import enter_seals, make_seals, unsealed_blocks
+from cowengine.engine.pace import Pace
 from cowengine.errors import CowEngineError, NoSpaceError, NotFoundError
 from cowengine.format import LINEAGE_SEALED
 
@@ -136,10 +137,9 @@ def seal(
     `bytes_a_second` bounds the speed; `progress` is called about once a second. Raises CorruptionError where metadata
     is damaged, StorageError.
     """
-    stop, result = stop or threading.Event(), Sealing()
-    began = told = time.monotonic()
+    pace, result = Pace(bytes_a_second, stop, progress), Sealing()
     walk = begin(engine, set())
-    while walk is not None and not stop.is_set():
+    while walk is not None and not pace.stop.is_set():
         try:
             read, at_end = step(engine, walk)
         except NotFoundError:
@@ -148,12 +148,7 @@ def seal(
         if at_end:
             result.snapshots += _is_sealed(engine, walk.number)
             walk = begin(engine, set())
-        now = time.monotonic()
-        if progress is not None and now - told >= 1.0:
-            progress(result)
-            told = now
-        if bytes_a_second is not None:
-            stop.wait(max(0.0, began + result.sealed_bytes / bytes_a_second - now))
+        pace.keep(result.sealed_bytes, result)
     result.done = walk is None
     if engine.seals.dirty_nodes() or result.snapshots:
         engine.checkpoint()

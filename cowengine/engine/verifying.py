@@ -9,11 +9,11 @@ Threads   Any; holds no lock during I/O, and nobody up.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cowengine.core.sealing import verify_blocks
+from cowengine.engine.pace import Pace
 from cowengine.engine.report import Report
 from cowengine.engine.sealing import Walk, walk_of
 from cowengine.errors import CorruptionError, NotFoundError, StorageError
@@ -35,18 +35,15 @@ class Verifying:
         progress: Callable[[Report], None] | None,
     ) -> None:  # fmt: skip
         self._engine = engine
-        self._rate = bytes_a_second
-        self._stop = stop or threading.Event()
-        self._progress = progress
-        self._began = self._told = time.monotonic()
+        self._pace = Pace(bytes_a_second, stop, progress)
         self.report = Report([], dict.fromkeys(("blocks", "verified", "unsealed", "damaged"), 0))
 
     def snapshot(self, number: int, *, whole: bool) -> None:
         """Verifies a snapshot, or what it has and its nearest readable ancestor has not. Raises NotFoundError."""
         walk, record = walk_of(self._engine, number, whole=whole), self._engine.readable_snapshot(number)
-        while not self._stop.is_set() and (extent := walk.next(self._engine)):
+        while not self._pace.stop.is_set() and (extent := walk.next(self._engine)):
             self._piece(walk, record.name, *extent)
-            self._pause()
+            self._pace.keep(self.report.counts["blocks"] * int(self._engine.path.block_bytes), self.report)
 
     def _piece(self, walk: Walk, name: str, first: int, end: int) -> None:
         path, counts = self._engine.path, self.report.counts
@@ -77,15 +74,6 @@ class Verifying:
             )
         elif len(problems) == PROBLEMS_MAX:
             problems.append(f"more than {PROBLEMS_MAX} blocks; the counts have all")
-
-    def _pause(self) -> None:
-        done = self.report.counts["blocks"] * int(self._engine.path.block_bytes)
-        now = time.monotonic()
-        if self._progress is not None and now - self._told >= 1.0:
-            self._progress(self.report)
-            self._told = now
-        if self._rate is not None:
-            self._stop.wait(max(0.0, self._began + done / self._rate - now))
 
 
 def verify_all(verifying: Verifying, engine: Engine) -> None:
