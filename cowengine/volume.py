@@ -23,7 +23,7 @@ from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
 from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
-from cowengine.engine.clones import close_clone, delete_clone, open_clone
+from cowengine.engine.clones import delete_clone, open_clone
 from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
@@ -696,6 +696,6 @@ class Volume(Closing):
             return
         with self.engine.lock:
             if not self.closed:  # by another thread, and perhaps the clone is open again
-                self._head = close_clone(self.engine, self._head)
+                self._head = self._head.close()
         if not self.engine.read_only:
             self.engine.flush()

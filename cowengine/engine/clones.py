@@ -32,7 +32,7 @@ def make_clone(engine: Engine, number: int, name: str) -> Head:
         engine.readable_snapshot(number)
         if engine.lineage.find_head(name) is not None:
             raise ExistsError(f"a head named {name!r} exists", engine.name)
-        free = next((free for free in range(1, HEADS_MAX) if free not in engine.lineage.heads), None)
+        free = next((free for free in range(1, HEADS_MAX) if free not in engine.path.heads), None)
         if free is None:
             raise OutOfRangeError(f"the volume has {HEADS_MAX - 1} clones, as many as it can have", engine.name)
         engine.make_room()
@@ -84,12 +84,6 @@ def _close_dropped(engine: Engine) -> None:
     """Closes the clones whose handles were dropped open. The lock is held."""
     while engine.dropped_heads:
         engine.dropped_heads.popleft().close()
-
-
-def close_clone(engine: Engine, head: Head) -> Head:
-    """Closes an open clone; returns what stands for it in the handle that had it. Not durable: `flush` is."""
-    with engine.lock:
-        return head.close()
 
 
 def delete_clone(engine: Engine, name: str) -> None:
