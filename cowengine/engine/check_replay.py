@@ -163,17 +163,24 @@ class Replay:
                     self.problem(f"snapshot {event.id} is deleted twice")
                 if member.record.flags & LINEAGE_HELD:
                     self.problem(f"snapshot {event.id} is deleted and was held")
+                self._require_no_origin(event.id)
                 member.record.flags |= LINEAGE_DELETED
             elif isinstance(event, HoldEvent):
                 self._hold(member.record, event.reason)
             elif isinstance(event, AnchorEvent):
                 if member.record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED | LINEAGE_HELD):
                     self.problem(f"snapshot {event.id} becomes an anchor, and is one, is deleted or held")
+                self._require_no_origin(event.id)
                 member.record.flags |= LINEAGE_ANCHOR
             elif isinstance(event, ReclaimEvent):
                 self._reclaim(member, event.cursor)
             else:
                 self._reclaimed(member)
+
+    def _require_no_origin(self, number: int) -> None:
+        """I38."""
+        if any(self.members[head].record.origin == number for head in self.heads.values()):
+            self.problem(f"the data of snapshot {number} is given up, and a clone stands on it")
 
     def _snapshot(self, event: SnapshotEvent) -> None:
         head = self._head(event.head)

@@ -58,7 +58,6 @@ from cowengine.format import (
     Event,
     GiveUpEvent,
     HoldEvent,
-    LineageRecord,
     PolicyEvent,
     ReclaimedEvent,
     ReclaimEvent,
@@ -377,7 +376,7 @@ def _impossible(engine: Engine, event: Event) -> str | None:
         if not engine.lineage.next_id <= event.id <= ID_MAX or event.epoch <= newest:
             return f"head {event.number} gets id {event.id} and epoch {event.epoch}, which are not free"
     if isinstance(event, DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent):
-        return _impossible_of_snapshot(event, engine.lineage.get(event.id))
+        return _impossible_of_snapshot(engine, event)
     return None
 
 
@@ -404,11 +403,10 @@ def _impossible_of_head(
 
 
 def _impossible_of_snapshot(
-    event: DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent,
-    record: LineageRecord | None,
+    engine: Engine, event: DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent
 ) -> str | None:
     """`_impossible` of the events that speak of one snapshot."""
-    what = f"{type(event).__name__} of snapshot {event.id}"
+    record, what = engine.lineage.get(event.id), f"{type(event).__name__} of snapshot {event.id}"
     if record is None or record.kind != LINEAGE_SNAPSHOT:
         return f"{what}, which does not exist"
     if isinstance(event, ReclaimEvent | ReclaimedEvent):
@@ -421,8 +419,12 @@ def _impossible_of_snapshot(
         return f"{what}, which was deleted"
     if isinstance(event, AnchorEvent) and record.flags & LINEAGE_ANCHOR:
         return f"{what}, which is one"
-    if not isinstance(event, HoldEvent) and record.flags & LINEAGE_HELD:
+    if isinstance(event, HoldEvent):
+        return None
+    if record.flags & LINEAGE_HELD:
         return f"{what}, which is held"
+    if engine.lineage.clone_on(event.id) is not None:
+        return f"{what}, which a clone stands on"  # I38
     return None
 
 

@@ -198,6 +198,8 @@ class Image:
                 yield Spot(f"event{kind}.{field.name}", at + 8 + field.offset, field.bytes)
             if kind == f.EVENT_SNAPSHOT:
                 yield Spot("event1.name", at + 8 + layout.SNAPSHOT_FIXED_BYTES, size - 8 - layout.SNAPSHOT_FIXED_BYTES)
+            elif kind == f.EVENT_CLONE:
+                yield Spot("event8.name", at + 8 + layout.CLONE_FIXED_BYTES, size - 8 - layout.CLONE_FIXED_BYTES)
             at += max(size, 8)
 
     # -- checksums -------------------------------------------------------------------------------------------------

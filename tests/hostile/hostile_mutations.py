@@ -122,6 +122,8 @@ def _text(image: Image, rng: random.Random, spot: Spot) -> None:
     elif spot.what == "event1.name":
         image.put(spot.offset - 8, len(text), 2)
         image.put(spot.offset - 4, max(0, spot.bytes - len(text) - rng.randrange(8)), 4)
+    elif spot.what == "event8.name":
+        image.put(spot.offset - 8, len(text))
 
 
 def _metadata(image: Image, rng: random.Random, spot: Spot) -> None:
@@ -155,12 +157,13 @@ def _append(image: Image, rng: random.Random) -> str:
 
 
 def _delta(image: Image, rng: random.Random, epoch: int) -> bytes:
+    head = rng.choice((0, 0, 0, 1, 2, 3, 255)) << 48
     return struct.pack(
         "<4Q",
         rng.choice((0, 1, 7, 255, 256, 299, rng.randrange(1300), number(image, rng, 0, 8))),
         rng.choice((1, 1, 2, 44, 256, 2**36, number(image, rng, 1, 8))),
         rng.choice((0, target(image, rng, 1 << 56 | rng.randrange(2, image.slots)))),
-        rng.choice((epoch, epoch, 1, number(image, rng, epoch, 8))) & layout.MASK64,
+        (rng.choice((epoch, epoch, 1, number(image, rng, epoch, 8))) | head) & layout.MASK64,
     )
 
 
@@ -173,23 +176,28 @@ def _event(image: Image, rng: random.Random) -> f.Event:
     member = rng.choice((0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 200, layout.ID_MAX, number(image, rng, 1, 8)))
     next_id = image.u64(image.superblock + 160)
     epoch = image.u64(image.superblock + 152)
-    epoch = rng.choice((epoch, epoch, epoch + 1, epoch + 2, layout.EPOCH_MAX, number(image, rng, epoch, 8)))
+    later = rng.choice((epoch, epoch, epoch + 1, epoch + 2, layout.EPOCH_MAX, number(image, rng, epoch, 8)))
+    newer, epoch = (epoch + 1) & layout.MASK64, later & layout.MASK64
     size = rng.choice((512, 4096 * 7 + 512, 4096 * 300, 4096 * 600, 2**40, 2**48 - 4096, number(image, rng, 512, 8)))
     name = "s"
     with contextlib.suppress(UnicodeDecodeError):
         name = rng.choice(NAMES).decode()
     before = rng.random() < 0.2
-    taken = rng.choice((next_id, next_id, next_id + 1, member))
+    taken = rng.choice((next_id, next_id, next_id + 1, member)) & layout.MASK64
+    head = rng.choice((0, 0, 1, 1, 2, 3, 4, 255))
     metadata = rng.choice((b"", b"{}", *JSONS))[:4000]
     return rng.choice((
-        f.SnapshotEvent(taken, epoch, 1, 1, name, bytes(16), rng.choice((0, 0, 4, 1, 2)), metadata, before),
+        f.SnapshotEvent(taken, epoch, 1, 1, name, bytes(16), rng.choice((0, 0, 4, 1, 2)), metadata, before, head),
         f.SnapshotEvent(next_id, epoch, 1, 1, f"new{next_id}", before=before),
         f.DeleteEvent(member, before), f.ReclaimEvent(member, number(image, rng, 0, 8), before),
-        f.ReclaimedEvent(member, before), f.RollbackEvent(rng.choice((0, 0, 0, 1)), member, epoch, size, before),
+        f.ReclaimedEvent(member, before), f.RollbackEvent(head, member, epoch, size, before),
         f.StoreEvent(number(image, rng, 0, 8), before), f.AnchorEvent(member, before),
         f.HoldEvent(member, rng.choice(("", "held")), before),
         f.PolicyEvent(rng.randrange(3), number(image, rng, 0, 8),
                       number(image, rng, 0, 8), before),
         f.GiveUpEvent(member, number(image, rng, 0, 8), before),
-        f.ResizeEvent(rng.choice((0, 0, 0, 1)), size, epoch, before),
+        f.ResizeEvent(head, size, epoch, before),
+        f.CloneEvent(head, taken, member, epoch, 1, name, before),
+        f.CloneEvent(rng.choice((1, 5, 6, 7)), next_id, member, newer, 1, f"new{next_id}"),
+        f.DeleteHeadEvent(head, epoch, before),
     ))  # fmt: skip

@@ -26,6 +26,7 @@ import numpy  # the child imports nothing: its memory is limited
 
 from cowengine import Snapshot, Volume
 from cowengine.engine.check import check_file
+from cowengine.engine.lineage import LIVE_NAME
 from cowengine.errors import CowEngineError, PoisonedError
 
 assert numpy
@@ -110,7 +111,18 @@ class VolumeSession(Session):
         self._read_all(volume, found)
         for call in (volume.stats, volume.du, volume.policy, volume.given_up, volume.check):
             self.do(call.__name__, call)
+        for name in self.do("heads", volume.heads) or []:
+            self._look_at_clone(volume, name, found)
         self.do("close", volume.close)
+
+    def _look_at_clone(self, volume: Volume, name: str, found: Digests) -> None:
+        """The digest of a clone, by the number of its record; the live volume is no clone."""
+        clone = self.do("open a clone", lambda: volume.open_head(name)) if name != LIVE_NAME else None
+        if clone is not None:
+            self._read("read a clone", clone, found, (name, volume.engine.lineage.find_head(name).id))
+            for base in (self.do("list", volume.snapshots) or [])[:6]:
+                self.do("changed, clone", functools.partial(clone.changed_extents, base))
+            self.do("close a clone", clone.close)
 
     def _read_all(self, volume: Volume, found: Digests) -> None:
         snapshots = self.do("list", volume.snapshots) or []
@@ -161,7 +173,7 @@ class VolumeSession(Session):
         actions: list[Callable[[Volume], None]] = [
             self._write, self._write, self._snapshot, self._snapshot, self._delete, self._delete, self._anchor,
             self._rollback, self._resize, self._compact, self._flatten, self._hold, self._policy, self._discard,
-            self._checkpoint, self._seal,
+            self._checkpoint, self._seal, self._clone, self._clone, self._use_clone, self._delete_clone,
         ]  # fmt: skip
         self.rng.shuffle(actions)
         for action in actions:
@@ -209,6 +221,40 @@ class VolumeSession(Session):
         snapshot = self._pick(volume)
         if snapshot is not None:
             self.do("rollback", lambda: volume.rollback(snapshot))
+
+    def _clone(self, volume: Volume) -> None:
+        snapshot = self._pick(volume)
+        clone = self.do("clone", lambda: snapshot.clone(f"mine {self.rng.random()}")) if snapshot else None
+        if clone is not None:
+            self._change(clone)
+
+    def _pick_clone(self, volume: Volume) -> str | None:
+        names = [name for name in self.do("heads", volume.heads) or [] if name != LIVE_NAME]
+        return self.rng.choice(names) if names else None
+
+    def _use_clone(self, volume: Volume) -> None:
+        name = self._pick_clone(volume)
+        clone = self.do("open a clone", lambda: volume.open_head(name)) if name else None
+        if clone is not None:
+            self.gone.add(volume.engine.lineage.find_head(name).id)
+            self._change(clone)
+
+    def _change(self, clone: Volume) -> None:
+        """All that a head has of its own, in any order; it is left closed."""
+        actions: list[Callable[[Volume], None]] = [
+            self._write, self._write, self._snapshot, self._rollback, self._resize, self._discard, self._compact,
+        ]  # fmt: skip
+        self.rng.shuffle(actions)
+        for action in actions:
+            action(clone)
+        self._read("read a clone", clone, {}, ("", 0))
+        self.do("close a clone", clone.close)
+
+    def _delete_clone(self, volume: Volume) -> None:
+        name = self._pick_clone(volume)
+        if name:
+            self.gone.add(volume.engine.lineage.find_head(name).id)
+            self.do("delete a clone", lambda: volume.delete_head(name))
 
     def _resize(self, volume: Volume) -> None:
         size = self.rng.choice((512, 4096 * 100, volume.size + 4096 * 700, volume.size // 1024 * 512 or 512))

@@ -13,6 +13,7 @@ from unittest import mock
 
 from cowengine import Volume
 from cowengine.engine import reclaim
+from cowengine.engine.clones import delete_clone
 
 KIB = 1024
 BLOCK = 4096
@@ -178,6 +179,60 @@ def sealed(path: Path, rng: random.Random) -> bytes:
     return _crash(path, volume)
 
 
+def _branch(volume: Volume, rng: random.Random) -> None:
+    """Clones with snapshots of their own: of a branch point that goes, of a clone's snapshot, of one that goes itself,
+    one that was rolled back elsewhere."""
+    for number in range(4):
+        _fill(volume, rng, 3, 20_000)
+        volume.snapshot(f"s{number}")
+    with volume.get_snapshot("s1").clone("one") as one, volume.get_snapshot("s1").clone("two") as two:
+        for number, head in enumerate((one, two, volume)):
+            _fill(head, rng, 3, 20_000)
+            head.snapshot(f"of {head.head}", metadata={"number": number})
+            _fill(head, rng, 2)
+        one.resize(310 * BLOCK)
+        with volume.get_snapshot("of one").clone("three") as three:
+            _fill(three, rng, 2)
+            three.discard(20 * BLOCK, 40 * BLOCK)
+        two.rollback("s2")
+        _fill(two, rng, 2)
+        one.rollback("s0")  # s1 is no origin any more
+    with volume.get_snapshot("of two").clone("gone") as gone:
+        _fill(gone, rng, 2)
+        gone.snapshot("of gone")
+        _fill(gone, rng, 2)
+    volume.get_snapshot("s1").delete()
+    volume.get_snapshot("s3").to_anchor()
+    volume.delete_head("gone")
+
+
+def clones(path: Path, rng: random.Random) -> bytes:
+    """Four heads in a tree of snapshots, a branch point deleted; closed cleanly."""
+    with _create(path, 300 * BLOCK) as volume:
+        _branch(volume, rng)
+    return path.read_bytes()
+
+
+def clones_logged(path: Path, rng: random.Random) -> bytes:
+    """The same, and a crash with all of it in the log, over two heads of a checkpoint: one turned back, one deleted."""
+    volume = _create(path, 300 * BLOCK, log_size=256 * KIB)
+    _fill(volume, rng, 4)
+    base = volume.snapshot("base")
+    _fill(volume, rng, 2)
+    with base.clone("older") as older, base.clone("old") as old:
+        for head in (older, old):
+            _fill(head, rng, 2)
+            head.snapshot(f"of {head.head}")
+            _fill(head, rng, 2)
+        volume.engine.checkpoint()
+        _branch(volume, rng)
+        older.rollback("of old")
+        _fill(older, rng, 2)
+        _fill(old, rng, 2)
+    delete_clone(volume.engine, "old")  # its space is not given back yet
+    return _crash(path, volume)
+
+
 def of_a_store(path: Path, rng: random.Random) -> bytes:
     """A volume whose store was not closed."""
     volume = Volume.create(path, 100 * BLOCK, log_size=16 * KIB, background=False, store_uuid=bytes(range(16)))
@@ -190,7 +245,7 @@ VOLUMES: dict[str, Callable[[Path, random.Random], bytes]] = {
     function.__name__: function
     for function in (
         fresh, snapshots, logged, half_reclaimed, anchors, resized, adopted, adopted_alone, large_blocks,
-        largest_blocks, named, sealed, of_a_store,
+        largest_blocks, named, sealed, clones, clones_logged, of_a_store,
     )
 }  # fmt: skip
 
