@@ -18,6 +18,9 @@ site = $(CURDIR)/build/$(1)-site
 PYTEST = PYTHONPATH=$(call site,$(1)) COWENGINE_EXPECT_SITE=$(call site,$(1)) COWENGINE_EXPECT_DEBUG=$(2) $(BIN)/python -P -m pytest
 # The debug build, with bounds checks and assertions, passes the same tests. Left out is what does not depend on the build.
 BUILD_INDEPENDENT := tests/tidy tests/package/test_release.py tests/crash/test_barriers.py
+# Builds for the harnesses that run under a sanitizer: make build/asan-site, make build/tsan-site.
+SANITIZERS_asan := address,undefined
+SANITIZERS_tsan := thread
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -q --no-build-isolation
 
 .PHONY: all venv build lint test test-release test-debug demo bench sdist wheel clean
@@ -41,7 +44,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml $(EXTENSIONS)
 
 build/%-site: $(VENV)/.installed $(SOURCES)
 	rm -rf $@ build/$*/lib*
-	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) $(INSTALL) --no-deps --target $@ .
+	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) COWENGINE_SANITIZE=$(SANITIZERS_$*) $(INSTALL) --no-deps --target $@ .
 	touch $@
 
 lint: build

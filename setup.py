@@ -3,7 +3,8 @@
 Each cowengine/core/<name>.pyx is one extension. The C helpers beside them (*_impl.c) are linked into all, because one
 kernel may call another's helper; the linker drops what is not called.
 libcowengine.so, the library for C programs, is one more, if this Python has a shared library to link it with.
-COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own.
+COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own. So does
+COWENGINE_SANITIZE=address,undefined (or thread) with the sanitizers of gcc or clang, whose runtimes must be preloaded.
 """
 
 import os
@@ -18,7 +19,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("COWENGINE_DEBUG", "0") not in ("", "0")
-BUILD = "build/debug" if DEBUG else "build/release"
+SANITIZE = os.environ.get("COWENGINE_SANITIZE", "")
+SANITIZED = f"build/{'tsan' if 'thread' in SANITIZE else 'asan'}"
+BUILD = SANITIZED if SANITIZE else "build/debug" if DEBUG else "build/release"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -33,6 +36,11 @@ DIRECTIVES = {
 FLAGS = ["-O1", "-g", "-Wall", "-Wextra"] if DEBUG else ["-O3", "-g0"]
 SECTIONS = ["-fvisibility=hidden", "-ffunction-sections"]
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+LINK = []
+if SANITIZE:  # fortified functions would hide reads and writes from it
+    LINK = [f"-fsanitize={SANITIZE}"]
+    FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *LINK]
+    HARDENING = ["-U_FORTIFY_SOURCE"]
 
 
 def extension(pyx: str) -> Extension:
@@ -44,7 +52,7 @@ def extension(pyx: str) -> Extension:
         define_macros=[("COWENGINE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         undef_macros=["NDEBUG"] if DEBUG else [],
         extra_compile_args=["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING],
-        extra_link_args=["-Wl,-z,relro,-z,now,--gc-sections"],
+        extra_link_args=["-Wl,-z,relro,-z,now,--gc-sections", *LINK],
     )
 
 
@@ -76,7 +84,7 @@ def c_library() -> list[Extension]:
             library_dirs=[folder],
             runtime_library_dirs=[folder],
             extra_compile_args=["-std=gnu11", *FLAGS, "-Wno-unused-parameter", *SECTIONS, *HARDENING],
-            extra_link_args=["-Wl,-z,relro,-z,now,-z,nodelete,-soname,libcowengine.so"],
+            extra_link_args=["-Wl,-z,relro,-z,now,-z,nodelete,-soname,libcowengine.so", *LINK],
         )
     ]
 

@@ -68,7 +68,7 @@ from cowengine.format import (
     fold_of,
     iter_deltas,
     level_for,
-    scan_records,
+    records_beyond,
     span,
     with_region,
 )
@@ -250,11 +250,11 @@ class _Check:
             position = end
         if sequence < sb.tip_sequence:
             self.problems.add(f"log: ends after record {sequence}, but record {sb.tip_sequence} is confirmed")
-        for offset, header in scan_records(log, sb.log_shift, self.fold, generation_above=sb.generation):
+        for offset, header in records_beyond(log, sb, sequence):
             if offset not in places:
                 self.problems.add(
                     f"log: record {header.sequence} at byte {offset} follows superblock generation "
-                    f"{header.generation}, the newest valid one is {sb.generation}"
+                    f"{header.generation}; the newest valid one is {sb.generation}, and the chain ends after {sequence}"
                 )
         return self._without_dropped(chain)
 

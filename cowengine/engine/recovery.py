@@ -75,7 +75,7 @@ from cowengine.format import (
     decode_superblock,
     hole,
     level_for,
-    scan_records,
+    records_beyond,
 )
 
 logger = logging.getLogger("cowengine.engine")
@@ -251,10 +251,11 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
         _apply(engine, last)
     if log.sequence < sb.tip_sequence:
         raise CorruptionError(f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name)
-    for offset, header in scan_records(data, sb.log_shift, engine.fold, generation_above=sb.generation):
+    for offset, header in records_beyond(data, sb, log.sequence if durable is None else None):
         if offset not in chain:
             raise CorruptionError(
-                f"record {header.sequence} of the commit log follows superblock {header.generation}, which is lost",
+                f"record {header.sequence} of the commit log is there, what leads to it is not: superblock "
+                f"{header.generation} or record {log.sequence + 1} is lost",
                 engine.name,
             )
     live = engine.path.live

@@ -134,6 +134,7 @@ from cowengine.format.record import (
     peek_header,
     record_bytes_for,
     record_checksum,
+    records_beyond,
     scan_records,
 )
 from cowengine.format.seeds import (
@@ -293,6 +294,7 @@ __all__ = [
     "record_bytes_for",
     "record_checksum",
     "record_seed",
+    "records_beyond",
     "scan_records",
     "size_is_legal",
     "span",

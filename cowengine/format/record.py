@@ -7,7 +7,7 @@ which of them form the chain, is recovery's and the checker's.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import NamedTuple
@@ -42,6 +42,8 @@ from cowengine.format.layout import (
     struct_of,
 )
 from cowengine.format.lineage import size_is_legal
+from cowengine.format.seeds import fold_of
+from cowengine.format.superblock import Superblock
 
 Buffer = bytes | bytearray | memoryview
 
@@ -255,20 +257,34 @@ def _delta_is_legal(block: int, count: int, target: int, birth: int, epoch: int)
     return target == ENTRY_HOLE
 
 
+def records_beyond(log: Buffer, sb: Superblock, last: int | None) -> Iterator[tuple[int, RecordHeader]]:
+    """Every (offset, header) of a record that shows, unless it is part of the chain, that something was lost.
+
+    It names a newer superblock than `sb`, or it is of this one's salt and comes behind record `last`, the end of the
+    chain: it was written only when all those before it were durable. None for `last`: somebody may be writing.
+    """
+
+    def is_beyond(header: RecordHeader) -> bool:
+        later = last is not None and header.salt == sb.salt and header.sequence > last
+        return later or header.generation > sb.generation
+
+    return scan_records(log, sb.log_shift, fold_of(sb.volume_uuid), is_beyond)
+
+
 def scan_records(
-    log: Buffer, log_shift: int, fold: int, *, generation_above: int = -1
+    log: Buffer, log_shift: int, fold: int, wanted: Callable[[RecordHeader], bool] = lambda header: True
 ) -> Iterator[tuple[int, RecordHeader]]:
     """Every (offset, header) at which a record with a right checksum lies, of whatever sequence, ascending.
 
-    Only those that name a generation above `generation_above`. Of a hostile log no more than SCAN_BUDGET times its size
-    is read; what lies behind is then not found.
+    Only those that are `wanted`. Of a hostile log no more than SCAN_BUDGET times its size is read; what lies behind is
+    then not found.
     """
     budget = SCAN_BUDGET * len(log)
     for offset in range(0, len(log), 1 << log_shift):
         if log[offset : offset + len(RECORD_MAGIC)] != RECORD_MAGIC:
             continue
         header = peek_header(log, offset, len(log))
-        if header is None or header.generation <= generation_above:
+        if header is None or not wanted(header):
             continue
         budget -= header.record_bytes
         if budget < 0:

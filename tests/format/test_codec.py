@@ -437,7 +437,9 @@ def test_scan_finds_every_record_at_an_aligned_place_and_no_other():
     log[8200 : 8200 + len(two)] = two
     assert [(offset, header.sequence) for offset, header in f.scan_records(log, 9, FOLD)] == [(512, 4), (4096, 9)]
     assert [offset for offset, _ in f.scan_records(bytes(log), 12, FOLD)] == [4096]
-    assert [offset for offset, _ in f.scan_records(memoryview(log), 9, FOLD, generation_above=4)] == [4096]
+    assert [offset for offset, _ in f.scan_records(memoryview(log), 9, FOLD, lambda header: header.generation > 4)] == [
+        4096
+    ]
 
 
 def test_scan_of_a_hostile_log_reads_a_bounded_multiple_of_it():
