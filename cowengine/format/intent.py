@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError, FormatError
@@ -22,9 +23,12 @@ from cowengine.format.layout import (
 _INTENT = struct_of(INTENT, INTENT_BYTES)
 _CHECKSUM = struct.Struct("<Q")
 _CHECKSUM_OFFSET = INTENT_BYTES - _CHECKSUM.size
-_UUID_OFFSET, _POLICY_OFFSET = (
-    next(field.offset for field in SUPERBLOCK if field.name == name) for name in ("volume_uuid", "when_full")
-)
+_UUID_OFFSET = next(field.offset for field in SUPERBLOCK if field.name == "volume_uuid")
+_RESERVED = [
+    (field.offset + field.bytes, behind.offset)
+    for field, behind in pairwise(SUPERBLOCK)
+    if field.offset + field.bytes < behind.offset
+]
 SECTOR = 512
 HEAD_BYTES_MAX = LOG_BYTES_MAX + (4 << 20)
 """More than lies before the first home of any adopted volume: superblocks, log, and what fills up a block of 1 MiB."""
@@ -49,14 +53,14 @@ class Intent:
     def _is_ours(self, at: int, sector: bytes) -> bool:
         """Whether a sector may be of one of the volume's superblocks.
 
-        The first one has magic and UUID; behind it and what is reserved lie a policy and a list of losses: anything.
+        The first one has magic and UUID. Behind it fields may hold anything; what lies between them is zero.
         """
         within = at % SLOT_BYTES
         if at >= 2 * SLOT_BYTES:
             return False
         if within == 0:
             return sector[: len(MAGIC)] == MAGIC and sector[_UUID_OFFSET : _UUID_OFFSET + 16] == self.volume_uuid
-        return not any(sector[: max(0, _POLICY_OFFSET - within)])
+        return not any(any(sector[max(0, begin - within) : max(0, end - within)]) for begin, end in _RESERVED)
 
 
 def encode_intent(intent: Intent) -> bytes:

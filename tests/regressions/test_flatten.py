@@ -1,13 +1,17 @@
-"""What flattening in place once got wrong."""
+"""What flattening in place once got wrong, and what is left of it after a crash."""
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
 
-from cowengine import ClosedError, Volume
+import pytest
+
+from cowengine import ClosedError, FormatError, StorageError, Volume
 from cowengine.core.iotable import IOTable
+from cowengine.engine.names import KEPT_FROM
 
 BLOCK = 4096
 
@@ -45,4 +49,39 @@ def test_a_write_that_waited_does_not_reach_the_raw_image(tmp_path: Path) -> Non
     assert table.thread is not None
     table.thread.join()
     assert isinstance(table.error, ClosedError)
+    assert path.read_bytes() == contents
+
+
+class Torn(IOTable):
+    """Of the write that ends the superblocks, the first sector of either arrives."""
+
+    armed = False
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        if not self.armed or (offset, len(data)) != (0, 2 * BLOCK):
+            super().pwrite(fd, data, offset)
+            return
+        for slot in (0, 1):
+            super().pwrite(fd, data[slot * BLOCK : slot * BLOCK + 512], slot * BLOCK)
+        raise OSError(errno.EIO, "power cut")
+
+
+def test_a_superblock_that_is_half_gone_is_known_by_all_of_its_fields(tmp_path: Path) -> None:
+    """What was left of one that had an index of names passed for a change that somebody made to the image."""
+    path, contents, table = tmp_path / "image", bytes(range(256)) * 16 * 40, Torn()
+    path.write_bytes(contents)
+    with Volume.adopt(path, log_size=16384, io=table, background=False) as volume:
+        for number in range(KEPT_FROM + 1):
+            volume.snapshot(f"{number}").delete()
+        volume.reclaim()
+        table.armed = True
+        with pytest.raises((StorageError, OSError)):
+            volume.flatten(in_place=True)
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    assert start[:512] == contents[:512]
+    assert start[512:] != contents[512:1024] and any(start[512:528]), "fields of the index of names"
+    with pytest.raises(FormatError, match="undo"):
+        Volume.open(path)
+    Volume.undo_adoption(path)
     assert path.read_bytes() == contents
