@@ -26,7 +26,7 @@ from cowengine.engine.create import (
     write_zeros,
 )
 from cowengine.engine.engine import DIRTY_NODES_MAX, Engine
-from cowengine.engine.files import open_regular
+from cowengine.engine.files import open_regular, require_sole
 from cowengine.engine.foreign import looks_like
 from cowengine.engine.intent import (
     holds_superblock,
@@ -39,7 +39,6 @@ from cowengine.engine.intent import (
 )
 from cowengine.engine.recovery import choose_superblock, open_engine
 from cowengine.errors import (
-    BusyError,
     CorruptionError,
     CowEngineError,
     ExistsError,
@@ -133,8 +132,7 @@ def undo_adoption(io: IOTable, path: str) -> None:
 def _take(io: IOTable, fd: int, path: str) -> None:
     """The file is the caller's alone, and what is read from it now is what the disk holds."""
     own(io, fd, path)
-    if not io.is_sole(fd):
-        raise BusyError("the file is open elsewhere (another program, or a loop device); close it there first", path)
+    require_sole(io, fd, path)
     try:
         io.fdatasync(fd)
     except OSError as error:

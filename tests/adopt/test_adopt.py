@@ -234,42 +234,71 @@ def test_two_that_adopt_at_once_are_one(tmp_path: Path) -> None:
     assert Second.refused
 
 
-def test_of_processes_that_adopt_at_once_one_does_at_most(tmp_path: Path) -> None:
-    """All of them may find that another one has the file open; then it is as it was, and the next one adopts it."""
+def test_of_processes_that_adopt_at_once_exactly_one_does(tmp_path: Path) -> None:
+    """The others are told that one has the file, or, if they come late, that it is a volume by now."""
     path = tmp_path / "disk.img"
-    for seed in range(6):
-        data = write_image(path, MIB, seed)
-        waiting, begin = os.pipe()
-        children = [adopting_child(path, waiting, begin) for _ in range(3)]
-        os.close(begin)  # all of them go now
-        os.close(waiting)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert set(ends) <= {0, 1} and ends.count(0) <= 1
-        if 0 not in ends:
-            assert path.read_bytes() == data
-            Volume.adopt(path).close()
-        with Volume.open(path) as volume:
+    data = write_image(path, MIB)
+    wins = {True: 0, False: 0}
+    for number in range(60):
+        path.write_bytes(data)
+        keeps_open = number % 2 == 0
+        ends = adopting_at_once(path, 8, keeps_open)
+        assert sorted(set(ends)) in (["", "busy"], ["", "busy", "volume"], ["", "volume"]), ends
+        assert ends.count("") == 1
+        wins[keeps_open] += ends.count("busy")
+        with Volume.open(path, background=False) as volume:
             assert volume.pread(MIB, 0) == data
             assert volume.check().ok
         assert os.listdir(tmp_path) == ["disk.img"]
-        path.unlink()
+    assert wins[True] == 30 * 7, "while the winner has it open, all others are told that"
+    assert wins[False], "no two ever met"
 
 
-def adopting_child(path: Path, waiting: int, begin: int) -> int:
-    """A process that adopts once nobody holds `begin`. It ends with 0 if it did, 1 if it was told that it may not."""
-    child = os.fork()
-    if child:
-        return child
-    end = 2
+def adopting_at_once(path: Path, count: int, keeps_open: bool) -> list[str]:
+    """What so many processes say that adopt at the same time; the one that does keeps the volume until all are done."""
+    waiting, begin = os.pipe()
+    said, says = os.pipe()
+    over, end = os.pipe()
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            os.close(begin)
+            os.close(end)
+            adopting_child(path, waiting, says, over if keeps_open else None)
+        children.append(child)
+    os.close(begin)  # all of them go now
+    words = b""
+    while words.count(b"\n") < count:
+        words += os.read(said, 4096)
+    os.close(end)
+    for child in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for fd in (waiting, said, says, over):
+        os.close(fd)
+    return words.decode().split("\n")[:-1]
+
+
+def adopting_child(path: Path, waiting: int, says: int, over: int | None) -> None:
+    """Adopts once nobody holds the other end of `waiting`, and says how that ended."""
     try:
-        os.close(begin)
         os.read(waiting, 1)
-        Volume.adopt(path, background=False).close()
-        end = 0
-    except (BusyError, FormatError):
-        end = 1
+        try:
+            volume = Volume.adopt(path, background=False)
+        except BusyError as error:
+            known = "open already" in str(error) or "taking the file over" in str(error)
+            os.write(says, b"busy\n" if known else f"{error}\n".encode())
+        except FormatError as error:
+            os.write(says, b"volume\n" if "volume already" in str(error) else f"{error}\n".encode())
+        except BaseException as error:
+            os.write(says, f"{error!r}\n".encode())
+        else:
+            os.write(says, b"\n")
+            if over is not None:
+                os.read(over, 1)
+            volume.close()
     finally:
-        os._exit(end)
+        os._exit(0)
 
 
 def test_a_full_disk_leaves_the_raw_image(tmp_path: Path) -> None:
