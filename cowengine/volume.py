@@ -27,7 +27,7 @@ from cowengine.engine.clones import delete_clone, open_clone
 from cowengine.engine.compaction import Compaction, CompactionJob, compact
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
-from cowengine.engine.flatten import flatten_copy, flatten_in_place
+from cowengine.engine.flatten import flatten_copy, flatten_file
 from cowengine.engine.lineage import HEAD_ID, LIVE_NAME
 from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
@@ -489,20 +489,24 @@ class Volume(Closing):
         return collect(walks, size, self.block_size, start, length, max_results)
 
     # -- a raw image again --------------------------------------------------------------------------------------------
-    def flatten(self, raw_path: str | os.PathLike[str] | None = None) -> None:
+    def flatten(self, raw_path: str | os.PathLike[str] | None = None, *, in_place: bool = False) -> None:
         """Gives a plain raw image back; durable when it returns.
 
-        Without `raw_path`, or with the volume's own, the volume file itself becomes the image and the volume is closed.
-        That takes no copy; it is for adopted volumes without snapshots, else BusyError says what is in the way. With
-        another path a new file is written from a snapshot that is taken and deleted: the volume stays, writes go on,
-        holes stay holes, and the space is shared where the file system can. Raises ExistsError, NotFoundError,
-        NoSpaceError.
+        Without `raw_path`, or with the volume's own, the volume file becomes the image and the volume is closed: in
+        place, which takes no copy, where an adopted volume's blocks lie as they did in the image; else (created, grown,
+        or written after a snapshot) a copy, mode 0600, takes the file's name; with `in_place` that is a BusyError. So
+        is, always, a file that holds more, as snapshots or clones. With another path a new file is written from a
+        snapshot that is taken and deleted: the volume stays, writes go on. In copies holes stay holes, and the space is
+        shared where the file system can. Raises ExistsError, NotFoundError, NoSpaceError, OutOfRangeError (`in_place`
+        with another path).
         """
         engine = self.engine
         self._check_state()
         name = self.path if raw_path is None else check_path(raw_path)
         if os.path.abspath(name) == os.path.abspath(self.path):
-            flatten_in_place(engine)
+            flatten_file(engine, in_place=in_place)
+        elif in_place:
+            raise OutOfRangeError("in place is the volume file itself; give no other path", name)
         elif engine.read_only:
             flatten_copy(engine, self._head, self.size, name)
         else:

@@ -60,7 +60,9 @@ def adopt(options: Options, out: Output) -> None:
     "give a plain raw image back: a new file, or with --in-place the volume file itself",
     VOLUME_OR_SNAPSHOT,
     argument("image", metavar="IMAGE", nargs="?", help="the new raw image"),
-    argument("--in-place", action="store_true", help="an adopted volume without snapshots is the raw image again"),
+    argument(
+        "--in-place", action="store_true", help="an adopted volume without snapshots is the raw image again, uncopied"
+    ),
     examples=(
         "cowengine volume flatten disk.cow disk.img",
         "cowengine volume flatten disk.cow@monday monday.img",
@@ -73,7 +75,7 @@ def flatten(options: Options, out: Output) -> None:
     if options.in_place:
         with open_volume(options.volume, read_only=False) as volume:
             document: Document = {"image": str(volume.path), "size": int(volume.size)}
-            volume.flatten()
+            volume.flatten(in_place=True)
     else:
         document = with_view(options.volume, lambda view: view.flatten(options.image))
         document["image"] = options.image

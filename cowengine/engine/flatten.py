@@ -1,19 +1,24 @@
-"""Flattening: a plain raw image again, in place or as a copy.
+"""Flattening: a plain raw image again, in the volume's place or as a copy beside it.
 
 In place is the way back from an adoption and goes the same way (`cowengine.engine.intent`): it needs a volume whose
-blocks all lie where they do in the raw image, the first ones excepted, and that holds nothing else. A copy leaves the
-volume as it is, keeps holes, and lets the file system share the space where it can.
+blocks all lie where they do in the raw image, the first ones excepted. The homes that a growth added lie behind all
+others, so a volume that was created, or has grown, has none of that; its image is a copy that takes the file's name at
+the end. Either way the file may hold nothing else than that image. A copy under another name leaves the volume as it
+is. Copies keep holes, and let the file system share the space where it can.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Root
 from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
+from cowengine.engine.files import require_sole
 from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
 from cowengine.engine.verifying import require_undamaged
@@ -26,41 +31,52 @@ COPY_BYTES = 1 << 20
 SHARE_BYTES = 1 << 30  # asked of the file system at a time
 
 
-# -- in place ----------------------------------------------------------------------------------------------------------
-def flatten_in_place(engine: Engine) -> None:
+# -- in the volume's place ---------------------------------------------------------------------------------------------
+def flatten_file(engine: Engine, *, in_place: bool) -> None:
     """Makes the volume file the raw image of the live volume, and closes the engine. Durable when it returns.
 
-    A crash leaves the volume or the raw image, whole. Raises BusyError if the file holds more than that image.
+    A crash leaves the volume or the raw image, whole. Raises BusyError if the file holds more than that image; with
+    `in_place` also if it takes a copy.
     """
     with engine.lock:
         engine.require_writable()
         with engine.paused(engine.path.live):
-            header = _header(engine)
             _require_alone(engine)
-            # Two, so that neither superblock needs the log any more.
-            engine.checkpoint()
-            engine.checkpoint()
-            _punch_holes(engine, header)
-            with engine.undivided(NoSpaceError):
-                _turn(engine, header)
+            header = min(region.slot for region in engine.regions) * SLOT_BYTES
+            obstacle = _obstacle(engine, header)
+            if not obstacle:
+                _flatten_in_place(engine, header)
+            elif in_place:
+                raise BusyError(f"{obstacle}; flatten it into another file, or without in_place", engine.name)
+            else:
+                _replace(engine)
     engine.close()
 
 
-def _header(engine: Engine) -> int:
-    """Bytes before the first home in the file. Raises BusyError unless all blocks behind have the image's place."""
-    block_slots = engine.path.block_bytes // SLOT_BYTES
-    regions = engine.regions
-    header = min(region.slot for region in regions) * SLOT_BYTES
-    reached = header // engine.path.block_bytes
-    for region in regions:
+def _obstacle(engine: Engine, header: int) -> str:
+    """Why the blocks behind the header, in bytes, do not lie as in the raw image; empty if they do."""
+    path, block_slots = engine.path, engine.path.block_bytes // SLOT_BYTES
+    reached = header // path.block_bytes
+    for region in engine.regions:
         if region.first_block <= reached and region.slot == region.first_block * block_slots:
             reached = max(reached, region.first_block + region.block_count)
-    if reached * engine.path.block_bytes < engine.path.live.size:
-        raise BusyError(
-            "the blocks of this volume do not lie as in a raw image, because it was created or has grown; flatten it "
-            "into another file", engine.name,
-        )  # fmt: skip
-    return header
+    if reached * path.block_bytes < path.live.size:
+        return "the blocks of this volume do not lie as in a raw image, because it was created or has grown"
+    for block, slot, _ in _runs(engine, header):
+        if slot not in (0, block * block_slots):
+            return "blocks written after a snapshot lie elsewhere in the file"
+    return ""
+
+
+def _runs(engine: Engine, header: int) -> Iterator[tuple[int, int, int]]:
+    """Behind the header: first block, its slot (0 in a hole), and how many blocks lie in a row."""
+    path = engine.path
+    block, end = header // path.block_bytes, -(-path.live.size // path.block_bytes)
+    while block < end:
+        slot, count = path.place(block)
+        count = min(count, end - block)
+        yield block, slot, count
+        block += count
 
 
 def _require_alone(engine: Engine) -> None:
@@ -73,25 +89,19 @@ def _require_alone(engine: Engine) -> None:
         raise BusyError("the volume belongs to a store; detach it first", engine.name)
     if engine.io.is_file(intent_path(engine.name)):
         raise ExistsError("something is in the way; rename it", intent_path(engine.name))
-    if not engine.io.is_sole(engine.fd):
-        raise BusyError("the file is open elsewhere, too; close it there first", engine.name)
+    require_sole(engine.io, engine.fd, engine.name)
 
 
-def _punch_holes(engine: Engine, header: int) -> None:
-    """What is a hole reads as zeros in the file as well. Raises BusyError if a block is not at home."""
-    path = engine.path
-    block_slots = path.block_bytes // SLOT_BYTES
-    block, end = header // path.block_bytes, -(-path.live.size // path.block_bytes)
-    while block < end:
-        slot, count = path.place(block)
-        count = min(count, end - block)
-        if slot == 0:
-            engine.io.punch(engine.fd, block * path.block_bytes, count * path.block_bytes)
-        elif slot != block * block_slots:
-            raise BusyError(
-                "blocks written after a snapshot lie elsewhere in the file; flatten it into another one", engine.name
-            )
-        block += count
+def _flatten_in_place(engine: Engine, header: int) -> None:
+    # Two, so that neither superblock needs the log any more.
+    engine.checkpoint()
+    engine.checkpoint()
+    block_bytes = engine.path.block_bytes
+    for block, slot, count in _runs(engine, header):
+        if slot == 0:  # reads as zeros in the file as well
+            engine.io.punch(engine.fd, block * block_bytes, count * block_bytes)
+    with engine.undivided(NoSpaceError):
+        _turn(engine, header)
 
 
 def _turn(engine: Engine, header: int) -> None:
@@ -118,46 +128,84 @@ def _announce(engine: Engine, intent: Intent) -> None:
         raise
 
 
+def _replace(engine: Engine) -> None:
+    """The volume is paused: a copy gets its name, and the file goes when it is closed."""
+    path = engine.path
+
+    def take_name(part: str) -> None:
+        with engine.undivided(OSError):  # of the first step
+            engine.io.rename(part, engine.name)
+            engine.read_only = True  # nobody finds this file any more
+            path.shut()
+
+    _write_image(engine, None, path.live.size, engine.name, take_name)
+
+
 # -- a copy ------------------------------------------------------------------------------------------------------------
 def flatten_copy(engine: Engine, root: Root | None, size: int, target: str) -> None:
     """Writes what a snapshot's root leads to (or a volume that nobody writes) into a new raw file, mode 0600.
 
-    Durable when it returns. A crash leaves at most `target` with `.part` appended, which the next one takes over.
+    Durable when it returns. A crash leaves at most `target` with `.part` appended, which the next one replaces.
     Raises ExistsError, NotFoundError, NoSpaceError, BusyError.
     """
-    io, part = engine.io, target + PART_SUFFIX
-    folder = os.path.dirname(target) or "."
+    io, folder = engine.io, os.path.dirname(target) or "."
     try:
         if os.path.basename(target) in io.names(folder):
             raise ExistsError("something is in the way; choose another name or remove it", target)
-        fd = io.open(part, os.O_RDWR | os.O_CREAT, 0o600)
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError("there is no such directory", folder) from None
     except OSError as error:
         raise _typed(error, target, size) from error
+    _write_image(engine, root, size, target, lambda part: io.rename(part, target))
+
+
+def _write_image(engine: Engine, root: Root | None, size: int, target: str, name: Callable[[str], None]) -> None:
+    """Writes the image durably under another name, which `name` is called with, to make it `target`."""
+    io, part = engine.io, target + PART_SUFFIX
     try:
+        fd = _open_part(io, part)
         try:
-            _own(io, fd, part)
             _copy(engine, root, size, fd)
             io.fdatasync(fd)
-            io.rename(part, target)
+            name(part)
         except BaseException:
-            io.unlink(part)
+            with suppress(FileNotFoundError):  # it has its name
+                io.unlink(part)
             raise
         finally:
             io.close(fd)
-        io.sync_directory(folder)
+        io.sync_directory(os.path.dirname(target) or ".")
     except OSError as error:
         raise _typed(error, target, size) from error
 
 
+def _open_part(io: IOTable, part: str) -> int:
+    """A new file, locked. What a crash left of an earlier copy goes, what another process writes does not.
+
+    The old one is not written: by now it may be that process's image under its own name.
+    """
+    new = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    try:
+        fd = io.open(part, new, 0o600)
+    except FileExistsError:
+        old = io.open(part, os.O_RDWR)
+        try:
+            _own(io, old, part)
+            io.unlink(part)
+        finally:
+            io.close(old)
+        fd = io.open(part, new, 0o600)
+    try:
+        _own(io, fd, part)
+    except BaseException:
+        io.close(fd)
+        raise
+    return fd
+
+
 def _own(io: IOTable, fd: int, part: str) -> None:
-    """What a crash left of an earlier copy is taken over, what another process writes is not."""
     try:
         io.lock(fd, True)
     except BlockingIOError:
         raise BusyError("another process writes this file", part) from None
-    io.truncate(fd, 0)
 
 
 def _copy(engine: Engine, root: Root | None, size: int, fd: int) -> None:
@@ -189,4 +237,6 @@ def _copy_run(engine: Engine, root: Root | None, source: int, fd: int, start: in
 
 
 def _typed(error: OSError, target: str, size: int) -> CowEngineError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not isinstance(error, CowEngineError):
+        return NotFoundError("there is no such directory", os.path.dirname(target) or ".")
     return error if isinstance(error, CowEngineError) else explained(error, target, size)

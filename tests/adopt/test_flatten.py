@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from raw_images import write_image
 
-from cowengine import BusyError, ExistsError, NoSpaceError, NotFoundError, ReadOnlyError, Store, Volume
-from cowengine.core.iotable import IOTable
+from cowengine import BusyError, ExistsError, NoSpaceError, NotFoundError, OutOfRangeError, ReadOnlyError, Store, Volume
+from cowengine.core.iotable import KERNEL, IOTable
 
 MIB = 1 << 20
 
@@ -63,15 +64,111 @@ def test_in_place_is_refused_where_blocks_lie_elsewhere(tmp_path: Path) -> None:
         volume.reclaim()
         before = volume.pread(volume.size, 0)
         with pytest.raises(BusyError, match="elsewhere in the file"):
-            volume.flatten()
+            volume.flatten(in_place=True)
         assert volume.pread(volume.size, 0) == before
         volume.flatten(tmp_path / "copy.img")
         assert (tmp_path / "copy.img").read_bytes() == before
         assert volume.check().ok
-    with Volume.create(tmp_path / "made.cow", MIB) as volume, pytest.raises(BusyError, match="was created"):
-        volume.flatten()
+    with Volume.create(tmp_path / "made.cow", MIB) as volume:
+        with pytest.raises(BusyError, match="was created"):
+            volume.flatten(in_place=True)
+        with pytest.raises(OutOfRangeError):
+            volume.flatten(tmp_path / "made.img", in_place=True)
     with Volume.open(path, read_only=True) as volume, pytest.raises(ReadOnlyError):
         volume.flatten()
+
+
+def created(path: Path) -> Volume:
+    volume = Volume.create(path, 64 * MIB)
+    volume.pwrite(b"c" * MIB, 30 * MIB - 7)
+    return volume
+
+
+def grown(path: Path) -> Volume:
+    write_image(path, 20 * MIB)
+    volume = Volume.adopt(path)
+    volume.resize(64 * MIB)
+    volume.pwrite(b"g" * MIB, 20 * MIB - 7)
+    volume.pwrite(b"end", 64 * MIB - 3)
+    return volume
+
+
+def displaced(path: Path) -> Volume:
+    write_image(path, 64 * MIB)
+    volume = Volume.adopt(path)
+    volume.pwrite(b"a" * MIB, 30 * MIB)
+    snapshot = volume.snapshot("before")
+    volume.pwrite(b"d" * MIB, 30 * MIB - 7)
+    snapshot.delete()
+    volume.reclaim()
+    return volume
+
+
+@pytest.mark.parametrize("make", [created, grown, displaced])
+def test_a_copy_takes_the_file_s_name_where_blocks_lie_elsewhere(
+    tmp_path: Path, make: Callable[[Path], Volume]
+) -> None:
+    path = tmp_path / "disk.img"
+    with make(path) as volume:
+        before = volume.pread(volume.size, 0)
+        with pytest.raises(BusyError, match="another file"):
+            volume.flatten(in_place=True)
+        snapshot = volume.snapshot("in the way")
+        with pytest.raises(BusyError, match="1 snapshots"):
+            volume.flatten()
+        snapshot.delete()
+        volume.reclaim()
+        assert volume.pread(volume.size, 0) == before, "a refused one leaves the volume open"
+        volume.flatten()
+        assert volume.closed
+    assert path.read_bytes() == before
+    assert path.stat().st_blocks * 512 < 32 * MIB
+    assert os.listdir(tmp_path) == ["disk.img"]
+    with Volume.adopt(path) as volume:
+        assert volume.pread(volume.size, 0) == before
+
+
+def test_in_place_once_a_growth_was_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    with grown(path) as volume:
+        volume.resize(20 * MIB)
+        before = volume.pread(20 * MIB, 0)
+        inode = path.stat().st_ino
+        volume.flatten(in_place=True)
+    assert path.read_bytes() == before
+    assert path.stat().st_ino == inode
+
+
+def test_a_full_disk_leaves_the_volume_that_a_copy_would_have_replaced(tmp_path: Path) -> None:
+    class Full(IOTable):
+        def copy_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+            raise OSError(28, os.strerror(28))
+
+    path = tmp_path / "disk.img"
+    grown(path).close()
+    with Volume.open(path, io=Full()) as volume:
+        before = volume.pread(volume.size, 0)
+        with pytest.raises(NoSpaceError):
+            volume.flatten()
+        volume.pwrite(b"goes on", 0)
+    assert os.listdir(tmp_path) == ["disk.img"]
+    with Volume.open(path) as volume:
+        assert volume.pread(volume.size, 0) == b"goes on" + before[7:]
+        assert volume.check().ok
+
+
+def test_a_copy_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    part = tmp_path / "disk.img.part"
+    part.write_bytes(b"half of it")
+    with Volume.create(tmp_path / "disk.cow", MIB) as volume, open(part, "r+b") as file:
+        KERNEL.lock(file.fileno(), True)
+        with pytest.raises(BusyError, match="another process"):
+            volume.flatten(tmp_path / "disk.img")
+        assert part.read_bytes() == b"half of it"
+        KERNEL.unlock(file.fileno())
+        volume.flatten(tmp_path / "disk.img")
+        assert file.read() == b"half of it", "it may be an image under its own name"
+    assert sorted(os.listdir(tmp_path)) == ["disk.cow", "disk.img"]
 
 
 def test_a_copy_keeps_holes_and_the_volume(tmp_path: Path) -> None:

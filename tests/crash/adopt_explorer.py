@@ -1,4 +1,4 @@
-"""Crashes in adopting a raw image, in undoing that and in flattening in place: what is left is the image or the volume.
+"""Crashes in adopting a raw image, undoing that and flattening the file itself: the image or the volume is left.
 
 Each history runs on the memory disk; at each of its barriers some of the ways are built in which the pending changes
 may have reached the disk. A second process then opens what is there as a volume, or else makes it the raw image again
@@ -76,6 +76,10 @@ class AdoptExplorer:
         self.change(self.adopt(disk))
         volume_file = disk.cache.files[disk.cache.entries[PATH]]
         self.history(self.disk_with(volume_file), flatten, RAW, "flatten")
+        disk = self.disk_with(volume_file)
+        self.move(Volume.open(PATH, io=disk, background=False))
+        volume_file = disk.cache.files[disk.cache.entries[PATH]]
+        self.history(self.disk_with(volume_file), flatten, RAW, "flatten by a copy")
 
     @staticmethod
     def disk_with(content: bytearray) -> MemoryDisk:
@@ -83,17 +87,36 @@ class AdoptExplorer:
 
     def change(self, volume: Volume) -> None:
         """Some bytes of the volume, and of what is expected."""
-        for _ in range(self.rng.randrange(4)):
-            start = self.rng.randrange(len(self.data))
-            part = self.rng.randbytes(min(self.rng.choice((1, 600, 9000)), len(self.data) - start))
-            volume.pwrite(part, start)
-            self.data[start : start + len(part)] = part
+        self.rewrite(volume)
         block = self.rng.randrange(len(self.data)) // self.block_size * self.block_size
         length = min(self.block_size, len(self.data) - block)
         if length == self.block_size:
             volume.discard(block, length)
             self.data[block : block + length] = bytes(length)
         volume.close()
+
+    def rewrite(self, volume: Volume) -> None:
+        for _ in range(self.rng.randrange(4)):
+            start = self.rng.randrange(len(self.data))
+            part = self.rng.randbytes(min(self.rng.choice((1, 600, 9000)), len(self.data) - start))
+            volume.pwrite(part, start)
+            self.data[start : start + len(part)] = part
+
+    def move(self, volume: Volume) -> None:
+        """Blocks lie elsewhere than in the raw image: the volume has grown, or was written after a snapshot."""
+        with volume:
+            if self.rng.random() < 0.5:
+                grown = self.rng.randrange(1, 12 * BLOCK // 512) * 512
+                volume.resize(len(self.data) + grown)
+                self.data += bytes(grown)
+            else:
+                snapshot = volume.snapshot("displaces")
+                part = self.rng.randbytes(len(self.data) // 2)
+                volume.pwrite(part, len(self.data) - len(part))
+                self.data[len(self.data) - len(part) :] = part
+                snapshot.delete()
+                volume.reclaim()
+            self.rewrite(volume)
 
     def history(self, disk: MemoryDisk, work: Callable[[MemoryDisk], object], result: str, trail: str) -> None:
         """Runs something, perhaps with a barrier that fails, and looks at the crashes of it."""

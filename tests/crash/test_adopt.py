@@ -48,6 +48,15 @@ def removed_too_early(io: Any, fd: int, path: str, found: Any) -> None:
     io.fdatasync(fd)
 
 
+def named_too_early(engine: Any, root: Any, size: int, target: str, name: Callable[[str], None]) -> None:
+    fd = flatten._open_part(engine.io, target + flatten.PART_SUFFIX)
+    flatten._copy(engine, root, size, fd)
+    name(target + flatten.PART_SUFFIX)
+    engine.io.fdatasync(fd)
+    engine.io.close(fd)
+    engine.io.sync_directory("/disk")
+
+
 @pytest.mark.parametrize(
     ("name", "mutant"),
     [
@@ -55,6 +64,7 @@ def removed_too_early(io: Any, fd: int, path: str, found: Any) -> None:
         ("write_intent", without_its_barrier),
         ("write_intent", without_its_name),
         ("put_back", removed_too_early),
+        ("_write_image", named_too_early),
     ],
 )
 def test_the_explorer_notices(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Callable[..., None]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ def ext4(tmp_path: Path) -> Iterator[Path]:
     yield from mounted(tmp_path, ["mkfs.ext4", "-q", "-F", "-b", "4096"])
 
 
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Prints how long something took; how fast it is on a machine at rest is in nobody's hands here."""
+    started = time.monotonic()
+    yield
+    print(f"{what}: {(time.monotonic() - started) * 1000:.1f} ms")
+
+
 def write_at_both_ends(path: Path, size: int) -> None:
     last = size - BLOCK
     with Volume.create(path, size) as volume:
@@ -65,6 +75,46 @@ def write_at_both_ends(path: Path, size: int) -> None:
 @pytest.mark.parametrize("size", [16 * TIB, 100 * TIB])
 def test_volumes_of_16_tib_and_more_on_xfs(xfs: Path, size: int) -> None:
     write_at_both_ends(xfs / "v", size)
+
+
+@pytest.mark.privileged("mkfs.xfs", "mount")
+def test_each_step_on_16_tib_takes_next_to_nothing(xfs: Path) -> None:
+    """`pytest -s` shows the times. The file is a few MiB at the end, and nothing reads or writes the empty rest."""
+    path, size = xfs / "v", 16 * TIB
+    with timed("create"):
+        volume = Volume.create(path, size)
+    with volume:
+        with timed("write at both ends and flush"):
+            volume.pwrite(b"a" * MIB, 0)
+            volume.pwrite(b"a" * MIB, size - MIB)
+            volume.flush()
+        with timed("snapshot"):
+            first = volume.snapshot("first")
+        volume.pwrite(b"b" * BLOCK, 0)
+        volume.pwrite(b"b" * BLOCK, size - BLOCK)
+        second = volume.snapshot("second")
+        with timed("changed extents"):
+            changed = second.changed_extents(first)
+        assert changed.tolist() == [[0, BLOCK], [size - BLOCK, BLOCK]]
+        with timed("grow to 17 TiB"):
+            volume.resize(17 * TIB)
+        volume.pwrite(b"c" * BLOCK, 17 * TIB - BLOCK)
+        with timed("shrink to 1 TiB"):
+            volume.resize(TIB)
+        with timed("changed extents after both"):
+            found = volume.changed_extents(second).tolist()
+        assert found == []
+        assert second.pread(BLOCK, size - BLOCK) == b"b" * BLOCK
+        with timed("roll back"):
+            volume.rollback(first)
+        assert volume.size == size and volume.pread(MIB, size - MIB) == b"a" * MIB
+        with timed("check"):
+            assert volume.check().problems == []
+    with timed("open and close"):
+        Volume.open(path).close()
+    used = path.stat().st_blocks * 512
+    print(f"file: {used / MIB:.1f} MiB")
+    assert used < 12 * MIB
 
 
 @pytest.mark.privileged("mkfs.ext4", "mount")
