@@ -4,12 +4,12 @@ Placing, freeing, deleting, reclaiming, rolling back, cloning, resizing, compact
 changes. No I/O and no crash, but for the cursor of a reclaim.
 
 A volume of at most four blocks. An operation happens at one moment, as under the volume's mutex; a reclaim advances
-by one block at a time, and anything may come between two of its steps. Several heads: the live one and writable
-clones.
+by one block at a time, and anything may come between two of its steps. Several heads, each in an epoch of its own: the
+live one, which is always there, and writable clones.
 
 Promises  A snapshot keeps its image. A freed slot is reachable from nowhere, and at the end nothing has leaked. A
-          list of changes holds what was written or discarded and nothing else. A held snapshot stays. Growing shows
-          zeros.
+          list of changes holds what was written or discarded and nothing else. A held snapshot stays, and so does the
+          one that a clone was made of, or rolled back to last. Growing shows zeros.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Member:
     version: list[int]
     size: int = BLOCKS
     frozen: int = 0  # the last epoch ever frozen on this head
-    epoch: int = 0  # of a snapshot
+    epoch: int = 0  # that a snapshot ended, or that a head is in
     is_head: bool = False
+    origin: Member | None = None  # of a clone: what the rules keep for it
+    base: Member | None = None  # of a clone: what the user made it of, or rolled it back to last
     deleted: bool = False
     anchor: bool = False
     emptied: bool = False  # an anchor whose blocks are given back
@@ -78,7 +80,8 @@ class Volume:
         self.epoch, self.slots, self.serial = 1, 0, 0
         self.used: set[int] = set()
         self.content: dict[int, int] = {0: 0}
-        self.members = [Member(None, [Entry()] * BLOCKS, [0] * BLOCKS, is_head=True)]
+        self.live = Member(None, [Entry()] * BLOCKS, [0] * BLOCKS, epoch=1, is_head=True)
+        self.members = [self.live]
         self.reclaiming: list[Member] = []
         self.durable_cursor = 0
 
@@ -119,6 +122,18 @@ class Volume:
             above = above.parent
         return above
 
+    def is_kept(self, snap: Member) -> bool:
+        """M3, I38: whether something stands against giving this snapshot up."""
+        is_origin = any(head.origin is snap for head in self.heads()) and self.dropped != "origin_is_not_kept"
+        return bool(snap.holds) or is_origin
+
+    def next_epoch(self, member: Member) -> int:
+        """I37: the epoch that a head goes on in, or a clone of a snapshot begins in."""
+        if self.dropped == "epochs_of_each_head":
+            return member.epoch + 1
+        self.epoch += 1
+        return self.epoch
+
     # -- state ---------------------------------------------------------------------------------------------------------
     def heads(self) -> list[Member]:
         return [m for m in self.members if m.is_head]
@@ -147,10 +162,6 @@ class Volume:
         self.content[self.slots] = content
         return self.slots
 
-    def next_epoch(self) -> int:
-        self.epoch += 1
-        return self.epoch - 1
-
     # -- operations on a head ------------------------------------------------------------------------------------------
     def write(self, head: Member) -> None:
         block = self.choose(head.size)
@@ -160,7 +171,7 @@ class Volume:
         if self.may_write_in_place(head, entry):
             self.content[entry.slot] = self.serial
         else:
-            self.publish(head, block, Entry(self.place(self.serial), self.epoch))
+            self.publish(head, block, Entry(self.place(self.serial), head.epoch))
 
     def discard(self, head: Member) -> None:
         self.punch(head, self.choose(head.size))
@@ -169,7 +180,7 @@ class Volume:
         """I22: a hole remembers its birth."""
         self.serial += 1
         head.version[block] = self.serial
-        self.publish(head, block, Entry(0, 0 if self.dropped == "no_tombstone" else self.epoch))
+        self.publish(head, block, Entry(0, 0 if self.dropped == "no_tombstone" else head.epoch))
 
     def resize(self, head: Member) -> None:
         """M1: shrinking makes holes of the tail; so growing shows zeros, and the list of changes knows."""
@@ -179,7 +190,7 @@ class Volume:
                 continue
             if self.dropped == "shrink_frees_what_it_cuts" and head.map[block].slot:
                 self.free(head.map[block].slot)
-                head.map[block] = Entry(0, self.epoch)
+                head.map[block] = Entry(0, head.epoch)
             else:
                 self.punch(head, block)
         before, head.size = head.size, size
@@ -192,44 +203,52 @@ class Volume:
         entry = head.map[block]
         unshared = entry.birth > self.held_since(head, block) or self.dropped == "compact_what_is_shared"
         if entry.slot and unshared:
-            birth = self.epoch if self.dropped == "compact_gives_a_new_birth" else entry.birth
+            birth = head.epoch if self.dropped == "compact_gives_a_new_birth" else entry.birth
             self.publish(head, block, Entry(self.place(self.content[entry.slot]), birth))
 
     def snapshot(self, head: Member) -> Member | None:
         if len(self.members) >= MEMBERS_MAX:
             return None
-        frozen = self.next_epoch()
-        snap = Member(head.parent, list(head.map), list(head.version), head.size, epoch=frozen, image=self.view(head))
+        ended = head.epoch
+        snap = Member(head.parent, list(head.map), list(head.version), head.size, epoch=ended, image=self.view(head))
         self.members.append(snap)
-        head.parent, head.frozen = snap, frozen
+        head.parent, head.frozen, head.epoch = snap, ended, self.next_epoch(head)
         return snap
 
     def rollback(self, head: Member) -> None:
-        """What it replaces is kept as a snapshot."""
+        """What it replaces is kept as a snapshot. No epoch given out by then is the head's own any more (I37)."""
         targets = [m for m in self.snapshots() if m.readable]
         if targets and self.snapshot(head) is not None:
             target = targets[self.choose(len(targets))]
             head.parent, head.map, head.size = target, list(target.map), target.size
             head.version = list(target.version)
-            head.frozen = self.next_epoch()
+            head.epoch = self.next_epoch(head)
+            if self.dropped != "rollback_freezes_its_own_line":
+                head.frozen = head.epoch - 1
+            if head is not self.live:
+                head.base = target
+                head.origin = head.origin if self.dropped == "rollback_leaves_the_origin" else target
 
     def clone(self, _head: Member) -> None:
         targets = [m for m in self.snapshots() if m.readable]
         if targets and len(self.heads()) < HEADS_MAX and len(self.members) < MEMBERS_MAX:
             target = targets[self.choose(len(targets))]
-            frozen = 0 if self.dropped == "clone_begins_unfrozen" else self.next_epoch()
-            copied = Member(target, list(target.map), list(target.version), target.size, frozen, is_head=True)
+            epoch = self.next_epoch(target)
+            frozen = 0 if self.dropped == "clone_begins_unfrozen" else epoch - 1
+            copied = Member(target, list(target.map), list(target.version), target.size, frozen, epoch, is_head=True)
+            copied.origin = copied.base = target
             self.members.append(copied)
 
     def delete_head(self, head: Member) -> None:
-        """A snapshot that is deleted at once."""
-        if len(self.heads()) > 1 and (snap := self.snapshot(head)) is not None:
-            snap.deleted = True
-            self.members.remove(head)
+        """I38: a clone becomes a deleted snapshot."""
+        if head is not self.live:
+            head.is_head, head.deleted, head.origin, head.base = False, True, None, None
+            if self.dropped == "deleted_clone_is_dropped":
+                self.members.remove(head)
 
     # -- operations on snapshots ---------------------------------------------------------------------------------------
     def chosen(self, *, held: bool = False) -> Member | None:
-        found = [m for m in self.snapshots() if m.readable and (held or not m.holds)]
+        found = [m for m in self.snapshots() if m.readable and (held or not self.is_kept(m))]
         return found[self.choose(len(found))] if found else None
 
     def delete(self, _head: Member) -> None:
@@ -250,8 +269,9 @@ class Volume:
             held[self.choose(len(held))].holds -= 1
 
     def give_up(self, _head: Member) -> None:
-        """M3: for room, the oldest snapshot that nobody holds."""
-        found = [m for m in self.snapshots() if m.readable and (not m.holds or self.dropped == "give_up_what_is_held")]
+        """M3: for room, the oldest snapshot that may go."""
+        anything = self.dropped == "give_up_what_is_held"
+        found = [m for m in self.snapshots() if m.readable and (anything or not self.is_kept(m))]
         if found:
             min(found, key=lambda m: m.epoch).deleted = True
 
@@ -337,6 +357,11 @@ class Volume:
 RULES = {
     "place_by_newest_live": Rule("I1", "in place only what is younger than any epoch *ever* frozen on its head"),
     "clone_begins_unfrozen": Rule("I1", "a clone begins with the epoch of its birth frozen"),
+    "epochs_of_each_head": Rule("I37", "one counter gives out the epochs of all heads"),
+    "rollback_freezes_its_own_line": Rule("I37", "a rollback freezes what other heads ended, too"),
+    "origin_is_not_kept": Rule("I38", "the snapshot that a clone was made of is neither deleted nor given up"),
+    "rollback_leaves_the_origin": Rule("I38", "nor the one that it was rolled back to last"),
+    "deleted_clone_is_dropped": Rule("I38", "a clone that is deleted becomes a deleted snapshot"),
     "free_whatever_is_replaced": Rule("I20", "freed only if younger than the nearest ancestor with data"),
     "anchors_hold_data": Rule("I20", "an anchor does not count: it holds nothing"),
     "cursor_unheeded": Rule("I13", "below the cursor, the snapshot under reclaim does not count"),
@@ -387,6 +412,8 @@ class LineageModel:
                 raise Violation("a snapshot that is held is gone")
             if snap.readable and volume.view(snap) != snap.image:
                 raise Violation("a snapshot has changed")
+        if any(head.base is not None and not head.base.readable for head in volume.heads()):
+            raise Violation("the snapshot that a clone stands on is gone")
         bases = [m for m in volume.snapshots() if not m.deleted]
         targets = [m for m in volume.members if m.readable]
         if bases and targets:
