@@ -340,10 +340,13 @@ class _Check:
                 problem = f"has epoch {record.epoch}, as has {epochs[record.epoch]}"
             if problem:
                 self.problems.add(f"{where}: {'head' if is_head else 'snapshot'} {i} {problem}")
-        for i in _forked_anchors(records):
-            self.problems.add(
-                f"{where}: snapshot {i} is an empty anchor, and more than one line of data goes through it"
-            )
+        for i in _branch_points(records):
+            if records[i].flags & LINEAGE_EMPTY:
+                self.problems.add(
+                    f"{where}: snapshot {i} is an empty anchor, and more than one line of data goes through it"
+                )
+            elif records[i].cursor != NO_CURSOR:  # I13
+                self.problems.add(f"{where}: snapshot {i} is being reclaimed, and more than one shares data with it")
         if reclaiming > 1:
             self.problems.add(f"{where}: {reclaiming} snapshots are being reclaimed at once")
 
@@ -552,16 +555,16 @@ def _roots(sb: Superblock) -> tuple[Pointer, ...]:
     return sb.lineage_root, sb.free_map_root, sb.seal_root, sb.name_root
 
 
-def _forked_anchors(records: dict[int, LineageRecord]) -> set[int]:
-    """Empty anchors through which more than one line of data goes (I26)."""
+def _branch_points(records: dict[int, LineageRecord]) -> set[int]:
+    """Snapshots that more than one head or snapshot with data stands on, and the empty anchors on the way there."""
     passed: set[int] = set()
-    forked: set[int] = set()
+    branched: set[int] = set()
     for record in records.values():
         above = None if record.flags & LINEAGE_EMPTY else records.get(record.parent)
-        while above is not None and above.flags & LINEAGE_EMPTY and above.id not in forked:
-            (forked if above.id in passed else passed).add(above.id)
-            above = records.get(above.parent)
-    return forked
+        while above is not None and above.id not in branched:
+            (branched if above.id in passed else passed).add(above.id)
+            above = records.get(above.parent) if above.flags & LINEAGE_EMPTY else None
+    return branched
 
 
 def _holds(runs: list[Run], slot: int) -> bool:

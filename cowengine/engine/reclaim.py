@@ -90,10 +90,11 @@ def _write_first(engine: Engine) -> None:
 def _next(engine: Engine) -> int | None:
     """The snapshot under reclaim, or the next one that at most one other shares data with and nobody reads."""
     if engine.reclaiming is None:
-        waiting = engine.lineage.pending()
-        begun = (record.id for record in waiting if record.cursor != NO_CURSOR)
-        ready = (record.id for record in waiting if len(engine.lineage.sharers(record.id)) < 2)
-        number = next(begun, None)
+        waiting, sharers = engine.lineage.pending(), engine.lineage.sharers
+        number = next((record.id for record in waiting if record.cursor != NO_CURSOR), None)
+        if number is not None and len(sharers(number)) > 1:
+            raise CorruptionError(f"the lineage is broken at snapshot {number}: it is a branch point under reclaim")
+        ready = (record.id for record in waiting if len(sharers(record.id)) < 2)
         # I36: a reader may have pinned what an owner gave up that died then.
         candidates = ready if number is None else [number]
         engine.reclaiming = next((number for number in candidates if engine.locks.claim(number)), None)

@@ -113,8 +113,8 @@ class Model:
     def reclaim(self) -> f.Record | None:
         begun = [i for i, r in self.lineage.items() if r.cursor != f.NO_CURSOR]
         number = begun[0] if begun else self.choose(True)
-        if number is None:
-            return None
+        if number is None or sum(r.parent == number for r in self.lineage.values()) > 1:
+            return None  # a branch point waits
         record = self.lineage[number]
         cursor = self.rng.choice([BLOCKS, self.rng.randrange(BLOCKS)])
         below = 0 if record.cursor == f.NO_CURSOR else record.cursor

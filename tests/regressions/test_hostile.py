@@ -17,6 +17,8 @@ from mutate import original
 from cowengine import Volume
 from cowengine import format as f
 from cowengine.engine import lineage
+from cowengine.engine.check import check_file
+from cowengine.errors import CorruptionError
 from cowengine.format import LineageRecord, Pointer
 from cowengine.store.layout import MEMBER_FIELDS, RECORD_FIELDS, RECORD_HEADER_BYTES
 
@@ -197,6 +199,27 @@ def test_hostile_files_that_did_harm_do_none(what: str, tmp_path: Path) -> None:
     for seed in range(3):
         wrong, _ = attack(bytes(image.data), tmp_path, seed)
         assert wrong is None, wrong
+
+
+def cursor_of_a_branch_point(image: Image) -> None:
+    """The first deleted snapshot gets a cursor, as if its reclaim had begun."""
+    records = [spot.offset for spot in image.spots if spot.what == "lineage"]
+    image.put(next(at for at in records if image.data[at + 1] & f.LINEAGE_DELETED) + 96, 1)
+
+
+@pytest.mark.parametrize("change", [cursor_of_a_branch_point, appended(events=[f.ReclaimEvent(2, 0)])])
+def test_a_branch_point_is_not_reclaimed_whatever_the_file_says(
+    change: Callable[[Image], object], tmp_path: Path
+) -> None:
+    """Of those that stand on it one was compared, and what the others have was freed; `check` called the file sound."""
+    image = Image(original("clones"))
+    change(image)
+    image.seal()
+    path = tmp_path / "v"
+    path.write_bytes(image.data)
+    assert any("is being reclaimed, and more than one" in problem for problem in check_file(str(path)).problems)
+    with Volume.open(path, background=False) as volume, pytest.raises(CorruptionError, match="branch point"):
+        volume.reclaim()
 
 
 def store_log(change: Callable[[bytearray, int], None]) -> dict[str, bytes]:
