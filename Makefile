@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS ?= all
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.in')
 EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch] cowengine/*/*.h cowengine/capi/*)
 STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
@@ -39,7 +40,7 @@ $(VENV)/.created:
 build: $(VENV)/.installed
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml $(EXTENSIONS)
-	$(INSTALL) -e ".[all]"
+	$(INSTALL) -e ".[$(EXTRAS)]"
 	touch $@
 
 build/%-site: $(VENV)/.installed $(SOURCES)

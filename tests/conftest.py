@@ -1,12 +1,13 @@
 """What holds for every test: Hypothesis without deadlines, and what happens to a test whose needs are not met.
 
 `@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs,
-`@pytest.mark.needs("sqlite3")` one that needs only programs. Without them it is skipped, and the run's last lines count
-such tests; with CI=true it fails, because there the machine must have them.
+`@pytest.mark.needs("sqlite3")` one that needs only programs, or with `modules=["atheris"]` modules. Without them it is
+skipped, and the run's last lines count such tests; with CI=true it fails, because there the machine must have them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     lacking = ["root"] if privileged and os.geteuid() != 0 else []
     tools = [tool for marker in [*privileged, *item.iter_markers("needs")] for tool in marker.args]
     lacking += [tool for tool in tools if shutil.which(tool) is None]
+    modules = [module for marker in item.iter_markers("needs") for module in marker.kwargs.get("modules", ())]
+    lacking += [module for module in modules if importlib.util.find_spec(module) is None]
     if not lacking:
         return
     reason = f"TEST NOT RUN, it needs {', '.join(lacking)}"
