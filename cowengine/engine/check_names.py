@@ -86,7 +86,7 @@ def _bucket_problem(leaf: int, page: bytes, buckets: int, leaves: dict[int, byte
     assert place is not None
     bucket, number = place
     used = entries_used(page)
-    if any(page[used * NAME_ENTRY_BYTES :]):
+    if page.count(0, used * NAME_ENTRY_BYTES) != len(page) - used * NAME_ENTRY_BYTES:
         return "something stands behind its last entry"
     if any(bucket_of(hashed, buckets) != bucket for hashed, _ in iter_entries(page)):
         return f"an entry does not belong into bucket {bucket} of {buckets}"

@@ -7,6 +7,7 @@ Threads   an object belongs to one thread.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from cowengine.core.checksum import xxh64
@@ -213,25 +214,20 @@ class Trees:
 
         numbers = np.frombuffer(data, dtype="<u8")
         targets, births = numbers[::2], numbers[1::2]
-        kinds = targets >> SLOT_BITS
-        mapped = kinds == ENTRY_MAPPED << 8
+        mapped = targets >> SLOT_BITS == ENTRY_MAPPED << 8
         slots = targets & SLOT_MASK
         birth = int(births.max())
-        legal = np.where(mapped, (slots >= 2) & (births >= 1), targets == 0)
+        legal = mapped & (slots >= 2) & (births >= 1) | (targets == 0)
         if birth > EPOCH_MAX or not legal.all():
             self.problem(f"{what}: entry {int(np.argmin(legal))} is impossible")
             return None
-        numbers = np.flatnonzero(mapped)
-        if not len(numbers):
-            return MapNode(birth)
-        shifts = (slots.astype(np.int64) - np.arange(0, len(slots) * self.block_slots, self.block_slots))[numbers]
-        born = births[numbers]
-        turn = (np.diff(numbers) != 1) | (np.diff(shifts) != 0) | (born[1:] != born[:-1])
-        first = numbers[np.concatenate(([0], np.flatnonzero(turn) + 1))]
-        last = numbers[np.concatenate((np.flatnonzero(turn), [len(numbers) - 1]))]
-        base = index * len(slots)
-        columns = (slots[first].tolist(), (first + base).tolist(), (last - first + 1).tolist(), births[first].tolist())
-        return MapNode(birth, list(zip(*columns, strict=True)))
+        blocks = mapped.nonzero()[0]
+        slots, births = slots[blocks].astype(np.int64), births[blocks]
+        shifts = slots - blocks * self.block_slots
+        turn = (blocks[1:] - blocks[:-1] != 1) | (shifts[1:] != shifts[:-1]) | (births[1:] != births[:-1])
+        edges = [0, *(turn.nonzero()[0] + 1).tolist(), len(blocks)] if len(blocks) else []
+        slot, block, born = slots.tolist(), (blocks + index * len(targets)).tolist(), births.tolist()
+        return MapNode(birth, [(slot[i], block[i], j - i, born[i]) for i, j in itertools.pairwise(edges)])
 
     def collect(self, root: Pointer, visible: Intervals, out: set[Extent]) -> None:
         """Add to `out` the extents below `root` whose blocks are visible, without those in `whole`; adds to `whole`."""

@@ -15,6 +15,7 @@ from cowengine.format.layout import COUNTS_PER_LEAF, IDS_PER_COUNT, NAME_ENTRIES
 from cowengine.format.names import IDS_PER_COUNT_LEAF, PENDING_BIT, count_leaf
 
 _WITHOUT_PENDING = bytes(number & ~PENDING_BIT for number in range(256))
+_POSSIBLE = bytes(range(IDS_PER_COUNT + 1))
 
 
 class Counts:
@@ -33,12 +34,12 @@ class Counts:
             if raw is None:
                 continue
             page = bytearray(raw.translate(_WITHOUT_PENDING))
-            if max(page) > IDS_PER_COUNT:
+            if page.translate(None, _POSSIBLE):
                 raise CorruptionError(f"the index of names counts {max(page)} snapshots where {IDS_PER_COUNT} fit")
             first = number * COUNTS_PER_LEAF
-            waiting += [(first + at) * IDS_PER_COUNT for at, count in enumerate(raw) if count & PENDING_BIT]
+            waiting += [(first + at) * IDS_PER_COUNT for at, count in _entries(raw) if count & PENDING_BIT]
             self._pages[number] = page
-        self.total = sum(map(sum, self._pages.values()))
+        self.total = sum(count for _, count in self.groups())
         return waiting
 
     def add(self, number: int, difference: int) -> None:
@@ -55,9 +56,8 @@ class Counts:
         """(first id, count) of the groups of 64 ids that have snapshots, ascending."""
         for number, page in sorted(self._pages.items()):
             first = number * COUNTS_PER_LEAF
-            for at, count in enumerate(page):
-                if count:
-                    yield (first + at) * IDS_PER_COUNT, count
+            for at, count in _entries(page):
+                yield (first + at) * IDS_PER_COUNT, count
 
     def write(self, table: PagedTable, waiting: Iterable[int]) -> None:
         """Puts what changed into the table; `waiting` are the ids of all that wait for their reclaim."""
@@ -68,6 +68,11 @@ class Counts:
         for number, page in pages.items():
             table.write(count_leaf(number) * NAME_ENTRIES_PER_LEAF, 0, bytes(page))
         self._changed.clear()
+
+
+def _entries(page: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """(place, byte) of what is not zero in a page. Most of it is behind the newest ids, and costs next to nothing."""
+    return ((at, count) for at, count in enumerate(page.rstrip(b"\0")) if count)
 
 
 def _place(number: int) -> int:

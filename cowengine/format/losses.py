@@ -44,7 +44,7 @@ def newest_losses(losses: Iterable[Loss]) -> tuple[Loss, ...]:
 
 def decode_losses(data: bytes, count: int) -> tuple[Loss, ...]:
     """The entries in the first `count` bytes of `data`; the rest must be zero. Raises CorruptionError."""
-    if count > len(data) or any(data[count:]):
+    if count > len(data) or data.count(0, count) != len(data) - count:
         raise CorruptionError(f"superblock: given_up_bytes {count}")
     losses: list[Loss] = []
     position = 0

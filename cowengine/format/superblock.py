@@ -151,7 +151,7 @@ def decode_superblock(data: bytes) -> Superblock:
         raise UnsupportedVersionError(f"unknown incompatible features {unknown:#x}: upgrade cowengine")
     check_gaps(data, _GAPS, "superblock")
     _require(clean <= 1 and needs_store <= 1, "clean or needs_store is neither 0 nor 1")
-    _require(linear <= 1, f"linear is {linear}")
+    _require(linear <= 1, "linear is {}", linear)
     sb = Superblock(
         block_shift, log_shift, volume_uuid, log_first, log_slots, _decode_regions(regions, region_count),
         generation, salt, created_ns, bool(clean), bool(needs_store),
@@ -168,19 +168,20 @@ def decode_superblock(data: bytes) -> Superblock:
 
 def with_region(sb: Superblock, regions: tuple[Region, ...], region: Region) -> tuple[Region, ...]:
     """The home regions of a volume with one more, which lies behind all others. CorruptionError if it cannot be."""
-    _require(len(regions) < REGIONS_MAX, f"more than {REGIONS_MAX} regions")
+    _require(len(regions) < REGIONS_MAX, "more than {} regions", REGIONS_MAX)
     _check_geometry(replace(sb, regions=(*regions, region)))
     _require(region.slot > max(each.slot for each in regions), "a region that was added lies before another")
     return (*regions, region)
 
 
-def _require(condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str, *what: object) -> None:
+    """`what` fills the braces of the problem, if it is one: every open asks some dozens of times, and has none."""
     if not condition:
-        raise CorruptionError(f"superblock: {problem}")
+        raise CorruptionError(f"superblock: {problem.format(*what)}")
 
 
 def _decode_regions(data: bytes, count: int) -> tuple[Region, ...]:
-    _require(1 <= count <= REGIONS_MAX, f"region_count {count} is not 1 to {REGIONS_MAX}")
+    _require(1 <= count <= REGIONS_MAX, "region_count {} is not 1 to {}", count, REGIONS_MAX)
     numbers = _REGIONS.unpack(data)
     _require(not any(numbers[3 * count :]), "an unused region is not zero")
     return tuple(Region(*numbers[i : i + 3]) for i in range(0, 3 * count, 3))
@@ -188,46 +189,46 @@ def _decode_regions(data: bytes, count: int) -> tuple[Region, ...]:
 
 def _check_geometry(sb: Superblock) -> None:
     """Sizes and places. Python's integers do not wrap, so these sums are exact whatever the file says."""
-    _require(BLOCK_SHIFT_MIN <= sb.block_shift <= BLOCK_SHIFT_MAX, f"block_shift {sb.block_shift}")
-    _require(sb.log_shift in LOG_SHIFTS, f"log_shift {sb.log_shift}")
-    _require(LOG_BYTES_MIN <= sb.log_bytes <= LOG_BYTES_MAX, f"log_slots {sb.log_slots}")
-    _require(2 <= sb.log_first <= SLOTS_MAX - sb.log_slots, f"log_first {sb.log_first}")
+    _require(BLOCK_SHIFT_MIN <= sb.block_shift <= BLOCK_SHIFT_MAX, "block_shift {}", sb.block_shift)
+    _require(sb.log_shift in LOG_SHIFTS, "log_shift {}", sb.log_shift)
+    _require(LOG_BYTES_MIN <= sb.log_bytes <= LOG_BYTES_MAX, "log_slots {}", sb.log_slots)
+    _require(2 <= sb.log_first <= SLOTS_MAX - sb.log_slots, "log_first {}", sb.log_first)
     block_slots = 1 << (sb.block_shift - SLOT_SHIFT)
     spans = [(sb.log_first, sb.log_first + sb.log_slots, "the log")]
     next_block = 0
     for number, region in enumerate(sb.regions):
         end_block = region.first_block + region.block_count
-        _require(region.block_count >= 1, f"region {number} is empty")
-        _require(region.first_block >= next_block, f"region {number} is not behind the one before it")
-        _require(end_block <= SLOTS_MAX // block_slots, f"region {number} ends at block {end_block}")
+        _require(region.block_count >= 1, "region {} is empty", number)
+        _require(region.first_block >= next_block, "region {} is not behind the one before it", number)
+        _require(end_block <= SLOTS_MAX // block_slots, "region {} ends at block {}", number, end_block)
         end = region.slot + region.block_count * block_slots
-        _require(region.slot >= 2 and end <= SLOTS_MAX, f"region {number} lies in slots {region.slot} to {end}")
+        _require(region.slot >= 2 and end <= SLOTS_MAX, "region {} lies in slots {} to {}", number, region.slot, end)
         spans.append((region.slot, end, f"region {number}"))
         next_block = end_block
     spans.sort()
     for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
-        _require(end <= begin, f"{one} and {other} overlap")
+        _require(end <= begin, "{} and {} overlap", one, other)
 
 
 def _check_state(sb: Superblock) -> None:
-    _require(1 <= sb.generation < COUNTER_MAX, f"generation {sb.generation}")
-    _require(sb.tip_sequence < COUNTER_MAX, f"tip_sequence {sb.tip_sequence}")
-    _require(sb.given_up_count < COUNTER_MAX, f"given_up_count {sb.given_up_count}")
-    _require(1 <= sb.epoch <= EPOCH_MAX, f"epoch {sb.epoch}")
-    _require(1 <= sb.next_id <= ID_MAX + 1, f"next_id {sb.next_id}")
-    _require(sb.base_offset <= sb.log_bytes, f"base_offset {sb.base_offset} beyond the log")
-    _require(sb.base_offset % (1 << sb.log_shift) == 0, f"base_offset {sb.base_offset} is not aligned")
+    _require(1 <= sb.generation < COUNTER_MAX, "generation {}", sb.generation)
+    _require(sb.tip_sequence < COUNTER_MAX, "tip_sequence {}", sb.tip_sequence)
+    _require(sb.given_up_count < COUNTER_MAX, "given_up_count {}", sb.given_up_count)
+    _require(1 <= sb.epoch <= EPOCH_MAX, "epoch {}", sb.epoch)
+    _require(1 <= sb.next_id <= ID_MAX + 1, "next_id {}", sb.next_id)
+    _require(sb.base_offset <= sb.log_bytes, "base_offset {} beyond the log", sb.base_offset)
+    _require(sb.base_offset % (1 << sb.log_shift) == 0, "base_offset {} is not aligned", sb.base_offset)
     _require(sb.base_sequence <= sb.tip_sequence, "base_sequence above tip_sequence")
     _require(bool(sb.base_sequence) or not sb.base_checksum, "a base_checksum without a record")
     _require(bool(sb.tip_sequence) or not sb.tip_checksum, "a tip_checksum without a record")
     _require(sb.lineage_root.kind == POINTER_NODE, "no lineage table")
     _require(sb.free_map_root.kind != POINTER_RUN, "the free map is a run")
     _require(sb.lineage_root.birth == 0 == sb.free_map_root.birth, "lineage_root or free_map_root has a birth")
-    _require(sb.when_full <= WHEN_FULL_GIVE_UP, f"when_full {sb.when_full}")
-    _require(len(sb.given_up) <= sb.given_up_count, f"given_up_count {sb.given_up_count}, and more are listed")
+    _require(sb.when_full <= WHEN_FULL_GIVE_UP, "when_full {}", sb.when_full)
+    _require(len(sb.given_up) <= sb.given_up_count, "given_up_count {}, and more are listed", sb.given_up_count)
     sealed = sb.features_incompatible & FEATURE_SEALS
     _require(bool(sealed) or sb.seal_root == HOLE, "seal_root is not zero")
-    _require(sb.sealed_below <= sb.next_id, f"sealed_below {sb.sealed_below}")
+    _require(sb.sealed_below <= sb.next_id, "sealed_below {}", sb.sealed_below)
     _require(sb.seal_root.kind != POINTER_RUN and not sb.seal_root.birth, "seal_root is a run or has a birth")
     _check_names(sb)
 
@@ -237,5 +238,5 @@ def _check_names(sb: Superblock) -> None:
         _require(not sb.name_buckets and not sb.name_entries and not sb.linear, "no name_root, and words about it")
         return
     _require(sb.name_root.kind == POINTER_NODE and not sb.name_root.birth, "name_root is no node, or has a birth")
-    _require(1 <= sb.name_buckets <= NAME_BUCKETS_MAX, f"name_buckets {sb.name_buckets}")
-    _require(sb.next_id <= NAMED_IDS_MAX, f"name_root, and next_id {sb.next_id}")
+    _require(1 <= sb.name_buckets <= NAME_BUCKETS_MAX, "name_buckets {}", sb.name_buckets)
+    _require(sb.next_id <= NAMED_IDS_MAX, "name_root, and next_id {}", sb.next_id)

@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
+from crash_images import build, choices, fingerprint  # noqa: E402
 from crash_oracle import Violation  # noqa: E402
 from crash_workload import determinism, shrink  # noqa: E402
-from explorer import build, choices, fingerprint  # noqa: E402
 from memory_disk import DIRECTORY, Durable, MemoryDisk, instants  # noqa: E402
 
 from cowengine import Volume  # noqa: E402
@@ -43,6 +43,7 @@ class Score:
     volumes: int = 0
     images: int = 0
     refused: int = 0  # barriers that failed
+    barriers: int = 0
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -64,7 +65,8 @@ class AdoptExplorer:
         for page in range(0, len(self.data), BLOCK):
             if self.rng.random() < 0.7:
                 self.data[page : page + BLOCK] = self.rng.randbytes(min(BLOCK, len(self.data) - page))
-        self.describe = f"seed {seed}, {len(self.data)} bytes, blocks of {self.block_size}"
+        self.seen: set[tuple[int, str | None]] = set()
+        self.describe = f"task adopt:{seed}, {len(self.data)} bytes, blocks of {self.block_size}"
 
     def adopt(self, disk: MemoryDisk) -> Volume:
         return Volume.adopt(PATH, block_size=self.block_size, log_size=LOG, raw=True, io=disk, background=False)
@@ -137,10 +139,15 @@ class AdoptExplorer:
         """Every crash of the journal that a disk holds."""
         self.score.refused += disk.faults
         for instant in instants(disk.start, disk.journal):
+            self.score.barriers += 1
             here = f"{trail} / barrier at {instant.position}"
             for choice in choices(instant.pending, self.rng, self.images >> 2 * depth):
                 image = build(instant, choice)
-                self.score.states.add(fingerprint(image))
+                key = fingerprint(image)
+                self.score.states.add(key)
+                if (key, instant.note) in self.seen:
+                    continue
+                self.seen.add((key, instant.note))
                 self.look(MemoryDisk(image), instant.note, depth, f"{here}, arrived {choice}")
             if self.rng.random() < 0.3:
                 killed = MemoryDisk(instant.durable.copy(), instant.pending, instant.cached)
@@ -148,7 +155,7 @@ class AdoptExplorer:
 
     def look(self, disk: MemoryDisk, expected: str | None, depth: int, trail: str) -> None:
         """A second process; at times its own crashes, too."""
-        nested = depth == 0 and self.rng.random() < 0.1
+        nested = depth == 0 and self.rng.random() < 0.25
         self.may_fail(disk, 0.3 if nested else 0)
         try:
             found = self.settle(disk)

@@ -11,13 +11,24 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
 from typing import Any
 
-from crash_oracle import HOLD_REASON, SECTOR, Expectation, Found, Operation, Oracle, Violation, verify
+from crash_oracle import (
+    HOLD_REASON,
+    SECTOR,
+    Expectation,
+    Found,
+    Operation,
+    Oracle,
+    Shown,
+    Violation,
+    compare,
+    show,
+)
 from memory_disk import MemoryDisk
 
 from cowengine import Volume
@@ -68,11 +79,17 @@ WIDE = Geometry(280 * 4096)  # two leaves of the map, so that a reclaim takes se
 
 # Every workload begins with this: data at home and redirected, a hole, a snapshot, and something not flushed.
 PRELUDE: tuple[Step, ...] = (("write", 0, 4), ("flush",), ("snapshot",), ("write", 1, 1), ("write", 6, 1))
+# Or with this: a clone that has bytes of its own, its origin, a snapshot above it and an anchor, all of it sealed.
+PRELUDE_OF_CLONES: tuple[Step, ...] = (
+    ("write", 0, 4), ("snapshot",), ("write", 2, 1), ("snapshot",), ("make_clone", 1), ("clone_write", 0, 1),
+    ("write", 6, 1), ("snapshot",), ("anchor", 0), ("seal",), ("write", 1, 1),
+)  # fmt: skip
 ALPHABET: tuple[Step, ...] = (
     ("write", 1, 1), ("write", 2, 3), ("write", 9, 1), ("partial", 4000, 700), ("discard", 0, 2), ("zero", 2560, 9000),
     ("flush",), ("snapshot",), ("delete", 0), ("rollback", 0), ("anchor", 0), ("reclaim",), ("checkpoint",),
-    ("reopen",), ("compact",), ("seal",), ("hold", 0), ("give_up", 0), ("policy",), ("resize", 8),
-    ("make_clone", 0), ("clone_write", 0, 1), ("delete_head", 0),
+    ("reopen",), ("compact",), ("seal",), ("seal_in_memory",), ("hold", 0), ("release", 0), ("give_up", 0),
+    ("policy",), ("resize", 8), ("resize", 130), ("make_clone", 0), ("clone_write", 0, 1), ("clone_discard", 0, 0),
+    ("clone_snapshot", 0, 0), ("clone_rollback", 0, 0), ("clone_resize", 0, 20), ("delete_head", 0),
 )  # fmt: skip
 WEIGHTS = {
     "write": 24, "partial": 10, "discard": 4, "zero": 4, "flush": 12, "snapshot": 14, "delete": 8, "rollback": 3,
@@ -84,11 +101,22 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def exhaustive_steps(length: int) -> Iterator[tuple[Step, ...]]:
-    """Every sequence of at most `length` steps of the alphabet, behind the prelude."""
-    for count in range(length + 1):
-        for steps in product(ALPHABET, repeat=count):
-            yield PRELUDE + steps
+def sequence(alphabet: Sequence[Step], number: int) -> tuple[Step, ...]:
+    """The sequence of that number of all there are of steps of an alphabet: the empty one is 0, short ones first."""
+    length = 0
+    while number >= len(alphabet) ** length:
+        number -= len(alphabet) ** length
+        length += 1
+    steps = []
+    for _ in range(length):
+        number, place = divmod(number, len(alphabet))
+        steps.append(alphabet[place])
+    return tuple(steps)
+
+
+def sequence_count(alphabet: Sequence[Step], depth: int) -> int:
+    """How many sequences of at most `depth` steps there are."""
+    return sum(len(alphabet) ** length for length in range(depth + 1))
 
 
 def random_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
@@ -131,12 +159,20 @@ class Runner:
     def __init__(self, disk: MemoryDisk, geometry: Geometry, serial: int = 0) -> None:
         self.disk = disk
         self.geometry = geometry
-        self.oracle = Oracle(geometry.size, geometry.block_size)
         self.serial = serial
         self.volume: Any = None
         self.poisoned = False
         self.intruder: random.Random | None = None  # if set, another thread writes during some barriers
         self.current = ""
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """Of a new volume; whoever goes on after a crash sets it to what was found."""
+        return Oracle(self.geometry.size, self.geometry.block_size)
+
+    def engines(self) -> list[Any]:
+        """What the process would take with it."""
+        return [] if self.volume is None else [self.volume.engine]
 
     def create(self) -> None:
         geometry = self.geometry
@@ -166,14 +202,22 @@ class Runner:
 
     def look(self, expected: Expectation, extents: bool = True) -> Found:
         """Compares the open volume with what may be found, and checks it."""
-        found = verify(self.volume, expected, extents)
+        return self.compare(self.show(extents), expected)
+
+    def show(self, extents: bool = True) -> Shown:
+        """All that the open volume shows; it is checked, and every sealed block verified."""
+        shown = show(self.volume, extents)
         report = self.volume.check()
         if not report.ok:
             raise Violation(f"check: {report.problems[:3]}")
         report = self.volume.verify()
         if not report.ok:
             raise Violation(f"a good block is called damaged: {report.problems[:3]}")
-        return found
+        return shown
+
+    def compare(self, shown: Shown, expected: Expectation) -> Found:
+        """What was shown agrees with one of the commits that may be found."""
+        return compare(shown, expected)
 
     def resume(self, expected: Expectation, found: Found) -> None:
         """Goes on from what was found, and notes that it was."""

@@ -1,367 +1,305 @@
-"""The crash explorer: a workload on a disk in memory, reopened from every crash image worth looking at.
+"""Crash states by the hundred thousand: histories are made up, run and cut; crash_explorer.py says how.
 
-At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every
-subset if there are few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is
-opened (which is a recovery), compared with what the user was told (crash_oracle), and checked. From a sample of them
-the history goes on: the recovery itself is recorded and cut, more steps run, and their images are looked at in turn;
-also after a kill, where the page cache survives and the power goes later, and after a barrier that fails. One of the
-two superblock slots may also rot while nobody writes it.
+They are random, on one volume (`random:N`), a store (`set:N`) or an image that is adopted and flattened (`adopt:N`); or
+they are every sequence of a few steps (`exhaustive:N`, `exhaustive-set:N`), each of which is cut in its last step only:
+what comes before it is a shorter sequence.
 
-    python tests/crash/explorer.py --states 200000 --seed 1
-    python tests/crash/explorer.py --task random:17          # that history again, alone
+    python tests/crash/explorer.py --seconds 200             # random ones, with the next seed nobody has had
+    python tests/crash/explorer.py --depth 2                 # every sequence of at most two steps
+    python tests/crash/explorer.py --task random:1000017     # that history again, and its shortest form
+    python tests/crash/explorer.py --totals                  # what all runs so far have seen
+
+States are told apart by a hash of all files. Every random history has volumes with ids of its own, so their images are
+told apart within a history, and the numbers added.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import logging
 import multiprocessing
 import random
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import count, product
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
+TESTS = Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS / folder) for folder in ("crash", "model", "torture")]
 
-from crash_oracle import Violation  # noqa: E402
+from adopt_explorer import AdoptExplorer, Score  # noqa: E402
+from crash_explorer import Explorer, Keeps, Plan, Tally, abandon  # noqa: E402
 from crash_workload import (  # noqa: E402
+    ALPHABET,
     GEOMETRIES,
+    PRELUDE,
+    PRELUDE_OF_CLONES,
     WIDE,
     Runner,
     Step,
     determinism,
-    exhaustive_steps,
     random_steps,
+    sequence,
+    sequence_count,
     shrink,
 )
-from memory_disk import Change, Durable, Event, Instant, MemoryDisk, Write, instants, sector_count  # noqa: E402
-from set_workload import StoreRunner, random_set_steps  # noqa: E402
+from memory_disk import MemoryDisk  # noqa: E402
+from set_workload import SET_ALPHABET, SET_PRELUDE, StoreRunner, random_set_steps  # noqa: E402
+from torture_ledger import LEDGER, Ledger  # noqa: E402
 
-from cowengine.core.checksum import xxh64  # noqa: E402
-from cowengine.errors import CowEngineError  # noqa: E402
-
-SLOT = 4096
 WIDE_ONE_IN = 16
-SETS_ONE_IN = 60  # as many random histories on one volume for one on a store
+SETS_ONE_IN, ADOPT_ONE_IN = 60, 40  # as many random histories on one volume for one on a store, or of an image
+TASKS_A_SEED = 1_000_000
 VIOLATIONS_MAX = 20  # a sweep ends with this many
-Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
-Choice = tuple[int | None, ...]  # per pending change: 0 lost, None arrived, else the sectors of a write that arrived
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is looked at. `images` per barrier; the other fields are probabilities per image or per barrier."""
-
-    images: int = 40
-    nested: float = 0.04
-    kills: float = 0.15
-    rot: float = 0.25
-    depth: int = 2
-    enough: int = 100  # violations, then the exploring ends
-
-
-@dataclass
-class Tally:
-    states: set[int] = field(default_factory=set)
-    recoveries: int = 0
-    barriers: int = 0
-    kills: int = 0
-    failed_barriers: int = 0
-    rotten: int = 0
-    violations: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        self.states |= other.states
-        self.violations += other.violations
-        for name in ("recoveries", "barriers", "kills", "failed_barriers", "rotten"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-# -- images -----------------------------------------------------------------------------------------------------------
-def choices(pending: list[Change], rng: random.Random, budget: int) -> Iterator[Choice]:
-    """At most about `budget` ways in which the pending changes may have arrived, the telling ones first."""
-    n = len(pending)
-    yield (0,) * n
-    if n == 0:
-        return
-    if 2**n <= budget // 2:
-        yield from product((0, None), repeat=n)
-    else:
-        yield (None,) * n
-        simple = [(None,) * k + (0,) * (n - k) for k in range(1, n)]
-        simple += [(None,) * k + (0,) + (None,) * (n - k - 1) for k in range(n)]
-        simple += [(0,) * k + (None,) + (0,) * (n - k - 1) for k in range(n)]
-        yield from simple if len(simple) <= budget // 2 else rng.sample(simple, budget // 2)
-    for _ in range(budget // 2):
-        yield tuple(arrival(change, rng) for change in pending)
-
-
-def arrival(change: Change, rng: random.Random) -> int | None:
-    pick = rng.randrange(3)
-    if pick < 2 or not isinstance(change, Write) or (sectors := sector_count(change)) == 1:
-        return 0 if pick == 0 else None
-    mask = rng.getrandbits(sectors) if rng.random() < 0.5 else (1 << rng.randrange(1, sectors)) - 1
-    return mask or 1
-
-
-def build(instant: Instant, choice: Choice) -> Durable:
-    image = instant.durable.copy()
-    for change, arrived in zip(instant.pending, choice, strict=True):
-        if arrived != 0:
-            image.apply(change, arrived)
-    return image
-
-
-def fingerprint(image: Durable) -> int:
-    key = 0
-    for path, content in image.reachable():
-        key = xxh64(path.encode(), xxh64(content, key))
-    return key
-
-
-# -- exploring --------------------------------------------------------------------------------------------------------
-class Explorer:
-    def __init__(self, seed: int, plan: Plan, describe: str, keeps: Keeps | None = None) -> None:
-        self.rng = random.Random(seed)
-        self.plan = plan
-        self.describe = describe
-        self.tally = Tally()
-        self.keeps = keeps
-        self.seen: set[tuple[int, int]] = set()
-
-    def explore(self, runner: Runner | StoreRunner, depth: int = 0, trail: str = "") -> None:
-        """Every crash of the journal that the runner's disk holds."""
-        disk = runner.disk
-        plan = self.plan
-        keeps = self.keeps(disk.start, disk.journal) if self.keeps else lambda _: True
-        for instant in instants(disk.start, disk.journal, keeps):
-            if len(self.tally.violations) >= plan.enough:
-                return
-            if instant.note is None:
-                continue
-            self.tally.barriers += 1
-            here = f"{trail} / barrier at {instant.position}"
-            for choice in choices(instant.pending, self.rng, plan.images >> 2 * depth):
-                if len(self.tally.violations) < plan.enough:
-                    self.image(runner, instant, choice, depth, here)
-            if depth < plan.depth and self.rng.random() < plan.kills:
-                self.kill(runner, instant, depth, here)
-            if not instant.pending and self.rng.random() < plan.rot:
-                self.rot(runner, instant, here)
-
-    def image(self, runner: Runner | StoreRunner, instant: Instant, choice: Choice, depth: int, trail: str) -> None:
-        image = build(instant, choice)
-        key = fingerprint(image)
-        self.tally.states.add(key)
-        if (key, id(instant.note)) in self.seen:
-            return
-        self.seen.add((key, id(instant.note)))
-        here = f"{trail}, arrived {choice}"
-        nested = depth < self.plan.depth and self.rng.random() < self.plan.nested
-        saved = image.copy() if nested else None
-        self.guard(here, lambda: self.reopen(runner, MemoryDisk(image, recorded=False), instant.note))
-        if saved is not None:
-            self.go_on(runner, MemoryDisk(saved), instant.note, depth, here)
-
-    def kill(self, runner: Runner | StoreRunner, instant: Instant, depth: int, trail: str) -> None:
-        """The process dies, the page cache lives on, and the history with it."""
-        self.tally.kills += 1
-        disk = MemoryDisk(instant.durable.copy(), instant.pending, instant.cached)
-        self.go_on(runner, disk, instant.note, depth, f"{trail}, killed")
-
-    def rot(self, runner: Runner | StoreRunner, instant: Instant, trail: str) -> None:
-        """One superblock slot becomes unreadable on a quiet disk: the other one leads to the same commit."""
-        slot = self.rng.randrange(2)
-        if runner.rot_path is None:
-            return
-        image = instant.durable.copy()
-        content = image.files[image.entries[runner.rot_path]]
-        if not all(is_superblock(content[n * SLOT : (n + 1) * SLOT]) for n in range(2)):
-            return  # one of them is torn already
-        content[slot * SLOT + 100] ^= 0xFF
-        self.tally.rotten += 1
-        self.tally.states.add(fingerprint(image))
-        self.guard(
-            f"{trail}, superblock slot {slot} rotten",
-            lambda: self.reopen(
-                runner, MemoryDisk(image, recorded=False), instant.note, (("checkpoint",), ("write", 3, 2))
-            ),
-        )
-
-    def reopen(
-        self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any, further: tuple[Step, ...] = ()
-    ) -> None:
-        """Recovers and compares; with further steps once more behind them."""
-        self.tally.recoveries += 1
-        later = runner.successor(disk)
-        try:
-            later.open()
-            found = later.look(expected, extents=bool(further) or self.tally.recoveries % 4 == 0)
-            if further:
-                later.resume(expected, found)
-                later.run(further)
-                later.look(later.expectation())
-        finally:
-            abandon(later)
-
-    def go_on(self, runner: Runner | StoreRunner, disk: MemoryDisk, expected: Any, depth: int, trail: str) -> None:
-        """Opens on a recorded disk, runs a few steps more, and looks at the crashes of all that."""
-        steps = runner.random_steps(self.rng, self.rng.randrange(7))
-        fails = self.rng.randrange(8) if self.rng.random() < 0.3 else None
-        later = runner.successor(disk)
-        here = f"{trail}; then {'' if fails is None else f'barrier {fails} fails, '}{steps}"
-
-        def history() -> None:
-            disk.note(expected)
-            disk.fail_barrier = fails
-            disk.fate = lambda: self.rng.randrange(3)
-            try:
-                later.open()
-                if disk.faults and later.opens_in_spite_of_faults:
-                    return
-                found = later.look(expected)
-            except (CowEngineError, OSError):
-                if not disk.faults:
-                    raise
-                return
-            if disk.faults:
-                raise Violation("an open or check succeeded although a barrier failed in it")
-            later.resume(expected, found)
-            later.run(steps)
-
-        if self.guard(here, history):
-            self.tally.failed_barriers += disk.faults
-            self.explore(later, depth + 1, here)
-        abandon(later)
-
-    def guard(self, trail: str, action: Callable[[], None]) -> bool:
-        try:
-            action()
-        except Exception as error:  # whatever comes out of it is a violation
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            self.tally.violations.append(
-                f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}"
-            )
-            return False
-        return True
-
-
-def abandon(runner: Runner | StoreRunner) -> None:
-    """The end of a process: nothing it does from now on reaches its disk."""
-    runner.disk.power_off()
-    with suppress(OSError):
-        runner.close()
-
-
-def is_superblock(slot: bytearray) -> bool:
-    return len(slot) == SLOT and xxh64(bytes(slot[: SLOT - 8])) == int.from_bytes(slot[SLOT - 8 :], "little")
+MINIMAL_SECONDS = 60.0
+STEP = Plan(images=64, nested=0.01, kills=0.05)  # of a single step: all subsets of five pending writes
+SIMPLE = Plan(nested=0, kills=0, rot=0, enough=1)  # one crash, and nothing after it
+STORE = Plan(nested=0.01, kills=0.02)  # the recovery of a store has many barriers, and opening it costs most
+PLANS = {"exhaustive": STEP, "exhaustive-set": STORE, "set": STORE}
+BEGINNINGS = ((PRELUDE, GEOMETRIES[0]), (PRELUDE_OF_CLONES, GEOMETRIES[4]))
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
-SHORT = list(exhaustive_steps(2))
-
-
 def make_task(name: str) -> tuple[Runner | StoreRunner, tuple[Step, ...]]:
-    """What runs what in a task, which is `exhaustive:N`, `random:N` or `set:N`; N is the seed of everything in it."""
-    kind, number = name.split(":")
-    rng = random.Random(int(number))
+    """What runs what in a task on a volume or a store."""
+    kind, number = name.split(":")[0], int(name.split(":")[1])
+    rng = random.Random(number)
     if kind == "set":
         return StoreRunner(MemoryDisk()), random_set_steps(rng, rng.choice((6, 10, 16)))
+    if kind == "exhaustive-set":
+        return StoreRunner(MemoryDisk()), SET_PRELUDE + sequence(SET_ALPHABET, number)
     if kind == "exhaustive":
-        return Runner(MemoryDisk(), GEOMETRIES[0]), SHORT[int(number)]
-    runner = Runner(MemoryDisk(), WIDE if int(number) % WIDE_ONE_IN == 0 else rng.choice(GEOMETRIES))
-    runner.intruder = random.Random(int(number)) if int(number) % 2 else None
+        number, which = divmod(number, len(BEGINNINGS))
+        prelude, geometry = BEGINNINGS[which]
+        return Runner(MemoryDisk(), geometry), prelude + sequence(ALPHABET, number)
+    runner = Runner(MemoryDisk(), WIDE if number % WIDE_ONE_IN == 0 else rng.choice(GEOMETRIES))
+    runner.intruder = random.Random(number) if number % 2 else None
     return runner, random_steps(rng, rng.choice((10, 20, 40)))
 
 
-def run_task(name: str, plan: Plan | None = None, keeps: Keeps | None = None) -> Tally:
-    kind, seed = name.split(":")
-    with determinism(0 if kind == "exhaustive" else int(seed)):
-        runner, steps = make_task(name)
-        explorer = Explorer(int(seed), plan or Plan(), f"task {name}, steps {steps}", keeps)
+def run_task(
+    name: str, plan: Plan | None = None, keeps: Keeps | None = None, steps: tuple[Step, ...] | None = None
+) -> Tally:
+    """Runs a history and explores it; `steps` replaces those of the task."""
+    kind, number = name.split(":")[0], int(name.split(":")[1])
+    exhaustive = kind.startswith("exhaustive")
+    with determinism(0 if exhaustive else number):
+        if kind == "adopt":
+            return adopted(number)
+        runner, own = make_task(name)
+        steps = own if steps is None else steps
+        explorer = Explorer(number, plan or PLANS.get(kind, Plan()), f"task {name}, steps {steps}", keeps)
+        since = 0
 
         def history() -> None:
+            nonlocal since
             runner.create()
-            runner.run(steps)
+            runner.run(steps[:-1])
+            if exhaustive and number >= len(BEGINNINGS):
+                since = len(runner.disk.journal)
+            runner.run(steps[-1:])
 
         if explorer.guard("", history):
-            explorer.explore(runner)
+            explorer.explore(runner, since=since)
         abandon(runner)
     return explorer.tally
 
 
-def tasks(seed: int, exhaustive: bool = True) -> Iterator[str]:
-    if exhaustive:
-        yield from (f"exhaustive:{n}" for n in range(len(SHORT)))
-    for number in count(seed):
+def adopted(seed: int) -> Tally:
+    """A task of the explorer of adopting and flattening."""
+    score = Score()
+    try:
+        AdoptExplorer(seed, score).run()
+    except Exception as error:  # whatever comes out of it is a violation
+        score.violations.append(f"task adopt:{seed}, before any crash: {error!r}")
+    return Tally(
+        score.states, recoveries=score.volumes + score.images, barriers=score.barriers, failed_barriers=score.refused,
+        violations=score.violations,
+    )  # fmt: skip
+
+
+def random_tasks(seed: int) -> Iterator[str]:
+    """Endless; no two seeds share a task."""
+    for number in count(seed * TASKS_A_SEED):
         yield f"random:{number}"
         if number % SETS_ONE_IN == 0:
             yield f"set:{number}"
+        if number % ADOPT_ONE_IN == 0:
+            yield f"adopt:{number}"
 
 
-def sweep(states: int, seed: int, workers: int, seconds: float | None = None, progress: bool = False) -> Tally:
-    """Runs tasks until that many distinct states were seen, the time is up, or enough violations were found."""
-    total, started, told = Tally(), time.monotonic(), 0
-    ahead = threading.Semaphore(4 * workers)  # the pool would take an endless list of tasks as fast as it can
-    done = threading.Event()
+def exhaustive_tasks(depth: int) -> list[str]:
+    """Every sequence of at most `depth` steps, on a volume with either beginning and on a store."""
+    volumes, stores = len(BEGINNINGS) * sequence_count(ALPHABET, depth), sequence_count(SET_ALPHABET, depth)
+    return [f"exhaustive:{n}" for n in range(volumes)] + [f"exhaustive-set:{n}" for n in range(stores)]
 
-    def feed() -> Iterator[str]:
-        for name in tasks(seed):
-            ahead.acquire()
-            if done.is_set():
-                return
-            yield name
 
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        for tally in pool.imap_unordered(run_task, feed()):
-            total.add(tally)
-            ahead.release()
-            elapsed = time.monotonic() - started
-            if progress and len(total.states) // 10000 > told:
-                told = len(total.states) // 10000
-                print(summary(total, elapsed), flush=True)
-            late = seconds is not None and elapsed > seconds
-            if late or len(total.states) >= states or len(total.violations) >= VIOLATIONS_MAX:
-                break
-        done.set()
-        ahead.release()
-        pool.terminate()
-    return total
+def shortest(name: str, seconds: float = MINIMAL_SECONDS) -> tuple[Step, ...]:
+    """The steps of a task without those that its violation does not need, as far as the time allows."""
+    steps, ends = make_task(name)[1], time.monotonic() + seconds
+    plan = next((each for each in (SIMPLE, Plan(enough=1)) if run_task(name, each).violations), None)
+    if plan is None:
+        return steps  # it takes all that a task looks at
+    place = len(steps) - 1
+    while place >= 0 and time.monotonic() < ends:
+        fewer = steps[:place] + steps[place + 1 :]
+        if run_task(name, plan, steps=fewer).violations:
+            steps = fewer
+        place -= 1
+    return steps
+
+
+# -- many of them -----------------------------------------------------------------------------------------------------
+class Sweep:
+    """Runs tasks on several workers and adds up what they see."""
+
+    def __init__(self) -> None:
+        self.total = Tally()
+        self.tasks = 0
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def run(self, tasks: Iterable[str], workers: int) -> Iterator[None]:
+        """Yields behind each task that is over; whoever leaves the loop ends all others."""
+        ahead = threading.Semaphore(4 * workers)  # the pool would take an endless list of tasks as fast as it can
+        done = threading.Event()
+
+        def feed() -> Iterator[str]:
+            for name in tasks:
+                ahead.acquire()
+                if done.is_set():
+                    return
+                yield name
+
+        gc.collect()
+        gc.freeze()  # what is there now stays, and need not be looked at by each worker
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            try:
+                for tally in pool.imap_unordered(worked, feed()):
+                    ahead.release()
+                    self.total.add(tally)
+                    self.tasks += 1
+                    yield
+                    if len(self.total.violations) >= VIOLATIONS_MAX:
+                        return
+            finally:
+                done.set()
+                ahead.release()
+                pool.terminate()
+
+
+def worked(name: str) -> Tally:
+    """In a worker: the tally of a task, with a number in the place of images that no other task can have."""
+    tally = run_task(name)
+    if not name.startswith("exhaustive"):
+        tally.other_states, tally.states = len(tally.states), set()
+    return tally
+
+
+def sweep(tasks: Iterable[str], states: int, workers: int) -> Sweep:
+    """Runs tasks until that many distinct states were seen."""
+    running = Sweep()
+    for _ in running.run(tasks, workers):
+        if running.total.distinct >= states:
+            break
+    return running
 
 
 def summary(tally: Tally, seconds: float) -> str:
     return (
-        f"{len(tally.states):,} distinct states, {tally.recoveries:,} recoveries, {tally.barriers:,} barriers, "
-        f"{tally.kills:,} kills, {tally.failed_barriers:,} failed barriers, {tally.rotten:,} rotten superblocks, "
-        f"{len(tally.violations)} violations, {seconds:.0f} s, {len(tally.states) / max(seconds, 0.001):.0f} states/s"
+        f"{tally.distinct:,} distinct states, {tally.recoveries:,} opened, {tally.compared:,} compared again, "
+        f"{tally.barriers:,} barriers; {tally.nested_states:,} after another crash, {tally.recovery_states:,} within a "
+        f"recovery, {tally.second_recovery_states:,} within the second recovery in a row, {tally.killed_states:,} by "
+        f"power cut behind {tally.kills:,} kills, {tally.failed_states:,} behind {tally.failed_barriers:,} failed "
+        f"barriers, {tally.rotten:,} rotten superblocks; {len(tally.violations)} violations, {seconds:.0f} s, "
+        f"{tally.distinct / max(seconds, 0.001):.0f} states/s"
     )
 
 
+# -- the command line -------------------------------------------------------------------------------------------------
 def main() -> int:
     parser = argparse.ArgumentParser(description="Explores crash states of the engine.")
-    parser.add_argument("--states", type=int, default=20000, help="distinct states to look at")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, help="ends then")
+    parser.add_argument("--states", type=int, help="ends with so many distinct states")
+    parser.add_argument("--seed", type=int, help="default: the first that the ledger does not have")
+    parser.add_argument("--depth", type=int, help="every sequence of at most so many steps, instead of random ones")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--task", help="run this one task again, such as random:17")
+    parser.add_argument("--row", action="store_true", help="the last line is JSON")
+    parser.add_argument("--ledger", default=str(LEDGER), help=f"file that keeps the counts; default {LEDGER}")
+    parser.add_argument("--totals", action="store_true", help="prints the sums of the ledger")
+    parser.add_argument("--task", help="runs this one task again, such as random:1000017")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # every torn superblock is worth a warning
     shrink()
-    started = time.monotonic()
+    if arguments.totals:
+        for harness in ("crash states", "crash sequences"):
+            print(json.dumps(Ledger(arguments.ledger, harness).totals()))
+        return 0
     if arguments.task:
-        tally = run_task(arguments.task)
-    else:
-        tally = sweep(arguments.states, arguments.seed, arguments.workers, progress=True)
-    for violation in tally.violations[:5]:
-        print(violation, "\n")
-    print(f"seed {arguments.seed}: {summary(tally, time.monotonic() - started)}")
+        return one_task(arguments.task)
+    return many_tasks(arguments)
+
+
+def one_task(name: str) -> int:
+    started = time.monotonic()
+    tally = run_task(name)
+    print(*tally.violations[:5], sep="\n\n")
+    if tally.violations and not name.startswith("adopt"):
+        print(f"shortest form found: {shortest(name)}")
+    print(f"{name}: {summary(tally, time.monotonic() - started)}")
     return 1 if tally.violations else 0
+
+
+def many_tasks(arguments: argparse.Namespace) -> int:
+    depth, running = arguments.depth, Sweep()
+    ledger = Ledger(arguments.ledger, "crash states" if depth is None else "crash sequences")
+    seed = ledger.begin(arguments.seed)
+    tasks = exhaustive_tasks(depth) if depth is not None else random_tasks(seed)
+    told = 0.0
+    for _ in running.run(tasks, arguments.workers):
+        if running.seconds > told + 30:
+            told = running.seconds
+            ledger.note(**counts(running, depth))
+            print(summary(running.total, told), file=sys.stderr, flush=True)
+        if arguments.seconds is not None and running.seconds > arguments.seconds:
+            break
+        if arguments.states is not None and running.total.distinct >= arguments.states:
+            break
+    found = counts(running, depth)
+    ledger.note(done=True, **found)
+    report(running, seed)
+    if arguments.row:
+        skipped = ""
+        if depth is not None and running.tasks < len(tasks):
+            skipped = f"{len(tasks) - running.tasks} of {len(tasks)} sequences: the time was up"
+        print(json.dumps({"seed": seed, "skipped": skipped, **found}))
+    return 1 if running.total.violations else 0
+
+
+def counts(running: Sweep, depth: int | None) -> dict[str, Any]:
+    """What the ledger and the scoreboard are told."""
+    tally = running.total
+    found: dict[str, Any] = {"count": tally.distinct if depth is None else running.tasks}
+    found |= {"violations": len(tally.violations), "seconds": round(running.seconds, 1), "states": tally.distinct}
+    names = ("nested_states", "recovery_states", "second_recovery_states", "killed_states", "failed_states", "rotten")
+    return found | {"tasks": running.tasks} | {name: getattr(tally, name) for name in names}
+
+
+def report(running: Sweep, seed: int) -> None:
+    for violation in running.total.violations[:5]:
+        name = violation.split("task ")[-1].split(",")[0]
+        print(violation, f"\n  again, alone: python tests/crash/explorer.py --task {name}\n")
+    if running.total.violations and ":" in (name := running.total.violations[0].split("task ")[-1].split(",")[0]):
+        print(f"shortest form found: {shortest(name) if not name.startswith('adopt') else name}")
+    print(f"seed {seed}, {running.tasks:,} histories: {summary(running.total, running.seconds)}")
 
 
 if __name__ == "__main__":

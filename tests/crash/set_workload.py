@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crash_oracle import Expectation, Found, Oracle, Violation, verify
+from crash_oracle import Expectation, Found, Oracle, Shown, Violation, compare
 from crash_workload import Geometry, Runner, Step, random_step
 from memory_disk import MemoryDisk
 
@@ -33,6 +33,19 @@ SET_WEIGHTS = {"set": 12, "delete_set": 5, "reopen": 2}
 
 Alternative = Mapping[str, Expectation]
 Seen = tuple[dict[str, tuple[Expectation, Found]], frozenset[str]]  # per volume; and the names of the sets
+ShownStore = tuple[dict[str, Shown], frozenset[str]]
+
+# What bounded-exhaustive sequences are made of, and what is there before them.
+SET_PRELUDE: tuple[Step, ...] = (
+    ("single", "a", "write", 0, 4), ("single", "b", "write", 0, 2), ("set", 1), ("single", "b", "snapshot"),
+    ("single", "a", "write", 1, 1),
+)  # fmt: skip
+SET_ALPHABET: tuple[Step, ...] = (
+    ("set", 0), ("set", 1), ("set", 2), ("delete_set", 0), ("reopen",),
+    ("single", "a", "write", 1, 1), ("single", "b", "partial", 100, 700), ("single", "c", "discard", 0, 2),
+    ("single", "a", "flush"), ("single", "b", "snapshot"), ("single", "b", "delete", 0), ("single", "a", "checkpoint"),
+    ("single", "a", "rollback", 0), ("single", "b", "reclaim"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,29 +96,33 @@ class StoreRunner:
     def successor(self, disk: MemoryDisk) -> StoreRunner:
         return StoreRunner(disk, self.serial)
 
+    def engines(self) -> list[Any]:
+        return [each.volume.engine for each in self.members.values() if each.volume is not None]
+
     def look(self, expected: Joint, extents: bool = True) -> Seen:
+        return self.compare(self.show(extents), expected)
+
+    def show(self, extents: bool = True) -> ShownStore:
         if self.store.problems:
             raise Violation(f"the store has problems: {self.store.problems}")
-        shown = frozenset(each.name for each in self.store.snapshot_sets())
+        for each in self.store.snapshot_sets():
+            if each.missing:
+                raise Violation(f"set {each.name} lacks {each.missing}")
+        volumes = {name: member.show(extents) for name, member in self.members.items()}
+        return volumes, frozenset(each.name for each in self.store.snapshot_sets())
+
+    def compare(self, shown: ShownStore, expected: Joint) -> Seen:
+        volumes, names = shown
         faults = []
         for alternative, sets in zip(expected.alternatives, expected.sets, strict=True):
             try:
-                found = {
-                    name: (each, verify(self.members[name].volume, each, extents)) for name, each in alternative.items()
-                }
-                if shown != sets:
-                    raise Violation(f"sets {sorted(shown)}, expected {sorted(sets)}")
+                found = {name: (each, compare(volumes[name], each)) for name, each in alternative.items()}
+                if names != sets:
+                    raise Violation(f"sets {sorted(names)}, expected {sorted(sets)}")
             except Violation as fault:
                 faults.append(str(fault))
                 continue
-            for name, member in self.members.items():
-                report = member.volume.check()
-                if not report.ok:
-                    raise Violation(f"check of {name}: {report.problems[:3]}")
-            for each in self.store.snapshot_sets():
-                if each.missing:
-                    raise Violation(f"set {each.name} lacks {each.missing}")
-            return found, shown
+            return found, names
         raise Violation("no alternative holds for all volumes: " + " | ".join(faults))
 
     def resume(self, expected: Joint, found: Seen) -> None:
