@@ -190,10 +190,12 @@ class AdoptExplorer:
             self.compare(self.adopt(disk))
             disk.note(VOLUME)
         else:
-            if disk.is_file(INTENT):
+            undone = disk.is_file(INTENT)
+            if undone:
                 Volume.undo_adoption(PATH, io=disk)
             self.require_image(disk)
-            disk.note(RAW)
+            if undone:  # else only the page cache may have it, as nobody promised more
+                disk.note(RAW)
         return RAW
 
     def require_image(self, disk: MemoryDisk) -> None:
