@@ -125,7 +125,7 @@ def adopted(seed: int) -> Tally:
 
 def random_tasks(seed: int) -> Iterator[str]:
     """Endless; no two seeds share a task."""
-    for number in count(seed * TASKS_A_SEED):
+    for number in count(seed * TASKS_A_SEED + 1):
         yield f"random:{number}"
         if number % SETS_ONE_IN == 0:
             yield f"set:{number}"
