@@ -6,12 +6,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cowengine.errors import CowEngineError, NoSpaceError, ReadOnlyError
+from cowengine.errors import CowEngineError, NoSpaceError, ReadOnlyError, StorageError
 
 
 @contextmanager
 def typed(path: str) -> Iterator[None]:
-    """Within it a full disk is NoSpaceError and what may not be read or written ReadOnlyError; the rest stays."""
+    """Within it a full disk is NoSpaceError, what may not be read or written ReadOnlyError, and what the disk failed to
+    do StorageError; the rest stays.
+    """
     try:
         yield
     except CowEngineError:
@@ -23,4 +25,6 @@ def typed(path: str) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ReadOnlyError(f"this may not be read or written ({error.strerror})", path) from error
+        if error.errno in (errno.EIO, errno.ENXIO, errno.EUCLEAN):
+            raise StorageError(f"the file system failed: {error.strerror}", path, error.errno) from error
         raise

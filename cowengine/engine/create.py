@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
@@ -71,8 +72,9 @@ def create_engine(
         engine = fill(io, fd, path, first_superblock(block_size, log_size, regions, store_uuid), size)
         io.sync_directory(os.path.dirname(path) or ".")
     except BaseException as error:
-        io.close(fd)
-        io.unlink(path)
+        with suppress(OSError):  # a file system that failed may refuse that as well
+            io.close(fd)
+            io.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise explained(error, path, size) from error
         raise

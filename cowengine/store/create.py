@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 
 from cowengine.core.iotable import IOTable
 from cowengine.errors import ExistsError, NotFoundError
@@ -15,13 +16,14 @@ from cowengine.store.names import DOCUMENTS_NAME, LOG_NAME, UNFINISHED_SUFFIX, V
 def create_folder(io: IOTable, folder: str, log_size: int) -> None:
     """Make the directory and all that a new store has in it; durable on return, undone if it fails.
 
-    Raises ExistsError, NotFoundError (no parent), OutOfRangeError (`log_size`), NoSpaceError, ReadOnlyError.
+    Raises ExistsError, NotFoundError (no parent), OutOfRangeError (`log_size`), NoSpaceError, ReadOnlyError,
+    StorageError.
     """
     with typed(folder):
         _make_folder(io, folder)
         _fill_folder(io, folder, log_size)
-    io.sync_directory(folder)
-    io.sync_directory(os.path.dirname(folder))
+        io.sync_directory(folder)
+        io.sync_directory(os.path.dirname(folder))
 
 
 def _make_folder(io: IOTable, folder: str) -> None:
@@ -45,9 +47,10 @@ def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
         io.sync_directory(folder)  # the log appears last: with it the store is whole
         io.rename(path + UNFINISHED_SUFFIX, path)
     except BaseException:
-        if io.is_file(path + UNFINISHED_SUFFIX):
-            io.unlink(path + UNFINISHED_SUFFIX)
-        for name in created:
-            io.rmdir(os.path.join(folder, name))
-        io.rmdir(folder)
+        with suppress(OSError):  # a file system that failed may refuse that as well
+            if io.is_file(path + UNFINISHED_SUFFIX):
+                io.unlink(path + UNFINISHED_SUFFIX)
+            for name in created:
+                io.rmdir(os.path.join(folder, name))
+            io.rmdir(folder)
         raise

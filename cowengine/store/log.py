@@ -81,8 +81,8 @@ class StoreLog:
     """One open store log; the one who opened it for writing owns the store."""
 
     def __init__(self, io: IOTable, path: str, *, read_only: bool = False) -> None:
-        """Open and recover. Raises NotFoundError, FormatError, BusyError (another owner), CorruptionError, OSError of
-        a sync.
+        """Open and recover. Raises NotFoundError, FormatError, BusyError (another owner), CorruptionError,
+        StorageError.
         """
         self.path = path
         self.read_only = read_only
@@ -93,11 +93,12 @@ class StoreLog:
         self._reserved: list[int] = []
         self._fd = _open_file(io, path, read_only)
         try:
-            if not read_only:
-                self._take_ownership()
-            self._read()
-            if not read_only:
-                self._confirm()
+            with typed(path):
+                if not read_only:
+                    self._take_ownership()
+                self._read()
+                if not read_only:
+                    self._confirm()
         except BaseException:
             io.close(self._fd)
             self._fd = -1
@@ -174,9 +175,10 @@ class StoreLog:
         header = replace(header, generation=self.header.generation + 1)
         raw = layout.encode_header(header)
         try:
-            for slot in (1 - self._slot, self._slot):
-                self._io.pwrite(self._fd, raw, slot * layout.HEADER_BYTES)
-                self._io.fdatasync(self._fd)
+            with typed(self.path):
+                for slot in (1 - self._slot, self._slot):
+                    self._io.pwrite(self._fd, raw, slot * layout.HEADER_BYTES)
+                    self._io.fdatasync(self._fd)
         except BaseException as error:
             self.poison = error
             raise
@@ -229,8 +231,9 @@ class StoreLog:
             padded = self._padded(len(raw))
             begin = self._place(padded)
             try:
-                self._io.pwrite(self._fd, raw.ljust(padded, b"\0"), layout.RING_OFFSET + begin)
-                self._io.fdatasync(self._fd)
+                with typed(self.path):
+                    self._io.pwrite(self._fd, raw.ljust(padded, b"\0"), layout.RING_OFFSET + begin)
+                    self._io.fdatasync(self._fd)
             except BaseException as error:
                 self.poison = error
                 raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from contextlib import suppress
 
 from cowengine.engine.adopt import adopt_as
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
@@ -229,8 +230,9 @@ class VolumeTable:
                 ).close()
                 place.io.rename(unfinished, path)
             except BaseException:
-                if place.io.is_file(unfinished):
-                    place.io.unlink(unfinished)
+                with suppress(OSError):  # a file system that failed may refuse that as well
+                    if place.io.is_file(unfinished):
+                        place.io.unlink(unfinished)
                 raise
             place.io.sync_directory(self._folder)
             return self.get(name, hand_out=True)

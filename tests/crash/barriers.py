@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from memory_disk import Barrier, DirectoryBarrier, Durable, Event, FailedBarrier, Note, Write
+
+from cowengine.core.iotable import IOTable
 
 SLOT = 4096
 KINDS = (
@@ -94,3 +97,57 @@ def without(name: str) -> Callable[[Durable, Sequence[Event]], Callable[[int], b
         return lambda position: found.get(position) != name
 
     return keeps
+
+
+class Broken(IOTable):
+    """The kernel's files with a fault, which a harness on real files has to find. One volume file at a time."""
+
+    def __init__(self) -> None:
+        self.log = range(0)
+        self.record: tuple[int, bytes, int] | None = None
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> None:
+        if offset == 0 and len(data) == SLOT:
+            self.log = log_range(bytes(data))
+        super().pwrite(fd, data, offset)
+
+
+class LateRecords(Broken):
+    """A record reaches the file only before the next call, so it is acknowledged too early."""
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> None:
+        self.catch_up()
+        if offset in self.log:
+            self.record = (fd, bytes(data), offset)
+        else:
+            super().pwrite(fd, data, offset)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        self.catch_up()
+        return super().pread(fd, length, offset)
+
+    def close(self, fd: int) -> None:
+        self.catch_up()
+        super().close(fd)
+
+    def catch_up(self) -> None:
+        if self.record is not None:
+            fd, data, offset = self.record
+            self.record = None
+            super().pwrite(fd, data, offset)
+
+
+class UnsyncedRecords(Broken):
+    """The barrier behind each record is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = -1
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> None:
+        super().pwrite(fd, data, offset)
+        self.last = offset
+
+    def fdatasync(self, fd: int) -> None:
+        if self.last not in self.log:
+            super().fdatasync(fd)

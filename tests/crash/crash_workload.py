@@ -11,7 +11,7 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,6 @@ from crash_oracle import (
     compare,
     show,
 )
-from memory_disk import MemoryDisk
 
 from cowengine import Volume
 from cowengine.engine import allocator, engine, hashindex, homes, names, reclaim, sealing
@@ -156,8 +155,13 @@ class Runner:
     rot_path: str | None = PATH  # the file of which one superblock slot may rot
     opens_in_spite_of_faults = False
 
-    def __init__(self, disk: MemoryDisk, geometry: Geometry, serial: int = 0) -> None:
+    def __init__(self, disk: Any, geometry: Geometry, serial: int = 0) -> None:
+        """On a `MemoryDisk`; or, for real files, with a `path` and `io` of its own, and `disk` to take its notes."""
         self.disk = disk
+        self.io: Any = disk
+        self.path = PATH
+        self.background = False
+        self.perform: Callable[[Callable[[], Any]], Any] = lambda action: action()
         self.geometry = geometry
         self.serial = serial
         self.volume: Any = None
@@ -177,27 +181,30 @@ class Runner:
     def create(self) -> None:
         geometry = self.geometry
         settings: dict[str, Any] = {"block_size": geometry.block_size, "log_size": geometry.log_size}
-        settings |= {"io": self.disk, "background": False}
+        settings |= {"io": self.io, "background": False}
         if geometry.adopted:
-            image = self.disk.open(PATH, os.O_RDWR | os.O_CREAT)
-            self.disk.truncate(image, geometry.size)
-            self.disk.close(image)
-            self.volume = Volume.adopt(PATH, **settings)
+            image = self.io.open(self.path, os.O_RDWR | os.O_CREAT)
+            self.io.truncate(image, geometry.size)
+            self.io.close(image)
+            self.volume = Volume.adopt(self.path, **settings)
         else:
-            self.volume = Volume.create(PATH, geometry.size, **settings)
+            self.volume = Volume.create(self.path, geometry.size, **settings)
         self.disk.note(self.oracle.expectation())
 
     def open(self) -> None:
-        self.volume = Volume.open(PATH, io=self.disk, background=False)
+        self.volume = Volume.open(self.path, io=self.io, background=self.background)
 
     def close(self) -> None:
         if self.volume is not None:
             self.volume.close()
 
-    def successor(self, disk: MemoryDisk) -> Runner:
+    def successor(self, disk: Any) -> Runner:
         """Another process on what became of the disk; it opens and looks before it works."""
         other = Runner(disk, self.geometry, self.serial)
         other.intruder = self.intruder
+        other.path = self.path
+        if self.io is not self.disk:
+            other.io = self.io
         return other
 
     def look(self, expected: Expectation, extents: bool = True) -> Found:
@@ -246,7 +253,7 @@ class Runner:
         self.disk.before_barrier = self._intrude if self.intruder is not None else None
         faults = self.disk.faults
         try:
-            result = self.call(operation)
+            result = self.perform(lambda: self.call(operation))
         except OSError as error:
             if self.disk.faults == faults:
                 raise Violation(f"{operation[0]} failed: {error!r}") from error

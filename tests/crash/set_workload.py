@@ -7,13 +7,12 @@ one commit for every volume: while a set is in flight, all members before it or 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from crash_oracle import Expectation, Found, Oracle, Shown, Violation, compare
 from crash_workload import Geometry, Runner, Step, random_step
-from memory_disk import MemoryDisk
 
 STORE = "/disk/store"
 VOLUMES = {"a": Geometry(8 * 4096), "b": Geometry(6 * 4096 + 512), "c": Geometry(8 * 4096)}
@@ -62,8 +61,13 @@ class StoreRunner:
     rot_path = None
     opens_in_spite_of_faults = True  # a volume that cannot be opened is a problem of the store, not the end of it
 
-    def __init__(self, disk: MemoryDisk, serial: int = 0) -> None:
+    def __init__(self, disk: Any, serial: int = 0) -> None:
+        """As `Runner`."""
         self.disk = disk
+        self.io: Any = disk
+        self.path = STORE
+        self.background = False
+        self.perform: Callable[[Callable[[], Any]], Any] = lambda action: action()
         self.intruder = None
         self.store: Any = None
         self.serial = serial
@@ -75,7 +79,7 @@ class StoreRunner:
     def create(self) -> None:
         from cowengine import Store
 
-        self.store = Store.create(STORE, log_size=16384, io=self.disk, background=False)
+        self.store = Store.create(self.path, log_size=16384, io=self.io, background=False)
         for name, geometry in VOLUMES.items():
             self.members[name].volume = self.store.create_volume(
                 name, geometry.size, block_size=geometry.block_size, log_size=geometry.log_size
@@ -85,7 +89,7 @@ class StoreRunner:
     def open(self) -> None:
         from cowengine import Store
 
-        self.store = Store.open(STORE, io=self.disk, background=False)
+        self.store = Store.open(self.path, io=self.io, background=self.background)
         for name, member in self.members.items():
             member.volume = self.store.open_volume(name)
 
@@ -93,8 +97,12 @@ class StoreRunner:
         if self.store is not None:
             self.store.close()
 
-    def successor(self, disk: MemoryDisk) -> StoreRunner:
-        return StoreRunner(disk, self.serial)
+    def successor(self, disk: Any) -> StoreRunner:
+        other = StoreRunner(disk, self.serial)
+        other.path = self.path
+        if self.io is not self.disk:
+            other.io = self.io
+        return other
 
     def engines(self) -> list[Any]:
         return [each.volume.engine for each in self.members.values() if each.volume is not None]
@@ -215,7 +223,7 @@ class StoreRunner:
         self.disk.note(expected)
         faults = self.disk.faults
         try:
-            result = action()
+            result = self.perform(action)
         except OSError as error:
             if self.disk.faults == faults:
                 raise Violation(f"a step failed: {error!r}") from error

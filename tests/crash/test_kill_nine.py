@@ -1,15 +1,17 @@
-"""kill -9 at random moments; see kill_nine.py. The command line does a thousand and more."""
+"""kill -9 at random moments; see kill_nine.py. The command line does thousands."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kill_nine import kill_many
+from kill_nine import Killer
 
 
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
-    score = kill_many(str(tmp_path), kills=300, seed=1)
-    assert not score.violations, score.violations
-    assert score.kills >= 300
-    assert score.acknowledged > score.kills, "the children were killed before they did anything"
-    assert score.in_flight > 10
+    killer = Killer(str(tmp_path))
+    killer.kill_many(seed=1, kills=200)
+    assert not killer.tally.violations, killer.tally.violations
+    assert killer.tally.count == 200
+    assert killer.stores
+    assert killer.acknowledged > 100, "the children were killed before they did anything"
+    assert killer.in_flight > 10

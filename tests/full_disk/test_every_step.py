@@ -22,6 +22,7 @@ from cowengine.errors import NoSpaceError
 
 LOG = 16384
 LEFT_MAX = 400  # pages: what no operation here needs
+Recorded = Callable[[str, object], None]  # "disks": so many were filled up, for the scoreboard
 
 
 def nothing(ledger: Ledger) -> None:
@@ -131,10 +132,11 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("disk", "name", "step"), [*cases()], indirect=["disk"])
-def test_an_operation_that_gets_so_many_pages(disk: Disk, name: str, step: int) -> None:
+def test_an_operation_that_gets_so_many_pages(disk: Disk, name: str, step: int, record_property: Recorded) -> None:
     operation = OPERATIONS[name]
     successes = refusals = 0
-    for left in range(0, LEFT_MAX, step * operation.step):
+    for number, left in enumerate(range(0, LEFT_MAX, step * operation.step)):
+        record_property("disks", number + 1)
         ledger = Ledger(disk, disk.path / "v", LOG, operation.block_size)
         operation.prepare(ledger)
         ledger.volume.flush()
@@ -203,12 +205,13 @@ def raw_cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("disk", "step"), [*raw_cases()], indirect=["disk"])
-def test_adopting_and_flattening_in_place_with_so_many_pages(disk: Disk, step: int) -> None:
+def test_adopting_and_flattening_in_place_with_so_many_pages(disk: Disk, step: int, record_property: Recorded) -> None:
     """Either way the file is the raw image, to the byte, or the volume."""
     path, contents = disk.path / "image", random.Random(3).randbytes(SIZE)
     done = {"adopt": 0, "flatten": 0}
     refused = dict.fromkeys(done, 0)
-    for left in range(0, LEFT_MAX, step):
+    for number, left in enumerate(range(0, LEFT_MAX, step)):
+        record_property("disks", 2 * number + 2)
         for name in done:
             write_raw(disk, path, contents)
             if name == "flatten":

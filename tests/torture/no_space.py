@@ -1,0 +1,80 @@
+"""The tests of tests/full_disk as a harness: how many disks were filled up under an operation, on ext4, XFS and a quota.
+
+The tests run in an order that follows from the seed, as long as there is time.
+
+    python -P tests/torture/no_space.py --seconds 60 --seed 1
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from argparse import ArgumentParser
+from contextlib import redirect_stdout
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent)]
+
+import pytest  # noqa: E402
+from mounted import in_own_namespace  # noqa: E402
+from row import Tally, tell  # noqa: E402
+
+FOLDER = Path(__file__).parents[1] / "full_disk"
+
+
+class Counter:
+    """Sums what pytest reports."""
+
+    def __init__(self, seed: int, late: float) -> None:
+        self.seed = seed
+        self.late = late
+        self.tally = Tally()
+        self.tests = self.ended = 0
+        self.skipped: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        random.Random(self.seed).shuffle(items)
+        self.tests = len(items)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.tally.violation(f"pytest {report.nodeid}\n{report.longreprtext}")
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            self.skipped.add(report.longrepr[2])
+        elif report.when == "call":
+            self.ended += 1
+            self.tally.count += int(str(dict(report.user_properties).get("disks", 1)))
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        if time.monotonic() > self.late:
+            item.session.shouldstop = "the time is up"
+
+
+def work(seed: int, seconds: float, folder: Path | None) -> Tally:
+    """The disks are images in a folder, else wherever pytest has its own."""
+    counter = Counter(seed, time.monotonic() + seconds)
+    where = [f"--basetemp={folder / 'tests'}"] if folder else []
+    with redirect_stdout(sys.stderr):
+        pytest.main([str(FOLDER), "-q", "-p", "no:cacheprovider", *where], plugins=[counter])
+    counter.tally.skipped = "; ".join(sorted(counter.skipped))
+    counter.tally.more = f"{counter.ended} of {counter.tests} tests"
+    return counter.tally
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Fills disks up under every operation.")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
+    arguments = parser.parse_args()
+
+    def harness(folder: Path | None = None) -> int:
+        return tell(work(arguments.seed, arguments.seconds, folder), arguments, "disks filled up")
+
+    return in_own_namespace(harness) if os.geteuid() == 0 else harness()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The power goes while a process works on a mounted ext4 or XFS, again and again.
+
+A child works on a volume, or on a store with snapshot sets, and tells a pipe what was acknowledged. At a random moment
+the file system is shut down without its log being written (FS_IOC_SHUTDOWN, as in the file systems' own tests). It is
+mounted again, what is there is opened, checked, and compared with what had been acknowledged before the shutdown began:
+an fdatasync that races with it may say 0 for nothing. Then the next child goes on with the same files.
+
+    python -P tests/torture/power_cut.py --seconds 40 --seed 1
+    python -P tests/torture/power_cut.py --seconds 40 --seed 1 --planted    # no barrier behind a record
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import time
+from argparse import ArgumentParser
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", "model", "torture")]
+
+from barriers import UnsyncedRecords  # noqa: E402
+from crash_workload import GEOMETRIES, shrink  # noqa: E402
+from mounted import EXT4, XFS, Disk, disk, lacking, run_harness  # noqa: E402
+from row import Tally  # noqa: E402
+from told import AnyRunner, conclude, look, on_files, start  # noqa: E402
+
+from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
+
+FILE_SYSTEMS = (EXT4, XFS)
+CUTS_PER_FILE = 5
+A_STORE_IN = 4  # so many files, one is a store
+STEPS = 200  # more than a child lives to do
+LIFE_SECONDS = 0.05  # at most, behind the opening
+
+
+def cuts_on_one_file(at: Disk, seed: int, late: float, io: IOTable, tally: Tally) -> None:
+    """Some power cuts under one volume or store, on a mounted disk."""
+    rng = random.Random(seed)
+    folder = at.place / "files"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    runner = on_files(str(folder), None if seed % A_STORE_IN == 0 else rng.choice(GEOMETRIES), io)
+    for number in range(CUTS_PER_FILE):
+        if time.monotonic() > late:
+            return
+        try:
+            runner = cut(at, runner, rng)
+        except Exception as error:
+            tally.violation(f"seed {seed}, {at.file_system.name}, power cut {number}: {error!r}")
+            return
+        tally.count += 1
+
+
+def cut(at: Disk, runner: AnyRunner, rng: random.Random) -> AnyRunner:
+    steps = runner.random_steps(rng, STEPS)
+    runner.background = rng.random() < 0.5
+    while_opening = rng.random() < 0.2
+    child = start(runner, steps)
+    if not while_opening:
+        child.wait_until_open()
+    time.sleep(rng.random() * LIFE_SECONDS)
+    child.cut[0] = 1  # nothing that returns from now on counts
+    at.power_cut()
+    told = conclude(runner, steps, child.end())
+    at.unmount()
+    at.mount()
+    return look(runner, told.expected)
+
+
+def work(folder: Path, seed: int, seconds: float, planted: bool) -> Tally:
+    reason = lacking(folder, FILE_SYSTEMS)
+    tally = Tally(skipped=reason)
+    if reason:
+        return tally
+    shrink()
+    late = time.monotonic() + seconds
+    with ExitStack() as stack:
+        disks = [stack.enter_context(disk(folder, each)) for each in FILE_SYSTEMS]
+        for each in disks:
+            each.mount()
+        while time.monotonic() < late and not tally.violations:
+            io = UnsyncedRecords() if planted else KERNEL
+            cuts_on_one_file(disks[seed % len(disks)], seed, late, io, tally)
+            seed += 1
+    return tally
+
+
+def main() -> int:
+    parser = ArgumentParser(description="Cuts the power of file systems at work.")
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
+    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
+    arguments = parser.parse_args()
+
+    def harness(folder: Path) -> Tally:
+        return work(folder, arguments.seed, arguments.seconds, arguments.planted)
+
+    return run_harness(harness, arguments, "power cuts")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
