@@ -1,4 +1,4 @@
-"""The tests of tests/full_disk as a harness: how many disks were filled up under an operation, on ext4, XFS and a quota.
+"""The tests of tests/full_disk as a harness: how many disks were full under an operation, on ext4, XFS and a quota.
 
 The tests run in an order that follows from the seed, as long as there is time.
 
