@@ -35,6 +35,7 @@ from cowengine.errors import (
     ReadOnlyError,
 )
 from cowengine.names import check_name, check_path, encode_metadata
+from cowengine.oserrors import typed
 from cowengine.ranges import whole_number
 from cowengine.snapshot import Snapshot
 from cowengine.store import layout
@@ -112,7 +113,7 @@ class Store(Closing):
         What a crash left unfinished is finished first; what could not be is in `problems`, by name. `catalogue`: a
         path, or ":memory:"; unless told, the file in the store, or memory if `io` is not the kernel's or the store is
         read-only. Raises NotFoundError, FormatError, UnsupportedVersionError, CorruptionError, BusyError (another
-        owner).
+        owner), StorageError.
         """
         table = io or KERNEL
         folder = os.path.abspath(os.fspath(path))
@@ -135,7 +136,8 @@ class Store(Closing):
         log = StoreLog(table, os.path.join(folder, LOG_NAME), read_only=read_only)
         try:
             place = StorePlace(table, folder, log.header.store_uuid, read_only, background)
-            return cls(place, log, catalogue, distrust=distrust)
+            with typed(folder):
+                return cls(place, log, catalogue, distrust=distrust)
         except BaseException:
             log.close()
             raise

@@ -36,6 +36,11 @@ class Dying(IOTable):
 class FailsReads(IOTable):
     fails = False
 
+    def names(self, path: str) -> list[str]:
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().names(path)
+
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         if self.fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -52,6 +57,18 @@ def test_a_volume_that_could_be_neither_made_nor_removed_says_what_failed_first(
 def test_a_store_that_could_be_neither_made_nor_removed_says_what_failed_first(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Store.create(tmp_path / "s", io=Dying())
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_store_whose_folders_cannot_be_read_is_refused_with_a_type(tmp_path: Path) -> None:
+    """A bare OSError came out."""
+    table = FailsReads()
+    Store.create(tmp_path / "s", io=table).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FailsReads, "pread", IOTable.pread)
+        table.fails = True
+        with pytest.raises(StorageError) as caught:
+            Store.open(tmp_path / "s", io=table)
     assert caught.value.errno == errno.EIO
 
 
