@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
     from cowengine.convert import export_image, import_image
     from cowengine.engine.report import Report
+    from cowengine.engine.salvage import Salvaged
     from cowengine.engine.usage import SnapshotSpace, VolumeSpace
     from cowengine.errors import (
         AnchorError,
@@ -67,6 +68,7 @@ __all__ = [
     "Report",
     "Requestor",
     "RetentionError",
+    "Salvaged",
     "Snapshot",
     "SnapshotSet",
     "SnapshotSpace",
@@ -97,6 +99,7 @@ _MODULES = {
     "Provider": "vss",
     "Report": "engine.report",
     "Requestor": "vss",
+    "Salvaged": "engine.salvage",
     "Snapshot": "snapshot",
     "SnapshotSet": "store",
     "SnapshotSpace": "engine.usage",

@@ -91,6 +91,11 @@ class SnapshotReader(Volume):
         self._path.check_state()
         raise BusyError("the volume belongs to another process: only its snapshots can be read here", self.path)
 
+    def export(self, raw_path: str | os.PathLike[str], *, salvage: bool = False, doubtful: bool = False) -> Report:
+        """Not possible: the live volume is its owner's. Raises BusyError."""
+        self._path.check_state()
+        raise BusyError("the volume belongs to another process: only its snapshots can be read here", self.path)
+
     def check(self) -> Report:
         """Not possible: the file does not stand still. Raises BusyError."""
         self._path.check_state()
@@ -158,6 +163,12 @@ class PinnedSnapshot(Snapshot):
     def flatten(self, raw_path: str | os.PathLike[str]) -> None:
         """See `Snapshot.flatten`."""
         self._read(lambda seen: seen.flatten(raw_path))
+
+    def export(self, raw_path: str | os.PathLike[str], *, salvage: bool = False, doubtful: bool = False) -> Report:
+        """See `Snapshot.export`. To salvage is its owner's: the file does not stand still. Raises BusyError then."""
+        if salvage:
+            raise BusyError("the volume belongs to another process; salvage there", self.volume_path)
+        return self._read(lambda seen: seen.export(raw_path))
 
     def pread(self, length: int, offset: int) -> bytes:
         """See `Snapshot.pread`."""

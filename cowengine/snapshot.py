@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
+from cowengine.engine.report import Report
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.engine.verifying import Verifying
 from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
@@ -219,6 +220,18 @@ class Snapshot:
             flatten_copy(engine, engine.lineage.root(self._id), self._size, check_path(raw_path))
         except CorruptionError as error:
             raise error.found_in(engine.name, self._name) from None
+
+    def export(self, raw_path: str | os.PathLike[str], *, salvage: bool = False, doubtful: bool = False) -> Report:
+        """Writes the snapshot into a new raw image; see `Volume.export` and, for a file that does not open,
+        `Volume.salvage`.
+        """
+        self._require_data()
+        if salvage:
+            from cowengine.engine.salvage import salvage_open, wanted_snapshot
+
+            return salvage_open(self._engine, check_path(raw_path), wanted_snapshot(self._id), doubtful=doubtful)
+        self.flatten(raw_path)
+        return Report([], {"bytes": self._size})
 
     def verify(
         self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,

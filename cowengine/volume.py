@@ -37,7 +37,7 @@ from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
 from cowengine.engine.verifying import Verifying, verify_all
-from cowengine.errors import ClosedError, CorruptionError, NoSpaceError, NotFoundError, OutOfRangeError
+from cowengine.errors import ClosedError, CorruptionError, ExistsError, NoSpaceError, NotFoundError, OutOfRangeError
 from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.core.roots import Head
+    from cowengine.engine.salvage import Salvaged
     from cowengine.extents import ExtentArray
 
 T = TypeVar("T")
@@ -515,6 +516,46 @@ class Volume(Closing):
                 snapshot.flatten(name)
             finally:
                 snapshot.delete()
+
+    def export(self, raw_path: str | os.PathLike[str], *, salvage: bool = False, doubtful: bool = False) -> Report:
+        """Writes this head into a new raw image, mode 0600, as `flatten` does with a path; durable when it returns.
+
+        With `salvage` damage is no end: everything that can still be read is there, what cannot is a hole, and the
+        report, a `Salvaged`, lists it. Writes wait meanwhile. See `salvage` for a file that does not open, and for
+        `doubtful`. Raises as `flatten`; without `salvage` CorruptionError at the first damage.
+        """
+        self._check_state()
+        target = check_path(raw_path)
+        if salvage:
+            from cowengine.engine import salvage as salvaging
+
+            return salvaging.salvage_open(
+                self.engine, target, salvaging.wanted_head(self._head_id), doubtful=doubtful
+            )  # fmt: skip
+        if os.path.abspath(target) == os.path.abspath(self.path):
+            raise ExistsError("that is the volume itself; choose another name", target)
+        size = self.size
+        self.flatten(target)
+        return Report([], {"bytes": size})
+
+    @staticmethod
+    def salvage(
+        path: str | os.PathLike[str], raw_path: str | os.PathLike[str], *, snapshot: str | int | None = None,
+        head: str = LIVE_NAME, doubtful: bool = False, io: IOTable | None = None,
+    ) -> Salvaged:  # fmt: skip
+        """Writes all that can be read of a damaged volume file into a new raw image; changes nothing in the file.
+
+        For a file that does not open any more; nobody may have it open. Of a snapshot, by name or id, or of a head. It
+        is the newest state that the checksums of the file vouch for: `report.state` names it. What no verified metadata
+        leads to, cannot be read, or does not fit its seal stays a hole, listed in `report.lost` and `report.problems`.
+        Where records of the log are lost, what has no seal may have been overwritten, and is left out, too; with
+        `doubtful` it is written. Raises NotFoundError, BusyError, ExistsError, NoSpaceError, FormatError; and
+        CorruptionError if nothing leads to what is wanted.
+        """
+        from cowengine.engine.salvage import salvage_file, wanted_head, wanted_snapshot
+
+        wanted = wanted_head(check_name(head)) if snapshot is None else wanted_snapshot(snapshot)
+        return salvage_file(check_path(path), check_path(raw_path), wanted, doubtful=doubtful, io=io or KERNEL)
 
     # -- space --------------------------------------------------------------------------------------------------------
     def policy(

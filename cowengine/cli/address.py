@@ -35,6 +35,16 @@ def split_snapshot(address: str) -> tuple[str, str]:
     return volume, name
 
 
+def volume_file(address: str) -> str:
+    """The path of a volume's file, for what does not open the volume or its store."""
+    in_store = split_store(address)
+    if in_store is None:
+        return address
+    from cowengine.store.names import volume_file as file_in_store
+
+    return file_in_store(*in_store)
+
+
 @contextmanager
 def open_volume(address: str, *, read_only: bool) -> Iterator[Volume]:
     """The volume at an address, with its store opened around it if it has one."""

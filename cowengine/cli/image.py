@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store
-from cowengine.cli.output import Document, Output, shown
+from cowengine.cli import exits
+from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store, volume_file
+from cowengine.cli.output import Document, Output, shown, table
 from cowengine.cli.sizes import shown_size, size
 from cowengine.cli.verb import Options, argument
 from cowengine.cli.volume import NOUN, describe_volume
@@ -82,11 +83,16 @@ def flatten(options: Options, out: Output) -> None:
     out.emit(document, f"{shown(document['image'])}: a raw image of {shown_size(document['size'])}")
 
 
+def split_view(address: str) -> tuple[str, str]:
+    """(VOLUME, snapshot name) of VOLUME or VOLUME@NAME; no name for the volume itself."""
+    if "@" in address and not os.path.lexists(address):
+        return split_snapshot(address)
+    return address, ""
+
+
 def with_view(address: str, work: Callable[[Volume | Snapshot], object]) -> Document:
     """Does something with a volume, opened read-only, or a snapshot of it; says which, and its size."""
-    name, snapshot = address, ""
-    if "@" in address and not os.path.lexists(address):
-        name, snapshot = split_snapshot(address)
+    name, snapshot = split_view(address)
     with open_volume(name, read_only=True) as volume:
         view = find_snapshot(volume, snapshot) if snapshot else volume
         work(view)
@@ -120,18 +126,54 @@ def import_(options: Options, out: Output) -> None:
 
 @NOUN.verb(
     "export",
-    "write a volume or snapshot into a new image in another format (needs qemu-img)",
+    "write a volume or snapshot into a new image in another format (needs qemu-img), or what is left of a damaged one",
     VOLUME_OR_SNAPSHOT,
     argument("image", metavar="FILE", help="the new image"),
-    FORMAT,
+    argument("--format", default=None, metavar="FORMAT", help="qcow2, vhdx or vmdk; never guessed"),
+    argument(
+        "--salvage",
+        action="store_true",
+        help="a raw image of all that can be read, holes for the rest, and a list of it (exit code 4 if there is any); "
+        "also of a volume that does not open any more",
+    ),
+    argument(
+        "--doubtful", action="store_true", help="with --salvage: also what was perhaps overwritten, as records are lost"
+    ),
     examples=(
         "cowengine volume export disk.cow disk.qcow2 --format qcow2",
         "cowengine volume export /srv/store:disk@monday monday.vhdx --format vhdx",
+        "cowengine volume export damaged.cow rescued.img --salvage",
+        "cowengine volume export damaged.cow@monday monday.img --salvage --json",
     ),
 )
-def export(options: Options, out: Output) -> None:
+def export(options: Options, out: Output) -> int:
     from cowengine import export_image
 
+    if bool(options.format) == options.salvage or (options.doubtful and not options.salvage):
+        raise OutOfRangeError("add --format FORMAT, or --salvage for a raw image: one of the two")
+    if options.salvage:
+        return _salvage(options, out)
     document = with_view(options.volume, lambda view: export_image(view, options.image, format=options.format))
     document["image"] = options.image
     out.emit(document, f"{shown(options.image)}: {shown_size(document['size'])} as {options.format}")
+    return exits.OK
+
+
+def _salvage(options: Options, out: Output) -> int:
+    from cowengine import Volume
+
+    name, snapshot = split_view(options.volume)
+    wanted: str | int | None = snapshot or None
+    if snapshot[:1] == "#" and snapshot[1:].isascii() and snapshot[1:].isdigit():
+        wanted = int(snapshot[1:])
+    report = Volume.salvage(volume_file(name), options.image, snapshot=wanted, doubtful=options.doubtful)
+    document = {
+        "volume": name, "snapshot": snapshot or None, "image": options.image, "state": report.state, "ok": report.ok,
+        "problems": report.problems, "counts": report.counts,
+        "lost": [{"offset": offset, "length": length, "why": why} for offset, length, why in report.lost],
+    }  # fmt: skip
+    lines = [f"{shown(options.image)}: {shown(report.state)}, {'all of it' if report.ok else 'not all of it'}"]
+    lines += [f"  problem: {shown(problem)}" for problem in report.problems]
+    lines.append(table((f"  {name}", count) for name, count in report.counts.items()))
+    out.emit(document, "\n".join(lines))
+    return exits.OK if report.ok else exits.CORRUPT

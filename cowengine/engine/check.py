@@ -18,6 +18,7 @@ from itertools import zip_longest
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.check_log import read_chain, valid_superblocks
 from cowengine.engine.check_names import check_names
 from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_seals import after_records, check_sealed, check_seals, sealed_slots
@@ -31,9 +32,7 @@ from cowengine.errors import (
     BusyError,
     CorruptionError,
     CowEngineError,
-    FormatError,
     StorageError,
-    UnsupportedVersionError,
 )
 from cowengine.format import (
     ENTRY_MAPPED,
@@ -61,14 +60,9 @@ from cowengine.format import (
     RegionEvent,
     Superblock,
     blob_seed,
-    check_seed,
-    checks_overlap,
-    decode_record,
-    decode_superblock,
     fold_of,
     iter_deltas,
     level_for,
-    records_beyond,
     span,
     with_region,
 )
@@ -99,43 +93,14 @@ def check_open(io: IOTable, fd: int, name: str) -> Report:
         0,
     )
     try:
-        chosen, other = _choose(io, fd, name, problems)
-        if chosen is not None:
-            _Check(io, fd, chosen, other, problems, counts).run()
+        superblocks = valid_superblocks(io, fd, name, problems)
+        if superblocks:
+            _Check(io, fd, superblocks, problems, counts).run()
     except OSError as error:
         if isinstance(error, CowEngineError):
             raise
         raise StorageError(f"a read failed: {error.strerror}", name, error.errno or errno.EIO) from error
     return Report(list(problems), counts)
-
-
-def _choose(io: IOTable, fd: int, name: str, problems: Problems) -> tuple[Superblock | None, Superblock | None]:
-    """The chosen superblock and the other one, if valid. One torn by a crash is no problem: so there are two."""
-    valid: list[Superblock] = []
-    errors: list[Exception] = []
-    for slot in (0, 1):
-        try:
-            valid.append(decode_superblock(io.pread(fd, SLOT_BYTES, slot * SLOT_BYTES)))
-        except UnsupportedVersionError:
-            raise
-        except (FormatError, CorruptionError) as error:
-            errors.append(error)
-    if not valid:
-        if all(isinstance(error, FormatError) for error in errors):
-            raise FormatError(f"{name}: no cowengine volume")
-        problems.add(f"both superblocks are damaged: {errors[0]}; {errors[1]}")
-        return None, None
-    valid.sort(key=lambda sb: sb.generation, reverse=True)
-    if len(valid) == 1:
-        return valid[0], None
-    one, two = valid
-    if one.generation == two.generation and one != two:
-        problems.add(f"two different superblocks of generation {one.generation}")
-    fixed = [(sb.volume_uuid, sb.block_shift, sb.log_shift, sb.log_first, sb.log_slots) for sb in valid]
-    if fixed[0] != fixed[1]:
-        problems.add("the superblocks are of different volumes")
-        return one, None
-    return one, two
 
 
 @dataclass(slots=True)
@@ -155,8 +120,9 @@ class _Check:
     """One verification: the steps of `run` in their order, each adding to the problems."""
 
     def __init__(
-        self, io: IOTable, fd: int, sb: Superblock, other: Superblock | None, problems: Problems, counts: dict[str, int]
+        self, io: IOTable, fd: int, superblocks: list[Superblock], problems: Problems, counts: dict[str, int]
     ) -> None:
+        sb, other = superblocks[0], superblocks[1] if len(superblocks) > 1 else None
         self.io = io
         self.fd = fd
         self.sb = sb
@@ -171,7 +137,7 @@ class _Check:
 
     def run(self) -> None:
         """The whole verification."""
-        records = self._chain()
+        records, _, self.counts["dropped"] = read_chain(self.io, self.fd, self.sb, self.problems)
         self._find_homes(records)
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
@@ -225,79 +191,6 @@ class _Check:
         self.homes = sorted((r.slot, r.slot + r.block_count * self.block_slots, r.first_block) for r in regions)
 
     # --- the log ---------------------------------------------------------------------------------------------------
-
-    def _chain(self) -> list[Record]:
-        """The records that follow the chosen superblock, without a last one that recovery would drop."""
-        sb = self.sb
-        inside = (sb.log_first + sb.log_slots) * SLOT_BYTES <= self.io.size(self.fd)
-        log = self.io.pread(self.fd, sb.log_bytes, sb.log_first * SLOT_BYTES) if inside else b""
-        if len(log) != sb.log_bytes:
-            self.problems.add("the log lies beyond the end of the file")
-            return []
-        chain: list[Record] = []
-        places: set[int] = set()
-        position, sequence, previous = sb.base_offset, sb.base_sequence, sb.base_checksum
-        while True:
-            self._check_tip(sequence, previous)
-            found = self._follows(log, position, sequence + 1, previous)
-            if found is None:
-                break
-            record, previous, offset, end = found
-            if record.generation <= sb.generation + 1:  # no more than one superblock can be lost
-                places.add(offset)
-            chain.append(record)
-            sequence += 1
-            position = end
-        if sequence < sb.tip_sequence:
-            self.problems.add(f"log: ends after record {sequence}, but record {sb.tip_sequence} is confirmed")
-        for offset, header in records_beyond(log, sb, sequence):
-            if offset not in places:
-                self.problems.add(
-                    f"log: record {header.sequence} at byte {offset} follows superblock generation "
-                    f"{header.generation}; the newest valid one is {sb.generation}, and the chain ends after {sequence}"
-                )
-        return self._without_dropped(chain)
-
-    def _check_tip(self, sequence: int, checksum: int) -> None:
-        if sequence == self.sb.tip_sequence and checksum != self.sb.tip_checksum:
-            self.problems.add(f"log: record {sequence} is not the one the superblock confirms")
-
-    def _follows(self, log: bytes, position: int, sequence: int, previous: int) -> tuple[Record, int, int, int] | None:
-        """(record, checksum, offset, end) of the record that continues the chain."""
-        sb = self.sb
-        align = 1 << sb.log_shift
-        for offset in (position, 0) if position else (0,):
-            try:
-                decoded = decode_record(log, offset, len(log), self.fold, sequence)
-            except CorruptionError as error:
-                self.problems.add(f"log, byte {offset}: {error}")
-                continue
-            if decoded is None:
-                continue
-            record, checksum, count = decoded
-            if record.previous == previous and (record.salt == sb.salt or sequence <= sb.tip_sequence):
-                return record, checksum, offset, -(-(offset + count) // align) * align
-        return None
-
-    def _without_dropped(self, chain: list[Record]) -> list[Record]:
-        last = chain[-1] if chain else None
-        beyond = len(chain) and self.sb.base_sequence + len(chain) > self.sb.tip_sequence
-        if last is None or not beyond:
-            return chain
-        if self.sb.clean:
-            self.problems.add(f"log: record {last.sequence} follows a superblock of a clean close")
-        if not last.one_barrier:
-            return chain
-        if checks_overlap(last, self.block_slots):
-            self.problems.add(f"log: checks of record {last.sequence} overlap")
-            return chain
-        for slot, checksum in last.checks:
-            data = self.io.pread(self.fd, 1 << self.sb.block_shift, slot * SLOT_BYTES)
-            data += bytes((1 << self.sb.block_shift) - len(data))
-            if xxh64(data, check_seed(self.fold, slot)) != checksum:
-                self.counts["dropped"] = 1
-                return chain[:-1]
-        return chain
 
     def _used_after(self, used: list[Run], records: list[Record], optional: list[Run]) -> list[Run]:
         """The free map after the records: what they place is used, and was not; what they free is not, from then on."""

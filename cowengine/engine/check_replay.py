@@ -10,6 +10,7 @@ Threads   an object belongs to one thread.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -70,6 +71,18 @@ class Line:
         for begin, end, shift, birth in self.deltas[:time]:
             overlay.assign(begin, end, (shift, birth, 0))
         return overlay
+
+    def pieces(self, time: int, runs: list[Run], block_slots: int) -> Iterator[tuple[int, int, int | None]]:
+        """(first block, end, slot) of runs of blocks after `time` deltas; slot 0 in holes, None: as in the tree."""
+        state = self.state(time)
+        for first, last in runs:
+            for piece in range(*state.overlap(first, last)):
+                begin, end = max(first, state.starts[piece]), min(last, state.ends[piece])
+                shift, birth, _ = state.values[piece]
+                if shift == _HOLE_SHIFT:
+                    yield begin, end, 0
+                else:
+                    yield begin, end, begin * block_slots + shift if birth else None
 
 
 @dataclass(slots=True)

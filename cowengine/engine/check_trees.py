@@ -80,15 +80,19 @@ class Trees:
     """Reads nodes of one volume.
 
     `nodes` are the slots met on the way and what they hold, in that order; `whole` the (pointer, index) of what
-    `collect` has added with all that is below, and need not visit again.
+    `collect` has added with all that is below, and need not visit again. With `go_on` a node that the disk does not
+    give is one more problem; else that raises OSError.
     """
 
-    def __init__(self, io: IOTable, fd: int, fold: int, block_slots: int, problems: Problems) -> None:
+    def __init__(
+        self, io: IOTable, fd: int, fold: int, block_slots: int, problems: Problems, *, go_on: bool = False
+    ) -> None:  # fmt: skip
         self.io = io
         self.fd = fd
         self.fold = fold
         self.block_slots = block_slots
         self.problems = problems
+        self.go_on = go_on
         self.damaged = False
         self.nodes: dict[int, Place] = {}
         self.whole: set[tuple[Pointer, int]] = set()
@@ -106,7 +110,13 @@ class Trees:
         place = (tree, pointer.level, index)
         if self.nodes.setdefault(pointer.slot, place) != place:
             self.problem(f"{what}: that slot is also node {self.nodes[pointer.slot]}")
-        data = self.io.pread(self.fd, SLOT_BYTES, pointer.slot * SLOT_BYTES)
+        try:
+            data = self.io.pread(self.fd, SLOT_BYTES, pointer.slot * SLOT_BYTES)
+        except OSError as error:
+            if not self.go_on:
+                raise
+            self.problem(f"{what}: it cannot be read: {error.strerror}")
+            return None
         if len(data) != SLOT_BYTES:
             self.problem(f"{what}: beyond the end of the file")
             return None
@@ -190,7 +200,7 @@ class Trees:
         if key in self._map_nodes:
             node = self._map_nodes[key]
         else:
-            node = self._map_nodes[key] = self._read_map_node(pointer, index)
+            node = self._map_nodes[key] = self.read_map_node(pointer, index)
         self.nodes.setdefault(pointer.slot, (TREE_MAP, pointer.level, index))
         if node is not None and node.birth != pointer.birth:
             self.problems.add(
@@ -199,7 +209,8 @@ class Trees:
             )
         return node
 
-    def _read_map_node(self, pointer: Pointer, index: int) -> MapNode | None:
+    def read_map_node(self, pointer: Pointer, index: int) -> MapNode | None:
+        """As `map_node`, and keeps nothing."""
         data = self.read(TREE_MAP, pointer, index)
         if data is None:
             return None

@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Root
@@ -138,7 +139,7 @@ def _replace(engine: Engine) -> None:
             engine.read_only = True  # nobody finds this file any more
             path.shut()
 
-    _write_image(engine, None, path.live.size, engine.name, take_name)
+    write_image(engine.io, path.live.size, engine.name, partial(_copy, engine, None, path.live.size), take_name)
 
 
 # -- a copy ------------------------------------------------------------------------------------------------------------
@@ -148,22 +149,29 @@ def flatten_copy(engine: Engine, root: Root | None, size: int, target: str) -> N
     Durable when it returns. A crash leaves at most `target` with `.part` appended, which the next one replaces.
     Raises ExistsError, NotFoundError, NoSpaceError, BusyError.
     """
-    io, folder = engine.io, os.path.dirname(target) or "."
+    write_new_image(engine.io, size, target, partial(_copy, engine, root, size))
+
+
+def write_new_image(io: IOTable, size: int, target: str, fill: Callable[[int], None]) -> None:
+    """Writes a new raw image, as `flatten_copy` does; `fill` is given its descriptor, and writes what is not zeros."""
     try:
-        if os.path.basename(target) in io.names(folder):
+        if os.path.basename(target) in io.names(os.path.dirname(target) or "."):
             raise ExistsError("something is in the way; choose another name or remove it", target)
     except OSError as error:
         raise _typed(error, target, size) from error
-    _write_image(engine, root, size, target, lambda part: io.rename(part, target))
+    write_image(io, size, target, fill, lambda part: io.rename(part, target))
 
 
-def _write_image(engine: Engine, root: Root | None, size: int, target: str, name: Callable[[str], None]) -> None:
+def write_image(
+    io: IOTable, size: int, target: str, fill: Callable[[int], None], name: Callable[[str], None]
+) -> None:  # fmt: skip
     """Writes the image durably under another name, which `name` is called with, to make it `target`."""
-    io, part = engine.io, target + PART_SUFFIX
+    part = target + PART_SUFFIX
     try:
         fd = _open_part(io, part)
         try:
-            _copy(engine, root, size, fd)
+            io.truncate(fd, size)
+            fill(fd)
             io.fdatasync(fd)
             name(part)
         except BaseException:
@@ -211,7 +219,6 @@ def _own(io: IOTable, fd: int, part: str) -> None:
 def _copy(engine: Engine, root: Root | None, size: int, fd: int) -> None:
     path = engine.path
     block_bytes, end = path.block_bytes, -(-size // path.block_bytes)
-    engine.io.truncate(fd, size)
     block = 0
     while block < end:
         slot, count = path.place(block, root)
