@@ -137,7 +137,7 @@ def test_a_damaged_leaf_of_the_map_costs_its_own_blocks_only(tmp_path):
         path.write_bytes(flipped(data, at, rng))
         report, image = salvaged(path, "")
         assert wrong_bytes(image, [shown], report.lost) == []
-        if 0 < len(report.lost) and report.lost[0].length <= 256 * SLOT:
+        if report.lost and report.lost[0].length <= 256 * SLOT:
             leaf = at
     path.write_bytes(flipped(data, leaf, rng))
     report, image = salvaged(path, "")
