@@ -156,6 +156,9 @@ class PinnedSnapshot(Snapshot):
         """See `Snapshot.hold_reason`."""
         return self._restarting(lambda seen: seen.hold_reason)
 
+    def _retain_until_ns(self) -> int:
+        return self._restarting(lambda seen: seen._retain_until_ns())
+
     def space(self) -> SnapshotSpace:
         """See `Snapshot.space`."""
         return self._restarting(lambda seen: seen.space())

@@ -21,6 +21,7 @@ from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
 from cowengine.engine.report import Report
+from cowengine.engine.retention import retain
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.engine.verifying import Verifying
 from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cowengine.volume import Volume
 
 _PAIR = struct.Struct("<QQ")
+_UNIX_EPOCH = datetime.datetime.fromtimestamp(0, datetime.UTC)
 CHANGE_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([1-9][0-9]{0,14})/[0-9a-f]{16}")
 
 
@@ -322,8 +324,28 @@ class Snapshot:
         self._record()
         hold(self._engine, self._id, "")
 
+    @property
+    def retain_until(self) -> datetime.datetime | None:
+        """Until when nobody can delete the snapshot, make it an anchor or give it up (RetentionError); UTC, or None.
+
+        Assign a later date, with a time zone, to extend it; durable behind the assignment. It is never shortened:
+        RetentionError. The date counts by a clock of the volume's own, which does not follow when somebody sets the
+        system's; see `Volume.accept_clock`. Raises NotFoundError once deleted, OutOfRangeError for a date that has
+        passed or lies behind the year 2261.
+        """
+        until_ns = self._retain_until_ns()
+        return _UNIX_EPOCH + datetime.timedelta(microseconds=until_ns // 1000) if until_ns else None
+
+    @retain_until.setter
+    def retain_until(self, until: datetime.datetime) -> None:
+        self._record()
+        retain(self._engine, self._id, check_date(until))
+
+    def _retain_until_ns(self) -> int:
+        return self._record().retain_until_ns
+
     def require_deletable(self) -> None:
-        """Raises BusyError, with the reason, if `delete` would now."""
+        """Raises BusyError or RetentionError, with the reason, if `delete` would now."""
         require_deletable(self._engine, self._record())
 
     # -- end ----------------------------------------------------------------------------------------------------------
@@ -331,7 +353,7 @@ class Snapshot:
         """Deletes the snapshot: gone, also after a crash, when it returns; then its space is given back.
 
         Reads in progress end well; later ones raise NotFoundError. Works on a full file system. An anchor, too, can be
-        deleted. Raises BusyError if the snapshot is held.
+        deleted. Raises BusyError if the snapshot is held, RetentionError if it is retained.
         """
         self._record()
         began = time.perf_counter()
@@ -344,11 +366,18 @@ class Snapshot:
 
         An anchor, also after a crash, when it returns; then its space is given back. There is no way back. Reads in
         progress end well; later ones raise AnchorError. Of an anchor it does nothing. Works on a full file system.
-        Raises BusyError if the snapshot is held.
+        Raises BusyError if the snapshot is held, RetentionError if it is retained.
         """
         self._record()
         self._engine.to_anchor(self._id)
         self._engine.reclaim()
+
+
+def check_date(until: object) -> int:
+    """A date as Unix time in nanoseconds. Raises OutOfRangeError."""
+    if not isinstance(until, datetime.datetime) or until.tzinfo is None:
+        raise OutOfRangeError(f"a date is a datetime with a time zone, not {until!r}")
+    return (until - _UNIX_EPOCH) // datetime.timedelta(microseconds=1) * 1000
 
 
 def check_id(number: object) -> int:

@@ -33,6 +33,7 @@ from cowengine.engine.reader import Look
 from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
+from cowengine.engine.retention import accept_clock
 from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
@@ -586,6 +587,16 @@ class Volume(Closing):
                 raise OutOfRangeError(f"keep_newest: 1 to {ID_MAX}; snapshot_bytes_max: 0 to {SIZE_MAX} bytes")
             space.set_policy(policy)
         return policy
+
+    def accept_clock(self) -> None:
+        """The system's clock is right, however far it is ahead of the volume's; durable when it returns.
+
+        Dates of `Snapshot.retain_until` count by a clock of the volume's own, so that nobody ends a retention by
+        setting the system's. It follows the system's across a restart of the machine by at most 31 days, and never
+        back. A volume that lay on a shelf for longer needs this call, by somebody who has looked at a calendar.
+        """
+        self._check_state()
+        accept_clock(self.engine)
 
     def given_up(self) -> list[GivenUp]:
         """The snapshots that were given up because space ran out, oldest loss first.

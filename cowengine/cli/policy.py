@@ -1,4 +1,4 @@
-"""The verbs of a volume about what happens when space runs out: policy, given-up."""
+"""The verbs of a volume about what may be given back, and when: policy, given-up, accept-clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cowengine.cli.image import NOUN
 from cowengine.cli.output import Document, Output, Rows, shown, shown_time, table
 from cowengine.cli.sizes import shown_size, size
 from cowengine.cli.verb import Options, argument
-from cowengine.cli.volume import VOLUME
+from cowengine.cli.volume import VOLUME, describe_volume
 
 __all__ = ["NOUN"]
 
@@ -55,3 +55,16 @@ def given_up(options: Options, out: Output) -> None:
 
     document = {"volume": options.volume, "snapshots_given_up": count}
     out.emit(document, rows=Rows("given_up", (loss._asdict() for loss in losses), line))
+
+
+@NOUN.verb(
+    "accept-clock",
+    "say that the system's clock is right, however far it is ahead of the volume's, by which retentions end",
+    VOLUME,
+    examples=("cowengine volume accept-clock disk.cow",),
+)
+def accept_clock(options: Options, out: Output) -> None:
+    with open_volume(options.volume, read_only=False) as volume:
+        volume.accept_clock()
+        document = describe_volume(volume)
+    out.emit(document, f"{shown(options.volume)} goes by the system's time")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 from cowengine.cli.address import open_snapshot, open_volume, split_snapshot
@@ -25,6 +27,15 @@ SNAPSHOTS_PER_CALL = 10_000
 READ_SIZE = 1 << 20  # bytes
 
 
+def date(text: str) -> datetime:
+    """A date as ISO 8601 writes it, in UTC unless it says. Raises argparse.ArgumentTypeError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no date; write one such as 2031-12-31") from None
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def describe_snapshot(snapshot: Snapshot) -> Document:
     """What every verb says about a snapshot."""
     return {
@@ -35,6 +46,7 @@ def describe_snapshot(snapshot: Snapshot) -> Document:
         "size": int(snapshot.size),
         "change_id": snapshot.change_id,
         "hold_reason": snapshot.hold_reason,
+        "retain_until": snapshot.retain_until,
         "anchor": snapshot.is_anchor,
         "metadata": snapshot.metadata,
     }
@@ -138,6 +150,26 @@ def release(options: Options, out: Output) -> None:
         snapshot.release()
         document = describe_snapshot(snapshot)
     out.emit(document, f"released {shown(options.snapshot)}")
+
+
+@NOUN.verb(
+    "retain",
+    "protect a snapshot from everybody until a date, which can be extended and never shortened",
+    SNAPSHOT,
+    argument(
+        "--until",
+        required=True,
+        type=date,
+        metavar="DATE",
+        help="such as 2031-12-31 or 2031-12-31T18:00+01:00",
+    ),
+    examples=("cowengine snapshot retain disk.cow@monday --until 2031-12-31",),
+)
+def retain(options: Options, out: Output) -> None:
+    with open_snapshot(options.snapshot, read_only=False) as (_, snapshot):
+        snapshot.retain_until = options.until
+        document = describe_snapshot(snapshot)
+    out.emit(document, f"retained {shown(options.snapshot)} until {shown_time(options.until)}")
 
 
 @NOUN.verb(

@@ -33,14 +33,15 @@ from cowengine.format import (
     DeleteEvent,
     DeleteHeadEvent,
     Event,
+    EventOfSnapshot,
     GiveUpEvent,
     HoldEvent,
     LineageRecord,
     Pointer,
-    ReclaimedEvent,
     ReclaimEvent,
     Record,
     ResizeEvent,
+    RetainEvent,
     RollbackEvent,
     SnapshotEvent,
     hole,
@@ -167,7 +168,7 @@ class Replay:
             self._clone(event)
         elif isinstance(event, DeleteHeadEvent):
             self._delete_head(event)
-        elif isinstance(event, DeleteEvent | GiveUpEvent | ReclaimEvent | ReclaimedEvent | AnchorEvent | HoldEvent):
+        elif isinstance(event, EventOfSnapshot):
             member = self.members.get(event.id)
             if member is None or member.record.kind != LINEAGE_SNAPSHOT:
                 self.problem(f"{type(event).__name__} of snapshot {event.id}, which does not exist")
@@ -180,6 +181,8 @@ class Replay:
                 member.record.flags |= LINEAGE_DELETED
             elif isinstance(event, HoldEvent):
                 self._hold(member.record, event.reason)
+            elif isinstance(event, RetainEvent):
+                self._retain(member.record, event.retain_until_ns)
             elif isinstance(event, AnchorEvent):
                 if member.record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED | LINEAGE_HELD):
                     self.problem(f"snapshot {event.id} becomes an anchor, and is one, is deleted or held")
@@ -263,6 +266,11 @@ class Replay:
             self.problem(f"snapshot {record.id} is held or released, and was deleted")
         record.flags = record.flags | LINEAGE_HELD if reason else record.flags & ~LINEAGE_HELD
         record.hold_reason = reason
+
+    def _retain(self, record: LineageRecord, until_ns: int) -> None:
+        if record.flags & LINEAGE_DELETED or until_ns < record.retain_until_ns:
+            self.problem(f"snapshot {record.id} is retained until {until_ns}, and was deleted or is so for longer")
+        record.retain_until_ns = until_ns
 
     def _resize(self, event: ResizeEvent) -> None:
         head = self._head(event.head)

@@ -81,6 +81,7 @@ def _superblock(engine: Engine, clean: bool) -> Superblock:
         sealed_below=engine.lineage.sealed_before(),
         lineage_root=Pointer.decode(engine.table.pointer), free_map_root=Pointer.decode(engine.free_map.pointer),
         **engine.lineage.names.superblock_fields(), **engine.space.superblock_fields(),
+        **engine.retention.superblock_fields(),
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.log import CommitLog
+from cowengine.engine.retention import RetentionClock
 from cowengine.engine.sealing import Sealer
 from cowengine.engine.space import Space
 from cowengine.engine.usage import Amount
@@ -142,6 +143,7 @@ class Engine:
         self._takes = 0
         self._takes_done = 0
         self.space = Space(self, sb)
+        self.retention = RetentionClock(sb)
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cowengine.errors import BusyError
+from cowengine.engine.retention import why_retained
+from cowengine.errors import BusyError, RetentionError
 from cowengine.format import HoldEvent, LineageRecord
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ BEING_READ = "another process is reading it"
 
 def why_kept(engine: Engine, record: LineageRecord) -> str | None:
     """What stands against giving this snapshot's data back now, for a message; None if nothing does."""
+    return why_retained(engine, record) or _why_busy(engine, record)
+
+
+def _why_busy(engine: Engine, record: LineageRecord) -> str | None:
     if record.hold_reason:
         return f"it is held: {record.hold_reason}"
     clone = engine.lineage.clone_on(record.id)
@@ -30,10 +35,11 @@ def why_kept(engine: Engine, record: LineageRecord) -> str | None:
 
 
 def require_deletable(engine: Engine, record: LineageRecord) -> None:
-    """Raises BusyError that says why, if a snapshot's data may not be given back now."""
-    why = why_kept(engine, record)
-    if why is not None:
-        raise BusyError(f"snapshot {record.name!r} cannot be given back: {why}", engine.name)
+    """Raises RetentionError or BusyError that says why, if a snapshot's data may not be given back now."""
+    for why, error in ((why_retained, RetentionError), (_why_busy, BusyError)):
+        reason = why(engine, record)
+        if reason is not None:
+            raise error(f"snapshot {record.name!r} cannot be given back: {reason}", engine.name)
 
 
 def claim(engine: Engine, record: LineageRecord) -> None:

@@ -528,6 +528,11 @@ class Lineage:
         record.hold_reason = reason
         self._changed.add(number)
 
+    def retain(self, number: int, until_ns: int) -> None:
+        """Nobody gives a snapshot back before that time."""
+        self._known(number).retain_until_ns = until_ns
+        self._changed.add(number)
+
     def move_cursor(self, number: int, cursor: int) -> None:
         """How far the reclaim of a deleted snapshot came."""
         self._known(number).cursor = cursor

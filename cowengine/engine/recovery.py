@@ -56,6 +56,7 @@ from cowengine.format import (
     DeleteEvent,
     DeleteHeadEvent,
     Event,
+    EventOfSnapshot,
     GiveUpEvent,
     HoldEvent,
     PolicyEvent,
@@ -65,6 +66,7 @@ from cowengine.format import (
     Region,
     RegionEvent,
     ResizeEvent,
+    RetainEvent,
     RollbackEvent,
     SnapshotEvent,
     StoreEvent,
@@ -347,6 +349,9 @@ def apply_event(engine: Engine, event: Event) -> None:
         engine.space.lose(event)
     elif isinstance(event, HoldEvent):
         lineage.hold(event.id, event.reason)
+    elif isinstance(event, RetainEvent):
+        engine.retention.resume(event.clock_ns, event.clock_boot_ns, event.clock_boot_id)
+        lineage.retain(event.id, event.retain_until_ns)
     elif isinstance(event, CloneEvent):
         cloned(engine, event)
     elif isinstance(event, DeleteHeadEvent):
@@ -376,7 +381,7 @@ def _impossible(engine: Engine, event: Event) -> str | None:
             return f"head {event.number}, {event.name!r}, is made twice"
         if not engine.lineage.next_id <= event.id <= ID_MAX or event.epoch <= newest:
             return f"head {event.number} gets id {event.id} and epoch {event.epoch}, which are not free"
-    if isinstance(event, DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent):
+    if isinstance(event, EventOfSnapshot):
         return _impossible_of_snapshot(engine, event)
     return None
 
@@ -403,9 +408,7 @@ def _impossible_of_head(
     return None
 
 
-def _impossible_of_snapshot(
-    engine: Engine, event: DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | ReclaimEvent | ReclaimedEvent
-) -> str | None:
+def _impossible_of_snapshot(engine: Engine, event: EventOfSnapshot) -> str | None:
     """`_impossible` of the events that speak of one snapshot."""
     record, what = engine.lineage.get(event.id), f"{type(event).__name__} of snapshot {event.id}"
     if record is None or record.kind != LINEAGE_SNAPSHOT:
@@ -420,6 +423,8 @@ def _impossible_of_snapshot(
         return f"{what}, which was deleted"
     if isinstance(event, AnchorEvent) and record.flags & LINEAGE_ANCHOR:
         return f"{what}, which is one"
+    if isinstance(event, RetainEvent):
+        return f"{what} shortens its retention" if event.retain_until_ns < record.retain_until_ns else None
     if isinstance(event, HoldEvent):
         return None
     if record.flags & LINEAGE_HELD:

@@ -9,6 +9,7 @@ from typing import Any
 from cowengine.errors import CorruptionError, UnsupportedVersionError
 from cowengine.format.layout import (
     CLONE_FIXED_BYTES,
+    COUNTER_MAX,
     EPOCH_MAX,
     EVENT_ANCHOR,
     EVENT_BEFORE,
@@ -26,6 +27,7 @@ from cowengine.format.layout import (
     EVENT_RECLAIMED,
     EVENT_REGION,
     EVENT_RESIZE,
+    EVENT_RETAIN,
     EVENT_ROLLBACK,
     EVENT_SNAPSHOT,
     EVENT_STORE,
@@ -123,6 +125,18 @@ class HoldEvent:
 
 
 @dataclass(slots=True)
+class RetainEvent:
+    """Snapshot `id` may not be given back until that Unix time (ns); the rest is the volume's clock at that moment."""
+
+    id: int
+    retain_until_ns: int
+    clock_ns: int
+    clock_boot_ns: int
+    clock_boot_id: bytes
+    before: bool = False
+
+
+@dataclass(slots=True)
 class PolicyEvent:
     """What happens when space runs out, from now on: the fields are those of the superblock."""
 
@@ -194,11 +208,15 @@ Event = (
     | RegionEvent
     | AnchorEvent
     | HoldEvent
+    | RetainEvent
     | PolicyEvent
     | GiveUpEvent
     | CloneEvent
     | DeleteHeadEvent
 )
+
+EventOfSnapshot = DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | RetainEvent | ReclaimEvent | ReclaimedEvent
+"""What speaks of one snapshot, which exists."""
 
 
 def encode_event(event: Event) -> bytes:
@@ -233,6 +251,9 @@ def encode_event(event: Event) -> bytes:
     elif isinstance(event, HoldEvent):
         kind = EVENT_HOLD
         payload = _FIXED[kind].pack(event.id, event.reason.encode())
+    elif isinstance(event, RetainEvent):
+        kind, clock = EVENT_RETAIN, (event.clock_ns, event.clock_boot_ns, event.clock_boot_id)
+        payload = _FIXED[kind].pack(event.id, event.retain_until_ns, *clock)
     elif isinstance(event, AnchorEvent):
         kind = EVENT_ANCHOR
         payload = _FIXED[kind].pack(event.id)
@@ -384,6 +405,13 @@ def _decode_hold(payload: bytes, before: bool) -> Event:
     return HoldEvent(_id(id_), decode_reason(reason), before)
 
 
+def _decode_retain(payload: bytes, before: bool) -> Event:
+    id_, retain_until_ns, clock_ns, clock_boot_ns, clock_boot_id = _unpack(EVENT_RETAIN, payload)
+    if max(retain_until_ns, clock_ns, clock_boot_ns) >= COUNTER_MAX:
+        raise CorruptionError(f"retain event: until {retain_until_ns}, at {clock_ns} ({clock_boot_ns})")
+    return RetainEvent(_id(id_), retain_until_ns, clock_ns, clock_boot_ns, clock_boot_id, before)
+
+
 def _decode_policy(payload: bytes, before: bool) -> Event:
     when_full, keep_newest, snapshot_bytes_max = _unpack(EVENT_POLICY, payload)
     if when_full > WHEN_FULL_GIVE_UP:
@@ -418,6 +446,7 @@ _DECODERS: dict[int, Callable[[bytes, bool], Event]] = {
     EVENT_RESIZE: _decode_resize,
     EVENT_REGION: _decode_region,
     EVENT_HOLD: _decode_hold,
+    EVENT_RETAIN: _decode_retain,
     EVENT_ANCHOR: _decode_anchor,
     EVENT_POLICY: _decode_policy,
     EVENT_GIVE_UP: _decode_give_up,

@@ -99,6 +99,7 @@ EVENT_POLICY: Final = 11
 EVENT_GIVE_UP: Final = 12
 EVENT_DELETE_HEAD: Final = 13
 EVENT_REGION: Final = 14
+EVENT_RETAIN: Final = 15
 EVENT_BEFORE: Final = 1
 EVENT_HEAD_SHIFT: Final = 8
 
@@ -184,6 +185,9 @@ SUPERBLOCK: Final = (
     Field("name_buckets", 504, 8),
     Field("name_entries", 512, 8),
     Field("linear", 520, 8),
+    Field("clock_ns", 528, 8),
+    Field("clock_boot_ns", 536, 8),
+    Field("clock_boot_id", 544, 16),
     Field("sealed_below", 976, 8),
     Field("when_full", 984, 8),
     Field("keep_newest", 992, 8),
@@ -315,6 +319,13 @@ EVENT_PAYLOADS: Final = {
     EVENT_POLICY: (Field("when_full", 0, 8), Field("keep_newest", 8, 8), Field("snapshot_bytes_max", 16, 8)),
     EVENT_GIVE_UP: (Field("id", 0, 8), Field("given_up_ns", 8, 8)),
     EVENT_DELETE_HEAD: (Field("number", 0, 8), Field("epoch", 8, 8)),
+    EVENT_RETAIN: (
+        Field("id", 0, 8),
+        Field("retain_until_ns", 8, 8),
+        Field("clock_ns", 16, 8),
+        Field("clock_boot_ns", 24, 8),
+        Field("clock_boot_id", 32, 16),
+    ),
 }
 SNAPSHOT_FIXED_BYTES: Final = 56
 CLONE_FIXED_BYTES: Final = 48

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cowengine.errors import CorruptionError
 from cowengine.format.layout import (
+    COUNTER_MAX,
     EPOCH_MAX,
     HEADS_MAX,
     ID_MAX,
@@ -157,6 +158,8 @@ def _problem(r: LineageRecord) -> str | None:
         return f"frozen epoch {r.frozen} of one in epoch {r.epoch}"
     if bool(r.flags & LINEAGE_HELD) != bool(r.hold_reason):
         return "held without a reason, or a reason without a hold"
+    if r.retain_until_ns >= COUNTER_MAX:
+        return f"retain_until_ns {r.retain_until_ns}"
     if not size_is_legal(r.size):
         return f"size {r.size}"
     if r.number >= HEADS_MAX or r.next_head > ID_MAX or r.origin > ID_MAX:

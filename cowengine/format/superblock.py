@@ -89,6 +89,9 @@ class Superblock:
     name_buckets: int = 0
     name_entries: int = 0
     linear: bool = False
+    clock_ns: int = 0
+    clock_boot_ns: int = 0
+    clock_boot_id: bytes = bytes(16)
     sealed_below: int = 0
     when_full: int = 0
     keep_newest: int = 0
@@ -117,7 +120,7 @@ def encode_superblock(sb: Superblock) -> bytes:
         sb.base_sequence, sb.base_checksum, sb.base_offset, sb.tip_sequence, sb.tip_checksum,
         sb.epoch, sb.next_id, sb.store_sequence, len(sb.regions), _REGIONS.pack(*numbers),
         sb.lineage_root.encode(), sb.free_map_root.encode(), sb.seal_root.encode(), sb.name_root.encode(),
-        sb.name_buckets, sb.name_entries, sb.linear, sb.sealed_below,
+        sb.name_buckets, sb.name_entries, sb.linear, sb.clock_ns, sb.clock_boot_ns, sb.clock_boot_id, sb.sealed_below,
         sb.when_full, sb.keep_newest, sb.snapshot_bytes_max, sb.given_up_count, len(losses), losses, 0,
     )  # fmt: skip
     checksum = xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0)
@@ -139,7 +142,7 @@ def decode_superblock(data: bytes) -> Superblock:
         volume_uuid, store_uuid, generation, salt, created_ns, log_first, log_slots,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum,
         epoch, next_id, store_sequence, region_count, regions, lineage, free_map, seal, name,
-        name_buckets, name_entries, linear, sealed_below,
+        name_buckets, name_entries, linear, clock_ns, clock_boot_ns, clock_boot_id, sealed_below,
         when_full, keep_newest, snapshot_bytes_max, given_up_count, given_up_bytes, given_up, checksum,
     ) = _SUPERBLOCK.unpack(data)  # fmt: skip
     if xxh64(memoryview(data)[:SUPERBLOCK_CHECKSUM_OFFSET], 0) != checksum:
@@ -158,7 +161,7 @@ def decode_superblock(data: bytes) -> Superblock:
         incompatible, read_only_compatible, compatible, store_uuid,
         base_sequence, base_checksum, base_offset, tip_sequence, tip_checksum, epoch, next_id, store_sequence,
         Pointer.decode(lineage), Pointer.decode(free_map), Pointer.decode(seal), Pointer.decode(name),
-        name_buckets, name_entries, bool(linear), sealed_below,
+        name_buckets, name_entries, bool(linear), clock_ns, clock_boot_ns, clock_boot_id, sealed_below,
         when_full, keep_newest, snapshot_bytes_max, given_up_count, decode_losses(given_up, given_up_bytes),
     )  # fmt: skip
     _check_geometry(sb)
@@ -214,6 +217,7 @@ def _check_state(sb: Superblock) -> None:
     _require(1 <= sb.generation < COUNTER_MAX, "generation {}", sb.generation)
     _require(sb.tip_sequence < COUNTER_MAX, "tip_sequence {}", sb.tip_sequence)
     _require(sb.given_up_count < COUNTER_MAX, "given_up_count {}", sb.given_up_count)
+    _require(max(sb.clock_ns, sb.clock_boot_ns) < COUNTER_MAX, "clock_ns {} or clock_boot_ns out of bounds", sb.clock_ns)
     _require(1 <= sb.epoch <= EPOCH_MAX, "epoch {}", sb.epoch)
     _require(1 <= sb.next_id <= ID_MAX + 1, "next_id {}", sb.next_id)
     _require(sb.base_offset <= sb.log_bytes, "base_offset {} beyond the log", sb.base_offset)

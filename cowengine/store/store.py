@@ -313,7 +313,8 @@ class Store(Closing):
     def delete_volume(self, name: str) -> None:
         """Delete a volume and all its snapshots; its sets then lack it. Durable on return.
 
-        Raises NotFoundError, OutOfRangeError, BusyError while it is open.
+        Raises NotFoundError, OutOfRangeError, BusyError while it is open or one of its snapshots is held or has a
+        clone, RetentionError while one is retained.
         """
         self._check_writable()
         self._volumes.remove(name)

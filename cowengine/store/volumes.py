@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from cowengine.engine.adopt import adopt_as
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
-from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError
+from cowengine.errors import BusyError, CorruptionError, CowEngineError, ExistsError, FormatError, NotFoundError
 from cowengine.oserrors import typed
 from cowengine.store.attach import move, open_alone, read_superblock, refuse_member
 from cowengine.store.layout import TYPE_SET
@@ -261,13 +261,24 @@ class VolumeTable:
             self._gone.add(volume_uuid)
 
     def remove(self, name: str) -> None:
-        """Delete a volume with all its snapshots. Raises NotFoundError, BusyError."""
+        """Delete a volume with all its snapshots. Raises NotFoundError, BusyError, RetentionError."""
         with self._lock, typed(self._folder):
             path = self._require(name)
             self._close_unused(name)
+            self._require_disposable(path)
             self._place.io.unlink(path)
             self._place.io.sync_directory(self._folder)
             self._forget(name)
+
+    def _require_disposable(self, path: str) -> None:
+        """Raises BusyError or RetentionError if a snapshot is kept by anybody; a file that nobody can read is not."""
+        try:
+            volume = Volume.open(path, read_only=True, io=self._place.io, background=False)
+        except (CorruptionError, FormatError):
+            return
+        with volume:
+            for snapshot in volume.snapshots():
+                snapshot.require_deletable()
 
     def rename(self, name: str, new_name: str) -> bytes:
         """Give a volume another name; returns its UUID. Raises NotFoundError, ExistsError, BusyError,

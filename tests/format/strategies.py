@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cowengine import format as f
 
 u64 = st.integers(0, 2**64 - 1)
+u63 = st.integers(0, 2**63 - 1)
 uuids = st.binary(min_size=16, max_size=16)
 epochs = st.integers(1, f.EPOCH_MAX)
 ids = st.integers(0, f.ID_MAX)
@@ -69,6 +70,9 @@ def superblocks(draw):
         store_sequence=draw(u64),
         lineage_root=draw(node_pointers)._replace(birth=0),
         free_map_root=draw(node_pointers | hole_pointers)._replace(birth=0),
+        clock_ns=draw(u63),
+        clock_boot_ns=draw(u63),
+        clock_boot_id=draw(uuids),
         sealed_below=draw(st.integers(0, 1)),
         seal_root=draw(node_pointers | hole_pointers)._replace(birth=0) if sealed else f.HOLE,
         **index,
@@ -111,7 +115,7 @@ def lineage_records(draw):
         root=f.hole(draw(st.integers(0, 6))) if flags & f.LINEAGE_EMPTY else draw(pointers),
         cursor=draw(u64),
         set_id=draw(uuids),
-        retain_until_ns=draw(u64),
+        retain_until_ns=draw(u63),
         metadata_bytes=metadata_bytes,
         metadata_slot=draw(slots) if metadata_bytes else 0,
         metadata_checksum=draw(u64) if metadata_bytes else 0,
@@ -138,6 +142,7 @@ events = st.one_of(
     st.builds(f.ResizeEvent, heads, sizes, event_epochs, before),
     st.builds(f.RegionEvent, ids, slots, ids, before),
     st.builds(f.HoldEvent, ids, reasons | st.just(""), before),
+    st.builds(f.RetainEvent, ids, u63, u63, u63, st.binary(min_size=16, max_size=16), before),
     st.builds(f.AnchorEvent, ids, before),
     st.builds(f.CloneEvent, clones, st.integers(1, f.ID_MAX), ids, event_epochs, u64, names, before),
     st.builds(f.DeleteHeadEvent, clones, event_epochs, before),

@@ -65,7 +65,16 @@ def test_the_events_of_the_document_are_those_of_the_code():
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (.+?) \|$", table, re.MULTILINE)
     assert [int(kind) for kind, _, _ in rows] == sorted(layout.EVENT_PAYLOADS)
     names = dict(enumerate(("SNAPSHOT", "DELETE", "RECLAIM", "RECLAIMED", "ROLLBACK", "STORE", "RESIZE"), 1))
-    names |= {8: "CLONE", 9: "ANCHOR", 10: "HOLD", 11: "POLICY", 12: "GIVE_UP", 13: "DELETE_HEAD", 14: "REGION"}
+    names |= {
+        8: "CLONE",
+        9: "ANCHOR",
+        10: "HOLD",
+        11: "POLICY",
+        12: "GIVE_UP",
+        13: "DELETE_HEAD",
+        14: "REGION",
+        15: "RETAIN",
+    }
     for kind, name, payload in rows:
         assert name.upper() == names[int(kind)]
         widths = [int(width) for width in re.findall(r" (\d+)(?=[,:]|$)", payload)]

@@ -86,7 +86,7 @@ class ClonesMachine(VolumeMachine):
 
     def why_kept(self, chosen: ModelSnapshot) -> str | None:
         clone = self.model.clone_on(chosen.name)
-        return chosen.hold_reason or (clone and f"clone '{clone.name}' stands on it")
+        return super().why_kept(chosen) or (clone and f"clone '{clone.name}' stands on it")
 
     @rule()
     def reopen(self) -> None:

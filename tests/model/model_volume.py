@@ -9,6 +9,7 @@ it the epoch of its head, every snapshot and rollback begins a new epoch, and an
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ class ModelSnapshot:
     mapped: tuple[bool, ...]
     automatic: bool = False
     hold_reason: str | None = None
+    retain_until: datetime.datetime | None = None  # far behind the end of any history
     epoch: int = 0
     line: tuple[int, ...] = ()
     anchor: bool = False
@@ -201,6 +203,9 @@ class ModelVolume:
     def hold(self, name: str, reason: str | None) -> None:
         """Holds a snapshot for a reason; releases it for none."""
         self.snapshots = [replace(each, hold_reason=reason) if each.name == name else each for each in self.snapshots]
+
+    def retain(self, name: str, until: datetime.datetime) -> None:
+        self.snapshots = [replace(each, retain_until=until) if each.name == name else each for each in self.snapshots]
 
     def anchor(self, name: str) -> None:
         """Gives up the data of a snapshot."""

@@ -6,6 +6,7 @@ processes and threads add is in shared_machine.py. The model (model_volume.py) i
 
 from __future__ import annotations
 
+import datetime
 import os
 import tempfile
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ from cowengine.errors import (
     FullBackupRequired,
     NotFoundError,
     OutOfRangeError,
+    RetentionError,
 )
 
 SNAPSHOTS_MAX = 6
+RETAINED = datetime.datetime(2150, 1, 1, tzinfo=datetime.UTC)
 fractions = st.floats(0, 1, exclude_max=True, allow_nan=False)
 lengths = st.one_of(st.integers(0, 1024), st.sampled_from([4096, 8192, 16384, 65536, 70000]))
 
@@ -134,7 +137,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     def why_kept(self, chosen: ModelSnapshot) -> str | None:
         """What the refusal to give a snapshot back says; None if nothing stands against it."""
-        return chosen.hold_reason
+        return "retained until" if chosen.retain_until else chosen.hold_reason
 
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
@@ -143,7 +146,7 @@ class VolumeMachine(RuleBasedStateMachine):
         name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
         kept = self.why_kept(chosen)
         if kept:
-            with pytest.raises(BusyError, match=kept):
+            with pytest.raises((BusyError, RetentionError), match=kept):
                 snapshot.delete()
             return
         snapshot.delete()
@@ -171,13 +174,27 @@ class VolumeMachine(RuleBasedStateMachine):
         self.model.hold(name, None)
 
     @precondition(lambda self: self.model.snapshots)
+    @rule(number=st.integers(0, SNAPSHOTS_MAX), years=st.integers(1, 3))
+    def retain(self, number: int, years: int) -> None:
+        """At most one of them: nothing ends a retention, and the others shall be deleted."""
+        retained = next((each for each in self.model.snapshots if each.retain_until), None)
+        chosen = retained or self.model.snapshots[number % len(self.model.snapshots)]
+        snapshot, until = self.volume.get_snapshot(chosen.name), RETAINED + years * datetime.timedelta(days=365)
+        if chosen.retain_until and until < chosen.retain_until:
+            with pytest.raises(RetentionError, match="never shortened"):
+                snapshot.retain_until = until
+            return
+        snapshot.retain_until = until
+        self.model.retain(chosen.name, until)
+
+    @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
     def anchor(self, number: int) -> None:
         chosen = self.model.snapshots[number % len(self.model.snapshots)]
         name, snapshot = chosen.name, self.volume.get_snapshot(chosen.name)
         kept = self.why_kept(chosen)
         if kept and not chosen.anchor:
-            with pytest.raises(BusyError, match=kept):
+            with pytest.raises((BusyError, RetentionError), match=kept):
                 snapshot.to_anchor()
             return
         snapshot.to_anchor()
@@ -226,8 +243,8 @@ class VolumeMachine(RuleBasedStateMachine):
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
         """The snapshots of both sides, and the live volume as the last one."""
         shown = self.volume.snapshots()
-        wanted = [(snapshot.name, snapshot.hold_reason, snapshot.anchor) for snapshot in self.model.snapshots]
-        assert [(snapshot.name, snapshot.hold_reason, snapshot.is_anchor) for snapshot in shown] == wanted
+        wanted = [(each.name, each.hold_reason, each.retain_until, each.anchor) for each in self.model.snapshots]
+        assert [(each.name, each.hold_reason, each.retain_until, each.is_anchor) for each in shown] == wanted
         return [*zip(shown, self.model.snapshots, strict=True), (self.volume, self.model.live())]
 
     def readable(self) -> list[tuple[Any, ModelSnapshot]]:
