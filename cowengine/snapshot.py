@@ -247,10 +247,14 @@ class Snapshot:
         once a second with the report so far. Releases the GIL, holds nobody up. Raises NotFoundError once deleted,
         CorruptionError where metadata is damaged, OutOfRangeError.
         """
-        self._require_data()
-        verifying = Verifying(self._engine, check_rate(rate), stop, progress)
-        verifying.snapshot(self._id, whole=True)
+        verifying = Verifying(check_rate(rate), stop, progress)
+        self._verify_on(verifying)
         return verifying.report
+
+    def _verify_on(self, verifying: Verifying) -> None:
+        """Goes on with a verification of this snapshot. Raises as `verify`."""
+        self._require_data()
+        verifying.snapshot(self._engine, self._id)
 
     # -- extents ------------------------------------------------------------------------------------------------------
     def allocated_extents(

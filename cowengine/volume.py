@@ -35,6 +35,7 @@ from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
 from cowengine.engine.retention import accept_clock
 from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
+from cowengine.engine.sealing import Sealing, seal, unsealable_count, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
 from cowengine.engine.verifying import Verifying, verify_all
@@ -672,8 +673,9 @@ class Volume(Closing):
 
         It happens by itself in the background, slowly, unless that was forbidden; this does it in the caller's thread,
         at most `rate` bytes a second, until the end or until `stop` is set. `progress` is called about once a second.
-        Durable when it returns; cut short, even by a crash, the next one goes on. Releases the GIL. Raises
-        OutOfRangeError, and NoSpaceError.
+        Durable when it returns; cut short, even by a crash, the next one goes on. Releases the GIL. What cannot be read
+        is passed over; when all else is sealed, durably, it raises CorruptionError (StorageError: the disk's own
+        error) with the names of those snapshots. Raises OutOfRangeError, and NoSpaceError.
         """
         self._require_writable()
         return seal(self.engine, check_rate(rate), stop, progress)
@@ -692,7 +694,7 @@ class Volume(Closing):
     ) -> Report:  # fmt: skip
         """Verifies every block that any snapshot holds, each once; see `Snapshot.verify`."""
         self._check_state()
-        verifying = Verifying(self.engine, check_rate(rate), stop, progress)
+        verifying = Verifying(check_rate(rate), stop, progress)
         verify_all(verifying, self.engine)
         return verifying.report
 
@@ -711,6 +713,7 @@ class Volume(Closing):
                 "epoch": self.epoch,
                 "snapshots": engine.lineage.count() if not engine.closed else 0,
                 "snapshots_unsealed": len(engine.lineage.unsealed()) if not engine.closed else 0,
+                "snapshots_unsealable": unsealable_count(engine),
                 "clones": len(engine.lineage.heads) - 1,
                 "reclaims_pending": pending(engine) if not engine.closed else 0,
                 "log_used_bytes": engine.log.used,

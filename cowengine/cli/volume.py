@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, sp
 from cowengine.cli.output import Document, Output, Rows, shown, table
 from cowengine.cli.sizes import shown_size, size
 from cowengine.cli.verb import DRY_RUN, PROGRESS, RATE, Noun, Options, argument
-from cowengine.errors import BusyError
+from cowengine.errors import BusyError, CorruptionError
 
 if TYPE_CHECKING:
     from cowengine import Report, Volume
@@ -203,7 +204,9 @@ def compact(options: Options, out: Output) -> None:
 )
 def seal(options: Options, out: Output) -> None:
     with open_volume(options.volume, read_only=False) as volume, out.progress("sealing") as meter:
-        total = volume.unsealed_bytes()
+        total = None
+        with suppress(CorruptionError):  # what cannot be read is told of when the rest is sealed
+            total = volume.unsealed_bytes()
         result = volume.seal(rate=options.rate, progress=lambda done: meter.update(done.sealed_bytes, total))
         document = {
             "path": options.volume, "sealed_bytes": result.sealed_bytes, "snapshots": result.snapshots,

@@ -4,7 +4,7 @@ A move is a placement like any other: a flight keeps writes off the blocks, the 
 map says so, and the next record carries it. The birth stays what it was, so no list of changes sees a move; and only
 blocks that the free rule calls unshared are moved, for a block that a snapshot holds as well cannot leave its slot.
 
-Invariants   I2, I3, I6, I18, I28 of docs/invariants.md.
+Invariants   I2, I3, I6, I18, I28, I40 of docs/invariants.md.
 Threads      Any number; no lock is held during I/O, and none waited for with the GIL held.
 """
 
@@ -13,6 +13,7 @@ from libc.stdlib cimport free, malloc
 
 from cowengine.core.batch cimport BYTES_A_PIECE
 from cowengine.core.blockmap cimport limit_of
+from cowengine.core.checksum cimport ce_seal
 from cowengine.core.datapath cimport PIECES_MAX, DataPath, piece_t, plan_t
 from cowengine.core.radix cimport KIND_RUN, NODE_BYTES, STATUS_COMMIT, STATUS_STOPPED, entry_t, kind_of, slot_of
 from cowengine.core.roots cimport FLIGHTS_MAX, Head
@@ -26,15 +27,16 @@ cdef enum:
 cdef struct move_t:
     plan_t plan                     # pieces: `slot` is the home, `old_slot` where the blocks lie
     uint64_t births[PIECES_MAX]
-    uint32_t seals[BLOCKS_MAX]      # of the blocks, where they lie now
+    uint32_t seals[BLOCKS_MAX]      # of the blocks: where they lay, then where they were copied to
     uint64_t position               # looked at so far: blocks before this one
 
 
 def move_home(DataPath path not None, uint64_t first, Head head=None):
     """Moves one run of blocks, the first from block `first` on that can be moved, and is at most 1 MiB long.
 
-    Returns (the block to go on from, how many blocks were moved, whether the open batch must be committed first). The
-    first is the number of blocks when there is nothing left. Not durable: the next commit makes it so.
+    Returns (the block to go on from, how many blocks were moved, whether the open batch must be committed first, the
+    seals of those that had one as [(block, slot, birth, seal)] for `enter_seals`). The first is the number of blocks
+    when there is nothing left. Not durable: the next commit makes it so, and only behind it can seals be entered.
     """
     cdef move_t *move = <move_t *>malloc(sizeof(move_t))
     cdef char *buffer = <char *>malloc(max(<uint64_t>MOVE_BYTES, path.block_bytes))
@@ -48,14 +50,29 @@ def move_home(DataPath path not None, uint64_t first, Head head=None):
         with nogil:
             status = move_run(path, head, move, buffer)
         if status == STATUS_COMMIT:
-            return move.position, 0, True
+            return move.position, 0, True, []
         if status == STATUS_STOPPED:
-            return move.position, 0, False
+            return move.position, 0, False, []
         check_status(status, path.map)
-        return move.position, move.plan.end - move.plan.first, False
+        return move.position, move.plan.end - move.plan.first, False, seals_of(path, move)
     finally:
         free(move)
         free(buffer)
+
+
+cdef list seals_of(DataPath path, move_t *move):
+    """What is to be sealed where it lies now."""
+    cdef list made = []
+    cdef piece_t *piece
+    cdef uint64_t n, first
+    cdef int i
+    for i in range(move.plan.count):
+        piece = &move.plan.pieces[i]
+        first = piece.first - move.plan.first
+        made += [
+            (piece.first + n, piece.slot + n * path.slots_per_block, move.births[i], move.seals[first + n])
+            for n in range(piece.count) if move.seals[first + n] != 0]
+    return made
 
 
 cdef int move_run(DataPath path, Head head, move_t *move, char *buffer) noexcept nogil:
@@ -180,11 +197,11 @@ cdef int can_move(DataPath path, Head head, uint64_t block, entry_t *entry, uint
 cdef int copy(DataPath path, move_t *move, char *buffer) noexcept nogil:
     """Reads the pieces and writes them into their homes, which lie one behind the other. Holds no lock.
 
-    What is sealed is verified (SE4); the seal does not move along.
+    What is sealed is verified (SE4), and gets the seal of its new place.
     """
     cdef plan_t *plan = &move.plan
     cdef piece_t *piece
-    cdef uint64_t block, first
+    cdef uint64_t block, first, n
     cdef int i, status
     for i in range(plan.count):
         piece = &plan.pieces[i]
@@ -193,6 +210,11 @@ cdef int copy(DataPath path, move_t *move, char *buffer) noexcept nogil:
             piece.old_slot, piece.count, move.seals + first, block, buffer + (first << path.block_shift))
         if status != 0:
             return status
+        for n in range(piece.count):
+            if move.seals[first + n] != 0:
+                move.seals[first + n] = ce_seal(
+                    buffer + ((first + n) << path.block_shift), path.block_bytes,
+                    piece.slot + n * path.slots_per_block, False)
     return path.io.write_at(
         path.fd, buffer, (plan.end - plan.first) << path.block_shift, plan.pieces[0].slot * NODE_BYTES)
 

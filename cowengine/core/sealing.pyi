@@ -5,7 +5,7 @@ from typing_extensions import disjoint_base
 from cowengine.core.readpath import ReadPath
 from cowengine.core.roots import Root
 
-_Made = list[tuple[int, int, int]]
+_Made = list[tuple[int, int, int, int]]
 
 @disjoint_base
 class Piece:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cowengine.core.checksum cimport ce_seal
-from cowengine.core.radix cimport NODE_BYTES, entry_t, slot_of
+from cowengine.core.radix cimport NODE_BYTES, STATUS_CORRUPT, entry_t, slot_of
 from cowengine.core.readpath cimport SEALS_MAX, ReadPath
 from cowengine.core.roots cimport Root
 from cowengine.core.status cimport check_status
@@ -23,6 +23,7 @@ cdef struct found_t:            # blocks that lie in a row, and the seals they h
     uint64_t first
     uint64_t count
     uint64_t slot               # 0: there are none; go on from `first`
+    uint64_t birth
     uint64_t era
     uint32_t seals[SEALS_MAX]
 
@@ -44,7 +45,7 @@ cdef int find_blocks(ReadPath path, Root root, uint64_t end, uint64_t count_max,
             found.count = min(min(count, end - found.first), min(count_max, <uint64_t>SEALS_MAX))
             status = path.find_seals(slot_of(entry.target), found.count, found.seals)
             if status == 0:
-                found.slot, found.era = slot_of(entry.target), path.era
+                found.slot, found.birth, found.era = slot_of(entry.target), entry.birth, path.era
                 path.readers[path.era & 1] += 1
             break
         found.first += count
@@ -56,6 +57,13 @@ cdef void end_read(ReadPath path, found_t *found) noexcept nogil:
     path.mutex.acquire_nogil()
     path.readers[found.era & 1] -= 1
     path.mutex.release()
+
+
+cdef int make_room(ReadPath path) except -1:
+    """As after every read: nodes that were only looked at leave the memory."""
+    if path.is_crowded():
+        path.trim()
+    return 0
 
 
 cdef class Piece:
@@ -80,7 +88,7 @@ cdef class Piece:
 def make_seals(ReadPath path not None, Root root not None, uint64_t first, uint64_t end):
     """Reads those of blocks [first, end) of a snapshot that are not sealed, up to 1 MiB, and makes their seals.
 
-    Returns (the block to go on from, bytes read, [(block, slot, seal)]) for `enter`. Raises as a read does.
+    Returns (the block to go on from, bytes read, [(block, slot, birth, seal)] for `enter_seals`). Raises as a read.
     """
     cdef Piece piece = Piece(path)
     cdef found_t *found = piece.found
@@ -108,9 +116,11 @@ def make_seals(ReadPath path not None, Root root not None, uint64_t first, uint6
             end_read(path, found)
         check_status(status, path.map)
         made += [
-            (found.first + n, found.slot + n * path.slots_per_block, found.seals[n]) for n in range(i, i + blocks)]
+            (found.first + n, found.slot + n * path.slots_per_block, found.birth, found.seals[n])
+            for n in range(i, i + blocks)]
         read += blocks
         found.first += i + blocks
+    make_room(path)
     return min(found.first, end), read << path.block_shift, made
 
 
@@ -127,20 +137,21 @@ cdef int read_and_seal(ReadPath path, found_t *found, uint64_t first, uint64_t c
 
 
 def enter_seals(ReadPath path not None, Root root not None, list made not None):
-    """Enters what `make_seals` made of a snapshot, where the same blocks still lie (SE1, SE2).
+    """Enters what `make_seals` made of a snapshot, or `move_home` of a head, where the same blocks lie (SE1, SE2).
 
-    The commit lock is held. Raises NotFoundError if the snapshot is gone.
+    A head may have written another block there since. Of one that a snapshot froze, number and birth tell for ever what
+    it holds. The commit lock is held. Raises NotFoundError if the snapshot is gone.
     """
-    cdef uint64_t block, slot, count
+    cdef uint64_t block, slot, birth, count
     cdef uint32_t seal
     cdef entry_t entry
     cdef int status
     path.mutex.acquire()
     status = path.state if path.state != 0 else root.state
-    for block, slot, seal in made:
+    for block, slot, birth, seal in made:
         if status == 0:
             status = path.map.find(&root.link, block, &entry, &count)
-        if status == 0 and slot_of(entry.target) == slot:
+        if status == 0 and slot_of(entry.target) == slot and entry.birth == birth:
             status = path.seals.enter(slot, seal)
     path.mutex.release()
     check_status(status, path.map)
@@ -153,7 +164,7 @@ def verify_blocks(
 
     The rest is read as well, unless `sealed_only`. `fresh`: read from the disk, as far as the system lets go of what it
     has in memory. Returns (the block to go on from, blocks, how many of them are not sealed, [(block, slot)] of those
-    that are damaged).
+    that are damaged). Raises where the first of them cannot be found; before one further on it ends.
     """
     cdef Piece piece = Piece(path)
     cdef found_t *found = piece.found
@@ -164,6 +175,8 @@ def verify_blocks(
     while found.first < end and blocks < piece.blocks_max:
         with nogil:
             status = find_blocks(path, root, end, piece.blocks_max - blocks, found)
+        if status == STATUS_CORRUPT and found.first > first:
+            break
         check_status(status, path.map)
         if found.slot == 0:
             if found.first < end:
@@ -191,6 +204,7 @@ def verify_blocks(
                 end_read(path, found)
         blocks += found.count
         found.first += found.count
+    make_room(path)
     return min(found.first, end), blocks, unsealed, bad
 
 
@@ -212,4 +226,5 @@ def unsealed_blocks(ReadPath path not None, Root root not None, uint64_t first, 
         for i in range(found.count):
             unsealed += found.seals[i] == 0
         found.first += found.count
+    make_room(path)
     return min(found.first, end), unsealed

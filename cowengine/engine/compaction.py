@@ -8,6 +8,9 @@ Blocks come home a few at a time, and the page cache keeps them in pieces as sma
 times as long, also from a raw file that was written so. Behind each flush the cache drops the mebibytes that something
 came home to; the next read fetches them at one go.
 
+A block that was sealed is verified on its way and stays sealed: behind the flush its seal is entered for the new slot.
+A crash in between costs the seal, not the block; the next snapshot's walk finds it.
+
 Durability   Moves ride in the next commit, as writes do; nothing is lost if it never comes.
 Threads      Moves take the commit lock only where a batch is full; any number may run beside reads, writes, snapshots.
              A `CompactionJob` has a thread of its own, a daemon, which close and the end of the interpreter wait for.
@@ -19,11 +22,13 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cowengine.core.compact import move_home
+from cowengine.core.sealing import enter_seals
 from cowengine.engine.pace import Pace
+from cowengine.engine.sealing import bound_dirty
 from cowengine.errors import BusyError
 from cowengine.format import SLOT_BYTES
 
@@ -46,6 +51,15 @@ class Compaction:
     done: bool = False
 
 
+@dataclass(slots=True)
+class _Unsettled:
+    """What came home since the last flush: the parts of the file that it came to, and the seals that come along."""
+
+    moved_bytes: int = 0
+    homes: set[int] = field(default_factory=set)
+    seals: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+
 def compact(
     engine: Engine, start: int = 0, bytes_a_second: int | None = None, stop: threading.Event | None = None,
     progress: Callable[[Compaction], None] | None = None, head: Head | None = None,
@@ -56,24 +70,24 @@ def compact(
     """
     path, head, pace = engine.path, head or engine.path.live, Pace(bytes_a_second, stop, progress)
     result = Compaction(start // path.block_bytes * path.block_bytes)
-    unsettled = 0
-    homes: set[int] = set()  # parts of the file that something came home to since the last flush
+    unsettled = _Unsettled()
     while not pace.stop.is_set():
         engine.require_writable()
-        block, moved, batch_full = move_home(path, result.position // path.block_bytes, head)
+        block, moved, batch_full, seals = move_home(path, result.position // path.block_bytes, head)
         size = head.size
         result.position, result.done = min(block * path.block_bytes, size), block * path.block_bytes >= size
         result.moved_bytes += moved * path.block_bytes
-        unsettled += moved * path.block_bytes
+        unsettled.moved_bytes += moved * path.block_bytes
+        unsettled.seals += seals
         if moved:
-            homes.update(_parts(engine, head, block - moved, moved))
+            unsettled.homes.update(_parts(engine, head, block - moved, moved))
         if result.done:
             break
-        if batch_full or unsettled >= SETTLE_BYTES:
-            _settle(engine, homes)
-            unsettled = 0
+        if batch_full or unsettled.moved_bytes >= SETTLE_BYTES:
+            _settle(engine, head, unsettled)
+            unsettled = _Unsettled()
         pace.keep(result.moved_bytes, result)
-    _settle(engine, homes)
+    _settle(engine, head, unsettled)
     return result
 
 
@@ -83,11 +97,14 @@ def _parts(engine: Engine, head: Head, first: int, count: int) -> range:
     return range(start // READ_AGAIN_BYTES, -(-(start + count * engine.path.block_bytes) // READ_AGAIN_BYTES))
 
 
-def _settle(engine: Engine, homes: set[int]) -> None:
-    engine.flush()
-    for part in homes:
+def _settle(engine: Engine, head: Head, unsettled: _Unsettled) -> None:
+    with engine.lock:
+        engine.flush()
+        if unsettled.seals:  # their slots lost what was sealed there with the record that brought the blocks home (I40)
+            enter_seals(engine.path, head, unsettled.seals)
+            bound_dirty(engine)
+    for part in unsettled.homes:
         engine.io.forget(engine.fd, part * READ_AGAIN_BYTES, READ_AGAIN_BYTES)
-    homes.clear()
 
 
 class CompactionJob:

@@ -147,6 +147,7 @@ class Engine:
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
+        self.unsealable: set[int] = set()  # snapshots that could not be read when they were to be sealed
         self.sealer = Sealer(self)
         self.compaction: CompactionJob | None = None  # in the background, the last one begun
         self.cache_nodes = 0

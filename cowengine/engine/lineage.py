@@ -601,6 +601,15 @@ class Lineage:
             record = self.holder(record.id)
         return 0 if record is None else record.epoch
 
+    def hidden_before(self, number: int) -> list[int]:
+        """What holds data between a snapshot and its nearest ancestor that can be read: the nearest first."""
+        hidden: list[int] = []
+        record = self.holder(number)
+        while record is not None and not is_readable(record.flags):
+            hidden.append(record.id)
+            record = self.holder(record.id)
+        return hidden
+
     def set_holders(self) -> None:
         """Tells the data path what holds the blocks of every head."""
         for number in self.head_ids:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowengine.core.sealing import verify_blocks
 from cowengine.engine.pace import Pace
 from cowengine.engine.report import Report
-from cowengine.engine.sealing import Walk, walk_of
+from cowengine.engine.sealing import Walk, disjoint_walks, whole_walk_of
 from cowengine.errors import CorruptionError, NotFoundError, StorageError
 from cowengine.format import SLOT_BYTES
 
@@ -28,48 +29,55 @@ NOT_SEALED = "does not hold what was sealed there"
 
 
 class Verifying:
-    """One verification: what it found so far, and at which speed it may go on."""
+    """One verification: what it found so far, where it is, and at which speed it may go on."""
 
     def __init__(
-        self, engine: Engine, bytes_a_second: int | None, stop: threading.Event | None,
-        progress: Callable[[Report], None] | None,
+        self, bytes_a_second: int | None, stop: threading.Event | None, progress: Callable[[Report], None] | None
     ) -> None:  # fmt: skip
-        self._engine = engine
         self._pace = Pace(bytes_a_second, stop, progress)
         self.report = Report([], dict.fromkeys(("blocks", "verified", "unsealed", "damaged"), 0))
+        self.position = 0  # in the snapshot that is verified: all blocks before this one are
 
-    def snapshot(self, number: int, *, whole: bool) -> None:
-        """Verifies a snapshot, or what it has and its nearest readable ancestor has not. Raises NotFoundError."""
-        walk, record = walk_of(self._engine, number, whole=whole), self._engine.readable_snapshot(number)
-        while not self._pace.stop.is_set() and (extent := walk.next(self._engine)):
-            self._piece(walk, record.name, *extent)
-            self._pace.keep(self.report.counts["blocks"] * int(self._engine.path.block_bytes), self.report)
+    def snapshot(self, engine: Engine, number: int) -> None:
+        """Verifies all of a snapshot from `position` on. Raises NotFoundError.
 
-    def _piece(self, walk: Walk, name: str, first: int, end: int) -> None:
-        path, counts = self._engine.path, self.report.counts
+        Raises CorruptionError at metadata that cannot be read, with `position` as far as one came; a look at the same
+        snapshot that is newer goes on there.
+        """
+        self.walk(engine, whole_walk_of(engine, number, self.position))
+
+    def walk(self, engine: Engine, walk: Walk) -> None:
+        """Verifies what lies on a way. Raises NotFoundError."""
+        while not self._pace.stop.is_set() and (extent := walk.next(engine)):
+            self._piece(engine, walk, *extent)
+            self._pace.keep(self.report.counts["blocks"] * int(engine.path.block_bytes), self.report)
+
+    def _piece(self, engine: Engine, walk: Walk, first: int, end: int) -> None:
+        path, counts = engine.path, self.report.counts
         try:
             position, blocks, unsealed, bad = verify_blocks(path, walk.root, first, end)
         except StorageError as error:
             if end - first > 1:
                 end = first + (end - first) // 2  # what cannot be read is told block by block
-                self._piece(walk, name, first, end)
+                self._piece(engine, walk, first, end)
                 return
             position, blocks, unsealed, bad = first + 1, 1, 0, [(first, path.place(first, walk.root)[0])]
-            self._tell(name, first, bad[0][1], f"cannot be read: {error.strerror}")
+            self._tell(engine, walk.name, first, bad[0][1], f"cannot be read: {error.strerror}")
         else:
             for block, slot in bad:
-                self._tell(name, block, slot, NOT_SEALED)
+                self._tell(engine, walk.name, block, slot, NOT_SEALED)
         walk.passed(position)
+        self.position = position
         counts["blocks"] += blocks
         counts["unsealed"] += unsealed
         counts["damaged"] += len(bad)
         counts["verified"] += blocks - unsealed - len(bad)
 
-    def _tell(self, name: str, block: int, slot: int, what: str) -> None:
+    def _tell(self, engine: Engine, name: str, block: int, slot: int, what: str) -> None:
         problems = self.report.problems
         if len(problems) < PROBLEMS_MAX:
             problems.append(
-                f"{self._engine.name}: snapshot {name!r}: the block at byte {block * self._engine.path.block_bytes} "
+                f"{engine.name}: snapshot {name!r}: the block at byte {block * engine.path.block_bytes} "
                 f"{_in_slot(slot)} {what}"
             )
         elif len(problems) == PROBLEMS_MAX:
@@ -77,15 +85,13 @@ class Verifying:
 
 
 def verify_all(verifying: Verifying, engine: Engine) -> None:
-    """All snapshots: each block once, except that branches of a deleted branch point are read each on its own."""
+    """All snapshots, each block once."""
     with engine.lock:
         engine.path.check_state()
         numbers = [record.id for record in engine.lineage.snapshots()]
-    for number in numbers:
-        try:
-            verifying.snapshot(number, whole=False)
-        except NotFoundError:
-            continue  # an anchor, or deleted meanwhile
+    for walk in disjoint_walks(engine, numbers):
+        with suppress(NotFoundError):  # deleted meanwhile
+            verifying.walk(engine, walk)
 
 
 def require_undamaged(engine: Engine, root: Root, first: int, end: int) -> None:

@@ -136,7 +136,7 @@ def test_it_stops_when_told_and_goes_on_from_there(tmp_path: Path) -> None:
 
 def test_a_move_that_never_became_durable_is_undone_by_a_crash(tmp_path: Path) -> None:
     volume, live = aged(tmp_path / "v")
-    _, moved, _ = move_home(volume.engine.path, 0)
+    _, moved, *_ = move_home(volume.engine.path, 0)
     assert moved > 0
     volume.engine.poison(RuntimeError("as if the power had gone"))
     volume.close()

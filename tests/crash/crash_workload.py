@@ -468,9 +468,9 @@ class Runner:
     def _seal_in_memory(self) -> None:
         """As the sealer in the background: seals and flags wait for the next checkpoint."""
         engine = self.volume.engine
-        walk = sealing.begin(engine, set())
-        if walk is not None:
-            sealing.step(engine, walk)
+        number = sealing.oldest_unsealed(engine, set())
+        if number is not None:
+            sealing.step(engine, sealing.walk_of(engine, number))
 
     def _reopen(self) -> None:
         self.volume.close()

@@ -235,9 +235,9 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule()
     def seal_a_piece(self) -> None:
         """As the sealer does; what comes of it waits for a checkpoint."""
-        walk = sealing.begin(self.volume.engine, set())
-        if walk is not None:
-            sealing.step(self.volume.engine, walk)
+        number = sealing.oldest_unsealed(self.volume.engine, set())
+        if number is not None:
+            sealing.step(self.volume.engine, sealing.walk_of(self.volume.engine, number))
 
     # -- looking ----------------------------------------------------------------------------------------------------
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:

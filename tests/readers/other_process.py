@@ -181,6 +181,18 @@ class Server:
     def delete(self, name: str) -> None:
         self.volume.get_snapshot(name).delete()
 
+    def churn(self, stride: int, rounds: int) -> None:
+        """Seals a block in each `stride` bytes and ends that again; checkpoints use the slots of older nodes again."""
+        for number in range(rounds):
+            for offset in range(0, self.volume.size, stride):
+                self.volume.pwrite(b"x" * BLOCK, offset)
+            snapshot = self.volume.snapshot(f"churn {number}")
+            self.volume.seal()
+            for offset in range(0, self.volume.size, stride):
+                self.volume.discard(offset, BLOCK)
+            snapshot.delete()
+            self.volume.engine.checkpoint()
+
     def die_in_barrier_of(self, verb: str, name: str) -> None:
         self.io.armed = True
         self.delete(name) if verb == "delete" else self.volume.snapshot(name)
