@@ -59,10 +59,14 @@ def write_at_both_ends(path: Path, size: int) -> None:
         second = volume.snapshot("second")
         assert second.changed_extents(first).tolist() == [[0, BLOCK], [last, BLOCK]]
         assert first.allocated_extents().tolist() == [[0, BLOCK], [size // 2, BLOCK], [last, BLOCK]]
+        volume.resize(size // 2)
+        volume.resize(size)
+        assert volume.pread(BLOCK, last) == bytes(BLOCK) and second.pread(BLOCK, last) == b"b" * BLOCK
+        assert volume.changed_extents(second).tolist() == [[size // 2, size - size // 2]]
     with Volume.open(path) as volume:
         first = volume.get_snapshot("first")
         assert first.pread(BLOCK, last) == b"a" * BLOCK
-        assert volume.pread(BLOCK, last) == b"b" * BLOCK
+        assert volume.pread(BLOCK, last) == bytes(BLOCK)
         volume.rollback(first)
         assert volume.pread(BLOCK, last) == b"a" * BLOCK
         first.delete()
@@ -75,6 +79,11 @@ def write_at_both_ends(path: Path, size: int) -> None:
 @pytest.mark.parametrize("size", [16 * TIB, 100 * TIB])
 def test_volumes_of_16_tib_and_more_on_xfs(xfs: Path, size: int) -> None:
     write_at_both_ends(xfs / "v", size)
+    with Volume.open(xfs / "v") as volume:
+        volume.resize(2 * size)
+        volume.pwrite(b"c" * BLOCK, 2 * size - BLOCK)
+        assert volume.changed_extents("second").tolist() == [[0, BLOCK], [size - BLOCK, size + BLOCK]]
+        assert volume.check().problems == []
 
 
 @pytest.mark.privileged("mkfs.xfs", "mount")
