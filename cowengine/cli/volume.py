@@ -283,26 +283,28 @@ def changes(options: Options, out: Output) -> int:
             return view.changed_extents(base, **limits)
 
         document = {"volume": options.volume, "since": options.since, "until": options.until}
-        count = emit_extents(out, document, extents, volume.size, options)
+        count = emit_extents(out, document, extents, view.size, options)
     return exits.DIFFERS if options.exit_code and count else exits.OK
 
 
 def emit_extents(out: Output, document: Document, extents: Callable[..., Any], limit: int, options: Options) -> int:
-    """Stream extents, a page at a time; returns how many there were."""
+    """Stream extents, a page at a time; returns how many there were. Prints nothing where there is no answer."""
     count = 0
     end = limit if options.length is None else options.start + options.length
 
+    def page(start: int) -> Any:
+        return extents(start=start, length=end - start, max_results=EXTENTS_PER_CALL).tolist() if start < end else []
+
+    first = page(options.start)
+
     def rows() -> Iterator[Document]:
         nonlocal count
-        start = options.start
-        while start < end:
-            page = extents(start=start, length=end - start, max_results=EXTENTS_PER_CALL)
-            for offset, length in page.tolist():
+        found = first
+        while found:
+            for offset, length in found:
                 count += 1
                 yield {"offset": offset, "length": length}
-            if len(page) < EXTENTS_PER_CALL:
-                return
-            start = offset + length
+            found = page(offset + length) if len(found) == EXTENTS_PER_CALL else []
 
     def line(row: Document) -> str:
         return f"{row['offset']:>20}  {row['length']:>16}"

@@ -87,6 +87,20 @@ def test_changes_takes_a_change_id(run, written):
     assert run("volume", "changes", written, "--since", change_id, "--json").document["extents"] == by_name
 
 
+def test_changes_of_a_snapshot_larger_than_the_live_volume_are_all_listed(run, written):
+    run("snapshot", "create", f"{written}@tuesday")
+    run("volume", "resize", written, "64K")
+    rows = run("volume", "changes", written, "--since", "monday", "--until", "tuesday", "--json").document["extents"]
+    assert rows == [{"offset": 4096, "length": 4096}, {"offset": MiB, "length": 4096}]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_changes_that_nobody_can_tell_print_no_empty_list(run, written, form):
+    with Volume.open(written, read_only=True) as volume:
+        unknown = f"{volume.id}/99/{'0' * 16}"
+    assert run("volume", "changes", written, "--since", unknown, *form, expect=3).out == ""
+
+
 def test_changes_since_an_unknown_snapshot_exits_with_1(run, written):
     assert "friday" in run("volume", "changes", written, "--since", "friday", expect=1).err
 
