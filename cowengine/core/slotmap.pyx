@@ -26,6 +26,7 @@ cdef enum:
     LEAF_SHIFT = 15         # a leaf spans 32,768 slots
     LEAF_SLOTS = 1 << 15
     LEAF_WORDS = 512
+    WINDOW_SLOTS = 16       # 64 KiB: the least that `take_windows` takes
 
 cdef extern from *:
     int popcount "__builtin_popcountll" (unsigned long long word) nogil
@@ -257,6 +258,60 @@ cdef class SlotMap:
                 return slot, count
             slot = stop
         return None
+
+    def take_free(self, uint64_t start, uint64_t end):
+        """The first run of free slots in [start, end), as (slot, count), busy from now on; None if there is none.
+
+        As in `find_free` a run ends where a leaf ends; unlike it, nobody can take a home among them in between.
+        """
+        cdef uint64_t slot = start, stop, count
+        cdef uint64_t *words
+        cdef int status
+        while slot < end:
+            stop = min(end, ((slot >> LEAF_SHIFT) + 1) << LEAF_SHIFT)
+            self.mutex.acquire()
+            status = self.busy_leaf(slot >> LEAF_SHIFT, &words)
+            count = first_run(words, &slot, stop, LEAF_SLOTS, 1) if status == 0 else 0
+            if count > 0:
+                status = self.set_busy(slot, count, True)
+            self.mutex.release()
+            check_status(status, self.used)
+            if count > 0:
+                return slot, count
+            slot = stop
+        return None
+
+    def take_windows(self, list runs not None, uint64_t least):
+        """The aligned windows of WINDOW_SLOTS slots that some runs cover in part, if they are wholly free and begin at
+        `least` or behind it.
+
+        They are busy from now on. Ascending runs in, ascending runs out. What a run covers wholly is left out.
+        """
+        cdef uint64_t slot, count, window, start, first, done = 0
+        cdef bint is_covered
+        cdef uint64_t *words
+        cdef int status = 0
+        cdef list taken = []
+        self.mutex.acquire()
+        for slot, count in runs:
+            for window in (slot // WINDOW_SLOTS, (slot + count - 1) // WINDOW_SLOTS):
+                start = window * WINDOW_SLOTS
+                is_covered = slot <= start and start + WINDOW_SLOTS <= slot + count
+                if window < done or is_covered or start < least or start + WINDOW_SLOTS > self.end:
+                    continue
+                done = window + 1
+                status = self.busy_leaf(start >> LEAF_SHIFT, &words)
+                first = start & (LEAF_SLOTS - 1)
+                if status == 0 and not any_bit(words, first, first + WINDOW_SLOTS):
+                    status = self.set_busy(start, WINDOW_SLOTS, True)
+                    taken.append((start, WINDOW_SLOTS))
+                if status != 0:
+                    break
+            if status != 0:
+                break
+        self.mutex.release()
+        check_status(status, self.used)
+        return taken
 
     def mark_busy(self, uint64_t slot, uint64_t count):
         """Takes a run out of circulation; it may lie behind the end of the file."""

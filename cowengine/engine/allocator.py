@@ -29,7 +29,7 @@ RUNWAY_SLOTS = 256  # 1 MiB
 SPAN_SLOTS = 32768  # what one leaf of the free map spans
 SPANS_A_PICK = 4
 REUSE_SHARE = 4  # reuse a span's free slots when they are more than one in so many
-PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted
+PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted, or together with their neighbours
 PREWRITE_SLOTS = 256
 REFUSED_MAX = 64  # runs without space that are tried before a full file system is believed
 FREQUENT_BLOCKS = 64  # placed since the last commit: fewer than that, and a runway is written with zeros first
@@ -51,7 +51,8 @@ class Allocator:
         self.block_slots = path.block_bytes // SLOT_BYTES
         self._lock = threading.Lock()
         self._gaps: list[Run] = []  # [start, end) between home regions; the last part, behind them, has no end
-        self._tail_start = min(region.slot for region in regions)
+        self._first = min(region.slot for region in regions)  # before it lie superblocks and log, which are never free
+        self._tail_start = self._first
         self.limit = file_slots  # slots from here on were never given out
         for region in sorted(regions, key=lambda region: region.slot):
             self.keep_off(region)
@@ -111,12 +112,14 @@ class Allocator:
         return [*self._gaps, (self._tail_start, self.limit)]
 
     def tighten(self) -> bool:
-        """The file system is full: from now on every free slot is reused before the file grows, as many still have
-        their space. Returns False if that was so before.
+        """The file system is full: every free slot gives its space back now, and the moment it is freed from now on,
+        and is reused before the file grows. Returns False if that was so before.
         """
         with self._lock:
             before, self._tight = self._tight, True
-            return not before
+        if not before:
+            self._punch_free()
+        return not before
 
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)
@@ -283,10 +286,36 @@ class Allocator:
         era = max(self._path.turn_era(), self._path.turn_era())
         while self._waiting and self._waiting[0][0] + 2 <= era:
             _, runs, punch_from = self._waiting.popleft()
+            punch_from = 1 if self._tight else punch_from
             for slot, count in runs:
                 if count >= punch_from:
                     self._punch(slot, count)
             self.give_back(runs)
+            if punch_from > 1:
+                self._punch_windows(runs)
+
+    def _punch_windows(self, runs: list[Run]) -> None:
+        """What was freed bit by bit gives its space back when the last bit of an aligned 64 KiB is free.
+
+        The windows are busy meanwhile, for else somebody might write what is punched.
+        """
+        with self._lock:
+            taken = self._path.slots.take_windows(runs, self._first)
+            for run in merged(taken):
+                self._punch(*run)
+            self._return(taken)
+
+    def _punch_free(self) -> None:
+        """Every free slot gives its space back, as in `_punch_windows`; costs a call for each run of them."""
+        at = self._first
+        while at < self.limit:
+            with self._lock:  # a run at a time, as writers wait for it
+                run = self._path.slots.take_free(at, self.limit)
+                if run is None:
+                    return
+                self._punch(*run)
+                self._return([run])
+                at = sum(run)
 
     def _punch(self, slot: int, count: int) -> None:
         try:

@@ -64,7 +64,7 @@ def find_clone(engine: Engine, name: str) -> LineageRecord:
     if record is None:
         raise NotFoundError(f"there is no head named {name!r}", engine.name)
     if record.name == LIVE_NAME:
-        raise BusyError("the live volume is open, and cannot be deleted", engine.name)
+        raise BusyError("the live volume is always open, and goes with its file", engine.name)
     return record
 
 

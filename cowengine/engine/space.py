@@ -144,6 +144,7 @@ class Space:
         No lock of the engine is held, and all that `work` did in part may be done again.
         """
         deadline = time.monotonic() + self._needed_seconds
+        self.look(now=True)
         losses = self.losses_count
         tighten = self._engine.allocator.tighten
         while tighten() or self._ask(needed_bytes, deadline) or self._give_up_for_call(losses):
@@ -256,17 +257,17 @@ class Space:
         """Registers who is told when free space falls below a share of the file system; None: nobody."""
         self._low, self._low_share, self._low_told = callback, share, False
 
-    def look(self) -> None:
-        """Takes a sample if one is due, and tells who wants to know that space is low. No lock is held.
+    def look(self, *, now: bool = False) -> None:
+        """Takes a sample if one is due, or now, and tells who wants to know that space is low. No lock is held.
 
         Costs two system calls a second at most; a callback that raises is logged, as the call it came in on is done.
         """
-        now = time.monotonic()
-        if not self._forecast.is_due(now) or not self._looking.acquire(blocking=False):
+        moment = time.monotonic()
+        if not (now or self._forecast.is_due(moment)) or not self._looking.acquire(blocking=False):
             return
         try:
             taken, free, total = self._disk()
-            self._forecast.add(now, taken)
+            self._forecast.add(moment, taken)
             is_low = total > 0 and free < self._low_share * total
             tell = self._low if is_low and not self._low_told else None
             self._low_told = is_low

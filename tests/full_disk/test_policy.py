@@ -285,3 +285,17 @@ def test_who_wants_to_know_that_space_is_low_is_told_once(tmp_path: Path, caplog
     assert len(told) == 2
     volume.on_space_low(None)
     volume.close()
+
+
+@DISKS
+def test_who_wants_to_know_that_space_is_low_hears_it_before_the_write_fails(disk: Disk) -> None:
+    told: list[Any] = []
+    with Volume.create(disk.path / "v", SIZE, io=disk.io, background=False) as volume:
+        volume.on_space_low(told.append, below=0.25)
+        volume.flush()  # the next look is due in a second, and the disk is full before
+        disk.fill()
+        with pytest.raises(NoSpaceError):
+            for number in range(100):
+                volume.pwrite(RANDOM.randbytes(SIZE), 0)
+                volume.snapshot(f"s{number}")
+        assert [state.free_bytes < state.total_bytes / 4 for state in told] == [True]

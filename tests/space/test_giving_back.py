@@ -1,0 +1,114 @@
+"""What is freed bit by bit gives its space back to the file system, too."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from cowengine import Volume
+
+MIB = 1 << 20
+BLOCK = 4096
+
+
+def taken(path: Path) -> int:
+    return os.stat(path).st_blocks * 512
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_blocks_discarded_one_by_one_give_back_what_they_took(tmp_path: Path, adopted: bool) -> None:
+    path = tmp_path / "v"
+    if adopted:
+        path.write_bytes(random.Random(1).randbytes(8 * MIB))
+    with Volume.adopt(path) if adopted else Volume.create(path, 8 * MIB) as volume:
+        volume.pwrite(os.urandom(8 * MIB), 0)
+        volume.flush()
+        before = taken(path)
+        order = list(range(0, 8 * MIB, BLOCK))
+        random.Random(2).shuffle(order)
+        for offset in order:
+            volume.discard(offset, BLOCK)
+        for _ in range(3):  # a freed slot waits until no read can need it
+            volume.flush()
+        assert before - taken(path) > 7 * MIB
+        assert volume.pread(MIB, 3 * MIB) == bytes(MIB) and volume.check().ok
+    with Volume.open(path) as volume:
+        assert volume.check().ok
+
+
+def test_what_compaction_leaves_is_given_back(tmp_path: Path) -> None:
+    path, rng = tmp_path / "v", random.Random(3)
+    with Volume.create(path, 64 * MIB) as volume:
+        volume.pwrite(os.urandom(4 * MIB), 0)
+        volume.flush()
+        before = taken(path)
+        for number in range(50):
+            snapshot = volume.snapshot(f"s{number}")
+            for _ in range(32):
+                volume.pwrite(os.urandom(BLOCK), rng.randrange(4 * MIB // BLOCK) * BLOCK)
+            snapshot.delete()
+        volume.compact()
+        for _ in range(3):
+            volume.flush()
+        assert taken(path) - before < 4 * MIB  # runways and nodes
+        assert volume.check().ok
+
+
+def test_a_file_system_that_was_full_gets_every_free_slot_and_the_log_stays(tmp_path: Path) -> None:
+    path, copy = tmp_path / "v", tmp_path / "crashed"
+    with Volume.create(path, 8 * MIB, background=False) as volume:
+        volume.pwrite(content := os.urandom(8 * MIB), 0)
+        volume.snapshot("first")
+        for offset in range(0, 8 * MIB, 2 * BLOCK):
+            volume.discard(offset, BLOCK)
+        volume.get_snapshot("first").delete()
+        for offset in range(BLOCK, 8 * MIB, 4 * BLOCK):
+            volume.discard(offset, BLOCK)
+        for _ in range(3):
+            volume.flush()
+        before = taken(path)
+        assert volume.engine.allocator.tighten()
+        assert before - taken(path) >= 2 * MIB - 64 * BLOCK
+        volume.snapshot("second")
+        shutil.copy(path, copy)
+        assert volume.check().ok
+    with Volume.open(copy) as volume:
+        assert [snapshot.name for snapshot in volume.snapshots()] == ["second"]
+        kept = range(3 * BLOCK, 8 * MIB, 4 * BLOCK)
+        assert all(volume.pread(BLOCK, offset) == content[offset : offset + BLOCK] for offset in kept)
+        assert volume.check().ok
+
+
+def test_nothing_that_is_written_meanwhile_is_punched(tmp_path: Path) -> None:
+    """Two threads discard and write neighbouring blocks while a third gives all free slots back again and again."""
+    with Volume.create(tmp_path / "v", 4 * MIB, background=False) as volume:
+        end, wrong = threading.Event(), []
+
+        def work(parity: int) -> None:
+            rng = random.Random(parity)
+            while not end.is_set():
+                offset = (2 * rng.randrange(4 * MIB // BLOCK // 2) + parity) * BLOCK
+                data = rng.randbytes(16) * (BLOCK // 16)
+                volume.pwrite(data, offset)
+                if volume.pread(BLOCK, offset) != data:
+                    wrong.append(offset)
+                if rng.random() < 0.5:
+                    volume.discard(offset, BLOCK)
+                if rng.random() < 0.05:
+                    volume.flush()
+
+        threads = [threading.Thread(target=work, args=(parity,)) for parity in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            volume.engine.allocator._punch_free()
+        end.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert volume.check().ok
