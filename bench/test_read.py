@@ -156,3 +156,19 @@ def test_sequential_1m_reads_of_sealed_blocks(compare, sealed, scale):
             other.pread_into(buffer, offset)
 
     compare(read, read_unsealed, rounds=scale(40, 1), operations=one.size // MiB, goal=1 / 0.8)
+
+
+def test_verify_of_a_snapshot(compare, sealed, make_raw, scale):
+    """Every block from the disk, against a raw file of that size from the disk, front to back, 1 MiB at a time."""
+    volume, buffer, raw = sealed[0], bytearray(MiB), make_raw(sealed[0].size)
+    snapshot, size, fd = volume.get_snapshot("read"), volume.size, raw.fd
+
+    def verify() -> None:
+        assert snapshot.verify().counts["verified"] == size // BLOCK
+
+    def read_raw() -> None:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset in range(0, size, MiB):
+            os.preadv(fd, [buffer], offset)
+
+    compare(verify, read_raw, rounds=scale(20, 1), operations=size // MiB, goal=GOAL)
