@@ -34,7 +34,6 @@ from cowengine.engine.reclaim import pending
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
 from cowengine.engine.retention import accept_clock
-from cowengine.engine.sealing import Sealing, seal, unsealed_bytes
 from cowengine.engine.sealing import Sealing, seal, unsealable_count, unsealed_bytes
 from cowengine.engine.space import WHEN_FULL, Policy, SpaceLow, SpaceNeeded
 from cowengine.engine.usage import VolumeSpace, volume_space
