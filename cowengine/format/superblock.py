@@ -217,7 +217,7 @@ def _check_state(sb: Superblock) -> None:
     _require(1 <= sb.generation < COUNTER_MAX, "generation {}", sb.generation)
     _require(sb.tip_sequence < COUNTER_MAX, "tip_sequence {}", sb.tip_sequence)
     _require(sb.given_up_count < COUNTER_MAX, "given_up_count {}", sb.given_up_count)
-    _require(max(sb.clock_ns, sb.clock_boot_ns) < COUNTER_MAX, "clock_ns {} or clock_boot_ns out of bounds", sb.clock_ns)
+    _require(max(sb.clock_ns, sb.clock_boot_ns) < COUNTER_MAX, "clock_ns or clock_boot_ns {}", sb.clock_boot_ns)
     _require(1 <= sb.epoch <= EPOCH_MAX, "epoch {}", sb.epoch)
     _require(1 <= sb.next_id <= ID_MAX + 1, "next_id {}", sb.next_id)
     _require(sb.base_offset <= sb.log_bytes, "base_offset {} beyond the log", sb.base_offset)
