@@ -47,8 +47,8 @@ def test_the_verbs_are_those_of_this_release():
     offered = {noun.name: " ".join(noun.verbs) for noun in NOUNS}
     assert offered == {
         "volume": "create info list resize delete check compact seal verify map changes heads delete-head du adopt "
-        "flatten import export policy given-up",
-        "snapshot": "create list show delete hold release anchor rollback verify clone cat",
+        "flatten import export policy given-up accept-clock",
+        "snapshot": "create list show delete hold release retain anchor rollback verify clone cat",
         "store": "create info check attach detach du",
         "set": "create list show delete",
         "backup": "create list show verify restore copy delete",
