@@ -159,6 +159,7 @@ class Lineage:
             if record is not None:
                 if record.id != number:
                     raise CorruptionError(f"lineage record {number} says that it is {record.id}")
+                self._require_given_out(number)
                 records[number] = record
         return records
 
@@ -190,7 +191,13 @@ class Lineage:
             page = self._table.read(leaf * RECORDS_PER_LEAF) or _EMPTY_LEAF
             for number, essentials in enumerate(iter_essentials(page), leaf * RECORDS_PER_LEAF):
                 if essentials[0]:
+                    self._require_given_out(number)
                     yield number, essentials
+
+    def _require_given_out(self, number: int) -> None:
+        """Of a record of the table: `get` knows of none that is not."""
+        if number >= self.next_id:
+            raise CorruptionError(f"lineage record {number} is there, and {self.next_id} is the next to be given out")
 
     def _all_leaves(self, start: int = 0) -> list[int]:
         """Numbers of the leaves from `start` on that hold a record, ascending. Ids may be far apart."""

@@ -155,6 +155,8 @@ HOSTILE: dict[str, tuple[str, Callable[[Image], object]]] = {
     "a log of 64 MiB in a small file was read at once": ("fresh", put("superblock.log_slots", 16384)),
     "a next_id of 2^44 was counted up to": ("snapshots", put("superblock.next_id", 2**44)),
     "the last id could not be exceeded, and was": ("snapshots", put("superblock.next_id", f.ID_MAX + 1)),
+    "records behind next_id made a list of snapshots begin again for ever": (
+        "snapshots", put("superblock.next_id", 6)),
     "metadata behind the file took all memory when its snapshot went": (
         "snapshots", lambda image: image.put(spot(image, "lineage.metadata_slot", 1), 2**46)),
     "metadata that is no JSON": ("snapshots", metadata(b"{'no'}")),
