@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memory_disk import Barrier, DirectoryBarrier, Durable, Event, FailedBarrier, Note, Write
+from memory_disk import Barrier, DirectoryBarrier, Durable, Event, FailedBarrier, Note, Resize, Write
 
 from cowengine.core.iotable import IOTable
 
@@ -19,6 +19,7 @@ KINDS = (
     "directory entry",
     "data",
     "record",
+    "home slots",
     "nodes",
     "superblock of a checkpoint",
     "superblock of a clean close",
@@ -50,22 +51,29 @@ def kinds(start: Durable, journal: Sequence[Event]) -> dict[int, str]:
     salt = superblocks[0][80:88] if promised else b""
     found: dict[int, str] = {}
     before: list[Write] = []
+    longer = False  # the file was made longer since the last barrier
+    opens = promised  # a process begins with an open, whatever another one has left in the cache
     for position, event in enumerate(journal):
         if isinstance(event, Note):
             promised = True
         elif isinstance(event, Write):
             before.append(event)
+        elif isinstance(event, Resize):
+            longer = True
         elif isinstance(event, DirectoryBarrier):
             found[position] = "directory entry"
         elif isinstance(event, (Barrier, FailedBarrier)):
             after = next((region(e, log) for e in journal[position + 1 :] if isinstance(e, Write)), "nothing")
-            found[position] = kind(before, after, log, salt) if promised else "creation"
+            found[position] = (
+                "recovery begins" if opens else kind(before, after, log, salt, longer) if promised else "creation"
+            )
+            opens = False
             salt = next((w.data[80:88] for w in before if region(w, log) == "superblock"), salt)
-            before = []
+            before, longer = [], False
     return name_seconds(found)
 
 
-def kind(before: Sequence[Write], after: str, log: range, salt: bytes) -> str:
+def kind(before: Sequence[Write], after: str, log: range, salt: bytes, longer: bool) -> str:
     regions = {region(write, log) for write in before}
     if "superblock" in regions:
         data = next(write.data for write in before if region(write, log) == "superblock")
@@ -75,7 +83,7 @@ def kind(before: Sequence[Write], after: str, log: range, salt: bytes) -> str:
     if "log" in regions:
         return "record"
     if not regions:
-        return "recovery begins"
+        return "home slots" if longer else "recovery begins"
     return "nodes" if after == "superblock" else "data"
 
 

@@ -196,7 +196,7 @@ class Explorer:
         later = runner.successor(MemoryDisk(image, recorded=False))
         try:
             later.open()
-            later.resume(expected, later.look(expected))
+            later.resume(expected, later.look(runner.once_opened(expected)))
             later.run((("checkpoint",), ("write", 3, 2)))
             later.look(later.expectation())
         finally:
@@ -211,7 +211,7 @@ class Explorer:
         recovered: list[int] = []
 
         def history() -> None:
-            disk.note(expected)
+            disk.note(runner.once_opened(expected))
             disk.fail_barrier = fails
             disk.fate = lambda: self.rng.randrange(3)
             try:

@@ -87,6 +87,7 @@ class Expectation:
     identities: dict[str, str]  # change ids by name, as far as they are known; never altered
     epoch: int
     block_size: int
+    closed: bool = False  # cleanly, and nobody has opened it since: the next one to do so is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,7 @@ class Shown:
     given_up: list[str]
     given_up_count: int
     keep_newest: int
+    was_clean: bool
     changed: dict[tuple[int, int], set[int] | None] | None
 
 
@@ -327,6 +329,7 @@ def show(volume: Any, extents: bool = True) -> Shown:
             [loss.name for loss in volume.given_up()],
             volume.engine.space.losses_count,
             volume.policy().keep_newest,
+            bool(volume.engine.recovered["was_clean"]),
             changed_blocks(snapshots, [volume, *handles.values()]) if extents else None,
         )
     finally:
@@ -374,6 +377,8 @@ def verify(volume: Any, expected: Expectation, extents: bool = True) -> Found:
 
 def compare(shown: Shown, expected: Expectation) -> Found:
     """The one of the expected commits that agrees with what was shown; Violation if none does."""
+    if expected.closed and not shown.was_clean:
+        raise Violation("was closed, and is found as after a crash")
     faults = []
     for commit in expected.commits:
         fault = (

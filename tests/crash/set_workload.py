@@ -107,6 +107,11 @@ class StoreRunner:
     def engines(self) -> list[Any]:
         return [each.volume.engine for each in self.members.values() if each.volume is not None]
 
+    @staticmethod
+    def once_opened(expected: Joint) -> Joint:
+        """What may be found when an open has begun."""
+        return expected
+
     def look(self, expected: Joint, extents: bool = True) -> Seen:
         return self.compare(self.show(extents), expected)
 
