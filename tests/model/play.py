@@ -1,29 +1,35 @@
 """Plays histories of the machines for as long as it is told, each seed once, with `check` after each step.
 
-    python tests/model/play.py --minutes 60 --seed 1
+    python -P tests/model/play.py --seconds 3600 --seed 1
 
 A difference is printed with its shortest history, which is also what to turn into a test; the run then goes on with the
-next seed. Seeds that were played are not worth playing again: what a seed gives follows from it and from the code.
+next seed. Seeds that were played are not worth playing again: what a seed gives follows from it and from the code. A
+seed is many histories here; the scoreboard counts these. The last one is cut off when the time is up.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "readers")]
+sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "readers", "torture")]
 
 import hypothesis  # noqa: E402
 from clones_machine import ClonesMachine  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from hypothesis.stateful import invariant, run_state_machine_as_test  # noqa: E402
+from row import Tally as Row  # noqa: E402
+from row import tell  # noqa: E402
 from shared_machine import OTHERS, SharedFileMachine  # noqa: E402
 from volume_machine import FileMachine, VolumeMachine  # noqa: E402
 
@@ -34,20 +40,34 @@ HISTORIES_OF_A_SEED = 25
 REPORT_SECONDS = 60.0
 
 
+class TimeUp(KeyboardInterrupt):
+    """No difference: Hypothesis lets it pass as it does Ctrl-C."""
+
+
 @dataclass
 class Tally:
-    """What a run came to."""
+    """What a run came to, and when it has to end."""
 
+    late: float
     seeds: int = 0
     histories: int = 0
     steps: int = 0
     checks: int = 0
+    differing: bool = False  # in the seed that is being played: Hypothesis looks for the shortest history now
     differences: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """What another one came to as well."""
+        self.seeds += other.seeds
+        self.histories += other.histories
+        self.steps += other.steps
+        self.checks += other.checks
+        self.differences += other.differences
 
     def __str__(self) -> str:
         return (
-            f"{self.seeds:,} seeds, {self.histories:,} histories, {self.steps:,} steps, {self.checks:,} checks, "
-            f"{len(self.differences)} differences"
+            f"{self.seeds:,} seeds to their end, {self.histories:,} histories, {self.steps:,} steps, "
+            f"{self.checks:,} checks, {len(self.differences)} differences"
         )
 
 
@@ -56,8 +76,14 @@ def counted(machine: type[VolumeMachine], tally: Tally, check_every: int) -> Any
 
     class Counted(machine):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
+            if time.monotonic() > tally.late and not tally.differing:
+                raise TimeUp
             super().__init__()
             tally.histories += 1
+
+        def teardown(self) -> None:
+            tally.differing = tally.differing or isinstance(sys.exc_info()[1], Exception)
+            super().teardown()
 
         @invariant()
         def check_is_clean(self) -> None:
@@ -71,6 +97,7 @@ def counted(machine: type[VolumeMachine], tally: Tally, check_every: int) -> Any
 
 def play(machine: type[VolumeMachine], seed: int, steps: int, tally: Tally, check_every: int) -> None:
     """The histories of one seed on one machine; what differs goes into the tally."""
+    tally.differing = False
     chosen = hypothesis.seed(seed)(counted(machine, tally, check_every))
     limits = settings(
         max_examples=HISTORIES_OF_A_SEED,
@@ -82,32 +109,46 @@ def play(machine: type[VolumeMachine], seed: int, steps: int, tally: Tally, chec
     )
     try:
         run_state_machine_as_test(chosen, settings=limits)
+    except TimeUp:
+        return
     except Exception as error:
-        tally.differences.append(f"seed {seed}, {machine.__name__}:\n{''.join(traceback.format_exception(error))}")
-        print(tally.differences[-1], flush=True)
+        trace = "".join(traceback.format_exception(error))
+        tally.differences.append(f"seed {seed} (--seed {seed} plays it first), {machine.__name__}:\n{trace}")
     tally.seeds += 1
+
+
+def play_some(chosen: argparse.Namespace, first: int, late: float) -> Tally:
+    """Every so many-th seed from the first one on, as one of the workers."""
+    machines = [MACHINES[name] for name in chosen.machine or MACHINES]
+    tally, reported, seed = Tally(late), time.monotonic(), first
+    while time.monotonic() < late:
+        play(machines[seed % len(machines)], seed, chosen.steps, tally, chosen.check_every)
+        seed += chosen.workers
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            print(f"before seed {seed}: {tally}", file=sys.stderr, flush=True)
+    OTHERS.end()
+    return tally
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Plays histories of volumes against the model.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long; the last seed is played to its end")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long (default 600)")
     parser.add_argument("--seed", type=int, default=1, help="the first; the others follow")
     parser.add_argument("--steps", type=int, default=60, help="of a history, at most (default 60)")
     parser.add_argument("--check-every", type=int, default=1, metavar="N", help="check after every N steps (default 1)")
     parser.add_argument("--machine", action="append", choices=MACHINES, help="default: all in turn")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
     chosen = parser.parse_args(arguments)
-    machines = [MACHINES[name] for name in chosen.machine or MACHINES]
-    tally, began, reported, seed = Tally(), time.monotonic(), time.monotonic(), chosen.seed
-    while time.monotonic() - began < chosen.minutes * 60:
-        play(machines[seed % len(machines)], seed, chosen.steps, tally, chosen.check_every)
-        seed += 1
-        if time.monotonic() - reported > REPORT_SECONDS:
-            reported = time.monotonic()
-            print(f"{reported - began:.0f} s, seeds {chosen.seed} to {seed - 1}: {tally}", flush=True)
-    OTHERS.end()
-    print(f"{time.monotonic() - began:.0f} s, seeds {chosen.seed} to {seed - 1}: {tally}", flush=True)
-    return 1 if tally.differences else 0
+    late, firsts = time.monotonic() + chosen.seconds, range(chosen.seed, chosen.seed + chosen.workers)
+    with ProcessPoolExecutor(chosen.workers) as workers:
+        tallies = list(workers.map(play_some, repeat(chosen), firsts, repeat(late)))
+    total = Tally(late)
+    for tally in tallies:
+        total.add(tally)
+    return tell(Row(total.histories, total.differences, more=str(total)), chosen, "histories")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Plays the models by hand: many histories of each, or the search for the histories that its mutants fail.
 
-    python tests/models/run.py --histories 100000 --seed 1             every model, nothing dropped
-    python tests/models/run.py --histories 100000 --model commit       one of them
-    python tests/models/run.py --mutants --histories 100000            the table of docs/reliability.md
+    python -P tests/models/run.py --histories 100000 --seed 1             every model, nothing dropped
+    python -P tests/models/run.py --histories 100000 --model commit       one of them
+    python -P tests/models/run.py --mutants --histories 100000            the table of docs/reliability.md
 
 Ends with 1 if a history fails that should not, or a mutant that should is not found.
 """
@@ -13,15 +13,18 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from commit_model import CommitModel
-from exploring import Model, explore
-from lineage_model import LineageModel
-from readers_model import ReadersModel
-from sealed_model import SealedModel
-from seals_model import SealsModel
-from sets_model import SetsModel
-from threads_model import ThreadsModel
+sys.path[:0] = [str(Path(__file__).parent)]
+
+from commit_model import CommitModel  # noqa: E402
+from exploring import Model, explore  # noqa: E402
+from lineage_model import LineageModel  # noqa: E402
+from readers_model import ReadersModel  # noqa: E402
+from sealed_model import SealedModel  # noqa: E402
+from seals_model import SealsModel  # noqa: E402
+from sets_model import SetsModel  # noqa: E402
+from threads_model import ThreadsModel  # noqa: E402
 
 MODELS: list[Model] = [
     LineageModel(),
