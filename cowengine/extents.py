@@ -30,7 +30,8 @@ def collect(
 ) -> ExtentArray:
     """What any of the walks finds in a range, at most `max_results` rows; go on at the end of the last row.
 
-    The range takes in every block that it touches. Raises OutOfRangeError if it does not lie in the volume.
+    Fewer rows than that are the last ones: where rows of several walks join, all are asked for more. The range takes in
+    every block that it touches. Raises OutOfRangeError if it does not lie in the volume.
     """
     import numpy
 
@@ -39,11 +40,13 @@ def collect(
     rows_max = ROWS_MAX if max_results is None else min(whole_number(max_results, "max_results"), ROWS_MAX)
     if rows_max < 1:
         raise OutOfRangeError(f"max_results {max_results}: at least 1 is needed")
-    first, end = start // block_bytes, -(-(start + length) // block_bytes)
-    found = [_pairs(numpy, walk(first, end, rows_max)) for walk in walks] if length else []
-    if not found:
-        return numpy.empty((0, 2), dtype=numpy.uint64)
-    rows = found[0] if len(found) == 1 else _united(numpy, found, rows_max)
+    first, end = start // block_bytes, -(-(start + length) // block_bytes) if length else 0
+    rows: ExtentArray = numpy.empty((0, 2), dtype=numpy.uint64)
+    while first < end and len(rows) < rows_max:
+        found = [_pairs(numpy, walk(first, end, rows_max)) for walk in walks]
+        first = min([int(part[-1].sum()) for part in found if len(part) >= rows_max], default=end)
+        rows = found[0] if len(found) == 1 else _united(numpy, [rows, *found], first)
+    rows = rows[:rows_max]
     rows = rows * numpy.uint64(block_bytes)
     if len(rows) and int(rows[-1, 0] + rows[-1, 1]) > size:
         rows[-1, 1] = size - int(rows[-1, 0])
@@ -55,9 +58,8 @@ def _pairs(numpy: Any, raw: bytearray) -> ExtentArray:
     return pairs
 
 
-def _united(numpy: Any, found: list[ExtentArray], rows_max: int) -> ExtentArray:
-    """The union of several answers, as far as all of them reach."""
-    reach = min([int(rows[-1].sum()) for rows in found if len(rows) >= rows_max], default=None)
+def _united(numpy: Any, found: list[ExtentArray], reach: int) -> ExtentArray:
+    """The union of several answers up to a block: as far as all of them reach."""
     rows = numpy.concatenate(found).astype(numpy.int64)
     rows = rows[numpy.argsort(rows[:, 0], kind="stable")]
     if len(rows) == 0:
@@ -67,8 +69,6 @@ def _united(numpy: Any, found: list[ExtentArray], rows_max: int) -> ExtentArray:
     new = numpy.concatenate(([True], starts[1:] > ends[:-1]))
     begin = starts[new]
     stop = ends[numpy.concatenate((new[1:], [True]))]
-    if reach is not None:
-        keep = begin < reach
-        begin, stop = begin[keep], numpy.minimum(stop[keep], reach)
-    united: ExtentArray = numpy.column_stack((begin, stop - begin))[:rows_max].astype(numpy.uint64)
+    keep = begin < reach
+    united: ExtentArray = numpy.column_stack((begin, numpy.minimum(stop, reach) - begin))[keep].astype(numpy.uint64)
     return united
