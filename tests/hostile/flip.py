@@ -23,13 +23,14 @@ from hostile_steps import work_folder
 from hostile_volumes import VOLUMES, build
 
 from cowengine import Snapshot, Volume
+from cowengine.core.iotable import IOTable
 from cowengine.errors import CorruptionError, CowEngineError, FormatError
 
 Contents = dict[str, object]
 
 
-def contents(path: Path) -> tuple[Contents, list[CowEngineError]]:
-    """What an open for reading shows, piece by piece, and the errors in place of the pieces that cannot be shown."""
+def contents(path: Path, io: IOTable | None = None, *, read_only: bool = True) -> tuple[Contents, list[CowEngineError]]:
+    """What an open shows, piece by piece, and the errors in place of the pieces that cannot be shown."""
     shown: Contents = {}
     errors: list[CowEngineError] = []
 
@@ -38,7 +39,7 @@ def contents(path: Path) -> tuple[Contents, list[CowEngineError]]:
             with caught(errors):
                 shown[f"{what} {offset}"] = source.pread(min(16 * SLOT, source.size - offset), offset)
 
-    with caught(errors), Volume.open(path, read_only=True, background=False) as volume:
+    with caught(errors), Volume.open(path, read_only=read_only, background=False, io=io) as volume:
         snapshots = volume.snapshots()
         shown["list"] = [(snapshot.name, snapshot.id, snapshot.is_anchor) for snapshot in snapshots]
         note("live", volume)
