@@ -24,6 +24,7 @@ from cowengine.format import (
     decode_superblock,
     fold_of,
     records_beyond,
+    superblock_astray,
 )
 
 
@@ -113,6 +114,9 @@ class _Log:
                     f"log: record {header.sequence} at byte {offset} follows superblock generation "
                     f"{header.generation}; the newest valid one is {sb.generation}, and the chain ends after {sequence}"
                 )
+        astray = superblock_astray(log, sb)
+        if astray is not None:
+            self.problems.add(f"log: superblock {astray} was written over it, not into its slot")
         if chain and sequence > sb.tip_sequence and self._is_dropped(chain[-1]):
             return Chain(chain[:-1], before, 1)
         return Chain(chain, previous, 0)

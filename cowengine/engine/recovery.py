@@ -78,6 +78,7 @@ from cowengine.format import (
     hole,
     level_for,
     records_beyond,
+    superblock_astray,
 )
 
 logger = logging.getLogger("cowengine.engine")
@@ -260,6 +261,9 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
                 f"{header.generation} or record {log.sequence + 1} is lost",
                 engine.name,
             )
+    astray = superblock_astray(data, sb)
+    if astray is not None:
+        raise CorruptionError(f"superblock {astray} was written over the commit log, not into its slot", engine.name)
     live = engine.path.live
     live.set_epochs(engine.path.map.epoch, live.frozen)
     engine.recovered = {"records": len(chain), "was_clean": sb.clean}

@@ -153,6 +153,7 @@ from cowengine.format.superblock import (
     Superblock,
     decode_superblock,
     encode_superblock,
+    superblock_astray,
     with_region,
 )
 from cowengine.format.trees import (
@@ -306,5 +307,6 @@ __all__ = [
     "scan_records",
     "size_is_legal",
     "span",
+    "superblock_astray",
     "with_region",
 ]

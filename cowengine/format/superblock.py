@@ -169,6 +169,22 @@ def decode_superblock(data: bytes) -> Superblock:
     return sb
 
 
+def superblock_astray(log: bytes, sb: Superblock) -> int | None:
+    """The generation of a newer superblock of this volume that lies in a slot of its log; None if there is none.
+
+    Its write went astray: the records there are gone, and it is not where it would have confirmed them.
+    """
+    for offset in range(0, len(log), SLOT_BYTES):
+        if log[offset : offset + len(MAGIC)] == MAGIC:
+            try:
+                found = decode_superblock(log[offset : offset + SLOT_BYTES])
+            except (CorruptionError, FormatError):
+                continue
+            if found.volume_uuid == sb.volume_uuid and found.generation > sb.generation:
+                return found.generation
+    return None
+
+
 def with_region(sb: Superblock, regions: tuple[Region, ...], region: Region) -> tuple[Region, ...]:
     """The home regions of a volume with one more, which lies behind all others. CorruptionError if it cannot be."""
     _require(len(regions) < REGIONS_MAX, "more than {} regions", REGIONS_MAX)

@@ -36,6 +36,16 @@ def test_acknowledged_records_that_go_without_a_word_are_seen(monkeypatch: pytes
     assert wrong(first, True)[0]
 
 
+def test_a_superblock_written_over_the_log_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk wrote it into the slot of the last records: the older superblock did not confirm them."""
+    volume = original("clean")
+    log, newest = range(2, 6), max((0, 1), key=lambda slot: volume.newest[slot])
+    specs = [f"clean:misdirected:{slot}:{newest}" for slot in log]
+    assert all(wrong(spec, writable)[0] is None for spec in specs for writable in (False, True))
+    monkeypatch.setattr("cowengine.engine.recovery.superblock_astray", lambda *_: None)
+    assert any(wrong(spec, False)[0] for spec in specs)
+
+
 def test_a_record_whose_checksum_nobody_looks_at_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     bits = [
         f"killed:flip:{bit}"
