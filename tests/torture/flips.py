@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import os
 import random
@@ -23,14 +22,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("hostile", "crash")]
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("hostile", "crash", "torture")]
 
 from flip import Contents, contents  # noqa: E402
 from hostile_image import SLOT, Image  # noqa: E402
 from hostile_volumes import repeatable  # noqa: E402
 from memory_disk import Durable, Event, MemoryDisk, Write  # noqa: E402
+from row import Tally, tell  # noqa: E402
 
 from cowengine import Volume  # noqa: E402
 
@@ -240,24 +239,17 @@ def main() -> int:
             problem, errors = wrong(options.one, writable)
             print(f"{'opened for writing' if writable else 'read only'}: {problem or 'right'}, {errors} errors")
         return int(problem is not None)
-    told: dict[str, Any] = {"count": 0, "violations": 0, "seed": options.seed, "skipped": ""}
-    noticed = 0
+    tally, noticed = Tally(), 0
     for spec in specs(options):
-        problem, errors = wrong(spec, told["count"] % WRITABLE_ONE_IN == 0)
-        told["count"] += 1
+        problem, errors = wrong(spec, tally.count % WRITABLE_ONE_IN == 0)
+        tally.count += 1
         noticed += bool(errors)
         if problem:
-            told["violations"] += 1
-            print(f"--one {spec}: {problem}", flush=True)
-            if told["violations"] == VIOLATIONS_MAX:
+            tally.violation(f"--one {spec}: {problem}")
+            if len(tally.violations) == VIOLATIONS_MAX:
                 break
-    if not options.row:
-        print(
-            f"{noticed:,} of {told['count']:,} damages noticed, the others without effect; {told['violations']} wrong"
-        )
-    else:
-        print(json.dumps(told))
-    return int(told["violations"] > 0)
+    tally.more = f"{noticed:,} noticed, the others without effect"
+    return tell(tally, options, "damages")
 
 
 if __name__ == "__main__":

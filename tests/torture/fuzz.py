@@ -205,6 +205,7 @@ def main() -> int:
 def run(names: Sequence[str], targets: dict[str, Any], skipped: list[str], options: argparse.Namespace) -> int:
     """Fuzzes, tells people, and the scoreboard."""
     import fuzz_formats
+    from row import Tally, tell
 
     parts = list(groups(names, targets, options))
     shares = sum(targets[name].share for name in names)
@@ -218,21 +219,13 @@ def run(names: Sequence[str], targets: dict[str, Any], skipped: list[str], optio
             for (part, site), wanted in zip(parts, seconds, strict=True)
         ]
         found = [told for job in jobs for told in job.result()]
+    tally = Tally(sum(told["runs"] for told in found), skipped="; ".join(skipped))
     for told in found:
         rate = told["runs"] / max(told.get("seconds", 1), 1)
         print(f"{told['target']:16} {told['runs']:>12,} executions {rate:>10,.0f}/s {'FAILED' * told['failed']}")
         if told["failed"]:
-            print(f"{told['said']}\nseed {options.seed}; the input again: --replay FILE, which is in {options.crashes}")
-    row = {
-        "count": sum(told["runs"] for told in found), "violations": sum(told["failed"] for told in found),
-        "seed": options.seed, "skipped": "; ".join(skipped),
-    }  # fmt: skip
-    print(
-        json.dumps(row)
-        if options.row
-        else f"{row['count']:,} executions, {row['violations']} targets failed. {row['skipped']}"
-    )
-    return int(row["violations"] > 0)
+            tally.violation(f"{told['target']}: {told['said']}\nthe input again: --replay FILE of {options.crashes}")
+    return tell(tally, options, "executions")
 
 
 if __name__ == "__main__":
