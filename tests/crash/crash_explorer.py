@@ -2,11 +2,11 @@
 
 At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every
 subset if there are few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is
-opened (which is a recovery), compared with what the user was told (crash_oracle), and checked; met again with another
-promise, it is compared with that one, too. From a sample of them the history goes on: the recovery itself is recorded
-and cut, more steps run, and their images are looked at in turn; also after a kill, where the page cache survives and
-the power goes later, and after a barrier that fails. One of the two superblock slots may also rot while nobody writes
-it.
+opened (which is a recovery), compared with what the user was told (crash_oracle), and checked; unless it differs from
+one that was only in bytes that nobody asked for (crash_reads): then what that one showed is compared. From a sample of
+them the history goes on: the recovery itself is recorded and cut, more steps run, and their images are looked at in
+turn; also after a kill, where the page cache survives and the power goes later, and after a barrier that fails. One of
+the two superblock slots may also rot while nobody writes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 from crash_images import Choice, build, choices, fingerprint
 from crash_oracle import Violation
-from crash_workload import Runner
+from crash_reads import SAMPLED, Known, Node, WatchedDisk, root_of
+from crash_workload import Runner, determinism
 from memory_disk import Durable, Event, Instant, MemoryDisk, instants
 from set_workload import StoreRunner
 
@@ -28,7 +29,6 @@ from cowengine.core.checksum import xxh64
 from cowengine.errors import CowEngineError
 
 SLOT = 4096
-SHOWN_KEPT = 48  # of so many images it is remembered what they showed
 Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which barriers of a journal work
 
 
@@ -64,7 +64,8 @@ class Tally:
     states: set[int] = field(default_factory=set)
     other_states: int = 0  # of tasks that are over, whose images have the id of a volume of their own
     recoveries: int = 0
-    compared: int = 0  # images met again with another promise
+    compared: int = 0  # times that what was seen before was compared with another promise
+    same_states: int = 0  # not opened: they differ from one that was only in what nobody asked for
     barriers: int = 0
     kills: int = 0
     failed_barriers: int = 0
@@ -87,16 +88,17 @@ class Tally:
     def distinct(self) -> int:
         return self.other_states + len(self.states)
 
-    def note(self, key: int, past: Past) -> None:
-        """A state that is cut after all that."""
+    def note(self, key: int, past: Past) -> bool:
+        """A state that is cut after all that; whether it is a new one."""
         if key in self.states:
-            return
+            return False
         self.states.add(key)
         self.nested_states += past.crashes > 0
         self.recovery_states += past.recoveries_cut > 0
         self.second_recovery_states += past.recoveries_cut > 1
         self.killed_states += past.killed
         self.failed_states += past.failed
+        return True
 
 
 # -- exploring --------------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ class Explorer:
         self.tally = Tally()
         self.keeps = keeps
         self.seen: set[tuple[int, int]] = set()
-        self.shown: dict[int, Any] = {}  # by image
+        self.known = Known()
 
     def explore(
         self, runner: Runner | StoreRunner, past: Past = FRESH, trail: str = "", *, since: int = 0, recovered: int = 0
@@ -141,18 +143,22 @@ class Explorer:
     ) -> None:  # fmt: skip
         image = build(instant, choice)
         key = fingerprint(image)
-        self.tally.note(key, past)
+        fresh = self.tally.note(key, past)
         if (key, id(instant.note)) in self.seen:
             return
         self.seen.add((key, id(instant.note)))
         here = f"{trail}, arrived {choice}"
         nested = past.crashes < self.plan.depth and self.rng.random() < self.plan.nested
         saved = image.copy() if nested else None
-        if key in self.shown:  # the same image shows the same: what it may show is all that has changed
-            self.tally.compared += 1
-            self.guard(here, lambda: runner.compare(self.shown[key], instant.note))
+        leaf = self.known.find(image)
+        if leaf is None or leaf.shown is None or self.rng.random() < SAMPLED:
+            self.guard(here, lambda: self.reopen(runner, image, leaf, instant.note))
         else:
-            self.guard(here, lambda: self.reopen(runner, image, key, instant.note))
+            self.tally.same_states += fresh
+            if id(instant.note) not in leaf.notes:
+                self.tally.compared += 1
+                leaf.notes.add(id(instant.note))
+                self.guard(here, lambda: runner.compare(leaf.shown, instant.note))
         if saved is not None:
             self.go_on(runner, MemoryDisk(saved), instant.note, past, here)
 
@@ -176,18 +182,21 @@ class Explorer:
         self.tally.states.add(fingerprint(image))
         self.guard(f"{trail}, superblock slot {slot} rotten", lambda: self.live_on(runner, image, instant.note))
 
-    def reopen(self, runner: Runner | StoreRunner, image: Durable, key: int, expected: Any) -> None:
-        """Recovers, checks and compares."""
+    def reopen(self, runner: Runner | StoreRunner, image: Durable, leaf: Node | None, expected: Any) -> None:
+        """Recovers, checks and compares; `leaf` is where the same was done before, as far as anybody can tell."""
         self.tally.recoveries += 1
-        later = runner.successor(MemoryDisk(image, recorded=False))
-        try:
-            later.open()
-            shown = later.show(extents=self.tally.recoveries % 4 == 0)
-        finally:
-            abandon(later)
-        if len(self.shown) >= SHOWN_KEPT:
-            del self.shown[next(iter(self.shown))]
-        self.shown[key] = shown
+        root, disk = root_of(image), WatchedDisk(image)
+        later = runner.successor(disk)
+        with determinism(0):
+            try:
+                later.open()
+                shown = later.show(extents=sum(disk.asked.values()) % 2 == 0)  # the same for the same answers
+            finally:
+                abandon(later)
+        if leaf is not None and leaf.shown is not None and leaf.shown != shown:
+            raise Violation("two images that differ only in what nobody reads show different things")
+        leaf = self.known.add(root, disk.asked, shown, later.shown_bytes)
+        leaf.notes.add(id(expected))
         runner.compare(shown, expected)
 
     def live_on(self, runner: Runner | StoreRunner, image: Durable, expected: Any) -> None:

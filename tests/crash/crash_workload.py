@@ -174,6 +174,11 @@ class Runner:
         """Of a new volume; whoever goes on after a crash sets it to what was found."""
         return Oracle(self.geometry.size, self.geometry.block_size)
 
+    @property
+    def shown_bytes(self) -> int:
+        """About what `show` returns takes."""
+        return 4 * self.geometry.size
+
     def engines(self) -> list[Any]:
         """What the process would take with it."""
         return [] if self.volume is None else [self.volume.engine]

@@ -215,11 +215,12 @@ def sweep(tasks: Iterable[str], states: int, workers: int) -> Sweep:
 
 def summary(tally: Tally, seconds: float) -> str:
     return (
-        f"{tally.distinct:,} distinct states, {tally.recoveries:,} opened, {tally.compared:,} compared again, "
-        f"{tally.barriers:,} barriers; {tally.nested_states:,} after another crash, {tally.recovery_states:,} within a "
-        f"recovery, {tally.second_recovery_states:,} within the second recovery in a row, {tally.killed_states:,} by "
-        f"power cut behind {tally.kills:,} kills, {tally.failed_states:,} behind {tally.failed_barriers:,} failed "
-        f"barriers, {tally.rotten:,} rotten superblocks; {len(tally.violations)} violations, {seconds:.0f} s, "
+        f"{tally.distinct:,} distinct states ({tally.recoveries:,} opened, {tally.same_states:,} the same but for what "
+        f"nobody asks for), {tally.compared:,} compared with another promise, {tally.barriers:,} barriers; "
+        f"{tally.nested_states:,} after another crash, {tally.recovery_states:,} within a recovery, "
+        f"{tally.second_recovery_states:,} within the second in a row, {tally.killed_states:,} by power cut behind "
+        f"{tally.kills:,} kills, {tally.failed_states:,} behind {tally.failed_barriers:,} failed barriers, "
+        f"{tally.rotten:,} rotten superblocks; {len(tally.violations)} violations, {seconds:.0f} s, "
         f"{tally.distinct / max(seconds, 0.001):.0f} states/s"
     )
 
@@ -289,7 +290,16 @@ def counts(running: Sweep, depth: int | None) -> dict[str, Any]:
     tally = running.total
     found: dict[str, Any] = {"count": tally.distinct if depth is None else running.tasks}
     found |= {"violations": len(tally.violations), "seconds": round(running.seconds, 1), "states": tally.distinct}
-    names = ("nested_states", "recovery_states", "second_recovery_states", "killed_states", "failed_states", "rotten")
+    names = (
+        "recoveries",
+        "same_states",
+        "nested_states",
+        "recovery_states",
+        "second_recovery_states",
+        "killed_states",
+        "failed_states",
+        "rotten",
+    )
     return found | {"tasks": running.tasks} | {name: getattr(tally, name) for name in names}
 
 

@@ -104,6 +104,10 @@ class StoreRunner:
             other.io = self.io
         return other
 
+    @property
+    def shown_bytes(self) -> int:
+        return sum(member.shown_bytes for member in self.members.values())
+
     def engines(self) -> list[Any]:
         return [each.volume.engine for each in self.members.values() if each.volume is not None]
 

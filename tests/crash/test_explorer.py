@@ -55,7 +55,7 @@ def test_a_sequence_is_cut_in_its_last_step() -> None:
     letters = [ALPHABET.index(step) for step in (("write", 2, 3), ("flush",))]
     name = f"exhaustive:{2 * (1 + len(ALPHABET) + letters[0] + len(ALPHABET) * letters[1])}"
     assert explorer.make_task(name)[1][-2:] == (("write", 2, 3), ("flush",))
-    whole, last = run_task("exhaustive:0", Plan(images=4)), run_task(name, Plan(images=4, nested=0, kills=0, rot=0))
+    whole, last = (run_task(each, Plan(images=4, nested=0, kills=0, rot=0)) for each in ("exhaustive:0", name))
     assert whole.barriers == 4  # of the prelude, and the end
     assert last.barriers == 3  # data, record, and the end
 
