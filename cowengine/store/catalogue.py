@@ -244,15 +244,15 @@ class Catalogue:
         if position is not None:
             statements.append(("INSERT OR REPLACE INTO meta VALUES ('sequence', ?)", (position[0],)))
             statements.append(("INSERT OR REPLACE INTO meta VALUES ('checksum', ?)", (position[1].to_bytes(8, "big"),)))
-        try:
-            self._transaction(statements)
-        except sqlite3.Error as error:
-            if self.path == MEMORY:
-                raise
-            # A full disk, most likely. The store must go on (deleting snapshots is what helps), so go on in memory; the
-            # next open finds the file behind, or damaged, and takes in or rebuilds what it lacks.
-            self._move_to_memory(error)
-            self._transaction(statements)
+        done = False
+        while not done:
+            try:
+                self._transaction(statements)
+                done = True
+            except sqlite3.Error as error:
+                # A full disk, most likely. The store must go on (deleting snapshots is what helps), so go on in memory;
+                # the next open finds the file behind, or damaged, and takes in or rebuilds what it lacks.
+                self._move_to_memory(error)
         if position is not None:
             self.sequence = position[0]
 
@@ -268,8 +268,11 @@ class Catalogue:
             raise
 
     def _move_to_memory(self, error: sqlite3.Error) -> None:
+        """Once: what cannot be written there either is damaged."""
         memory = _connect(MEMORY)
         try:
+            if self.path == MEMORY:
+                raise error
             self._connection.backup(memory)
         except sqlite3.Error:
             memory.close()

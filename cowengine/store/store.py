@@ -242,8 +242,10 @@ class Store(Closing):
                 if self._catalogue.checkpoint():
                     self.log.advance(base, clean=base == self.log.tip_sequence)
         finally:
-            self._catalogue.close()
-            self.log.close()
+            try:
+                self._catalogue.close()
+            finally:
+                self.log.close()
         if failure is not None:
             raise failure
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cowengine import Store
+from cowengine.errors import CorruptionError
 from cowengine.store.layout import RING_BYTES_MIN
 
 MakeStore = Callable[..., Store]
@@ -267,3 +268,21 @@ def test_what_only_the_catalogue_knew_is_named(make_store: MakeStore, store_path
 def test_a_new_store_has_nothing_to_rebuild(make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
     assert make_store("a").rebuilt is None
     assert caplog.records == []
+
+
+def test_a_catalogue_that_takes_nothing_in_is_a_typed_error_and_keeps_no_store(
+    filled: tuple[Path, dict[str, Any]],
+) -> None:
+    """What SQLite raised came out as it was, from a copy in memory; and the store log stayed owned by nobody."""
+    path, known = filled
+    store = Store.open(path)
+    store.snapshot(["a"], "new")
+    with closing(sqlite3.connect(path / "catalogue.sqlite")) as other:
+        other.execute("DROP TABLE sets")
+    with pytest.raises(CorruptionError, match="the catalogue is damaged"):
+        store.snapshot_sets()
+    with pytest.raises(CorruptionError, match="the catalogue is damaged"):
+        store.close()
+    again, problems = reopened(path)
+    assert problems == []
+    assert [found[1] for found in again["sets"]] == [*(found[1] for found in known["sets"]), "new"]

@@ -119,6 +119,13 @@ def volume(data: bytes) -> None:
         return
     image, what = edited_volume(data)
     disk = disk_of(image.data)
+    try:
+        _session(disk, what)
+    finally:
+        disk.cache.files.clear()  # what leads to the disk may lead back to itself: megabytes until somebody collects
+
+
+def _session(disk: MemoryDisk, what: int) -> None:
     if what & 4:
         with typed():
             check_file(PATH, disk)
