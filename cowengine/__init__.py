@@ -13,6 +13,7 @@ from cowengine.version import __version__
 if TYPE_CHECKING:
     from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
     from cowengine.convert import export_image, import_image
+    from cowengine.engine.repair import Repaired
     from cowengine.engine.report import Report
     from cowengine.engine.salvage import Salvaged
     from cowengine.engine.usage import SnapshotSpace, VolumeSpace
@@ -65,6 +66,7 @@ __all__ = [
     "Provider",
     "ProviderError",
     "ReadOnlyError",
+    "Repaired",
     "Report",
     "Requestor",
     "RetentionError",
@@ -97,6 +99,7 @@ _MODULES = {
     "Backup": "backup",
     "Job": "vss",
     "Provider": "vss",
+    "Repaired": "engine.repair",
     "Report": "engine.report",
     "Requestor": "vss",
     "Salvaged": "engine.salvage",

@@ -98,7 +98,7 @@ class SnapshotReader(Volume):
         self._path.check_state()
         raise BusyError("the volume belongs to another process: only its snapshots can be read here", self.path)
 
-    def check(self) -> Report:
+    def check(self, repair: bool = False) -> Report:
         """Not possible: the file does not stand still. Raises BusyError."""
         self._path.check_state()
         raise BusyError("the volume belongs to another process; check it there", self.path)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.core.roots import Head
+    from cowengine.engine.repair import Repaired
     from cowengine.engine.salvage import Salvaged
     from cowengine.extents import ExtentArray
 
@@ -729,10 +730,22 @@ class Volume(Closing):
                 **engine.counters,
             }
 
-    def check(self) -> Report:
-        """Verifies every invariant of the file. Commits first and lets writes wait while it runs."""
+    def check(self, repair: bool = False) -> Report:
+        """Verifies every invariant of the file. Commits first and lets writes wait while it runs.
+
+        With `repair` it puts right what can be put right without guessing, durably: a damaged superblock, slots that
+        the free map calls used and nothing reaches, the index of names, stale seals, a reclaim that was left. No map,
+        lineage, record, block or snapshot is changed. The report's `repaired` says what was found and done, `problems`
+        what is left. Where it would have to guess it raises CorruptionError and changes nothing; see `repair` for a
+        file that does not open, and docs/repair.md.
+        """
         from cowengine.engine.check import check_open
 
+        if repair:
+            from cowengine.engine.repair import repair_open
+
+            self._require_writable()
+            return repair_open(self.engine)
         engine = self.engine
         with engine.lock:
             self._check_state()
@@ -741,6 +754,17 @@ class Volume(Closing):
             with engine.paused(*engine.path.heads.values()):
                 engine.commit()
                 return check_open(engine.io, engine.fd, engine.name)
+
+    @staticmethod
+    def repair(path: str | os.PathLike[str], *, io: IOTable | None = None) -> Repaired:
+        """As `check` with `repair`, of a volume file that nobody has open; also where its free map or its table of
+        seals is so damaged that it does not open.
+
+        Raises as `open`; CorruptionError, where nothing was changed, if anything would have to be guessed.
+        """
+        from cowengine.engine.repair import repair_file
+
+        return repair_file(io or KERNEL, check_path(path))
 
     def close(self) -> None:
         """Commits what is open and closes; idempotent. Raises PoisonedError if that failed, closed all the same.

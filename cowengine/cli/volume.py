@@ -169,9 +169,16 @@ def _remove_file(path: str) -> None:
     "check",
     "verify every invariant of a volume (exit code 4 if one does not hold)",
     VOLUME,
-    examples=("cowengine volume check disk.cow", "cowengine volume check /srv/store:mail --json"),
+    argument("--repair", action="store_true", help="put right what can be put right without guessing; refuse the rest"),
+    examples=(
+        "cowengine volume check disk.cow",
+        "cowengine volume check /srv/store:mail --json",
+        "cowengine volume check disk.cow --repair",
+    ),
 )
 def check(options: Options, out: Output) -> int:
+    if options.repair:
+        return _repair(options, out)
     with open_volume(options.volume, read_only=True) as volume:
         report = volume.check()
     return emit_report(report, out, options.volume)
@@ -229,12 +236,26 @@ def verify(options: Options, out: Output) -> int:
     return emit_report(report, out, options.volume)
 
 
+def _repair(options: Options, out: Output) -> int:
+    from cowengine import Volume
+
+    if split_store(options.volume) is None:
+        return emit_report(Volume.repair(options.volume), out, options.volume)
+    with open_volume(options.volume, read_only=False) as volume:
+        return emit_report(volume.check(repair=True), out, options.volume)
+
+
 def emit_report(report: Report, out: Output, what: str) -> int:
-    """Print a report; the exit code says whether anything was found."""
+    """Print a report; the exit code says whether anything was found, or is left."""
+    from cowengine.engine.repair import Repaired
+
     problems = [str(problem) for problem in report.problems]
     document = {"path": what, "ok": bool(report.ok), "problems": problems, "counts": dict(report.counts)}
     lines = [f"{shown(what)}: {'ok' if report.ok else f'{len(problems)} problems'}"]
     lines += [f"  problem: {shown(problem)}" for problem in problems]
+    if isinstance(report, Repaired):
+        document["repaired"] = report.repaired
+        lines += [f"  repaired: {shown(one)}" for one in report.repaired]
     if report.counts:
         lines.append(table((f"  {name}", count) for name, count in report.counts.items()))
     out.emit(document, "\n".join(lines))

@@ -23,7 +23,7 @@ from cowengine.engine.check_names import check_names
 from cowengine.engine.check_replay import Replay, is_given_up
 from cowengine.engine.check_seals import after_records, check_sealed, check_seals, sealed_slots
 from cowengine.engine.check_sharing import check_sharing
-from cowengine.engine.check_trees import Extent, Place, Problems, Trees
+from cowengine.engine.check_trees import FREE_MAP, Extent, Place, Problems, Trees
 from cowengine.engine.files import open_regular
 from cowengine.engine.intervals import Intervals, Run, merge, subtract, total
 from cowengine.engine.locks import FileLocks
@@ -87,6 +87,12 @@ def check_open(io: IOTable, fd: int, name: str) -> Report:
 
     Raises FormatError if it is no volume, StorageError if it cannot be read.
     """
+    problems, _, counts = examine(io, fd, name)
+    return Report(list(problems), counts)
+
+
+def examine(io: IOTable, fd: int, name: str) -> tuple[Problems, Check | None, dict[str, int]]:
+    """As `check_open`, with what a repair needs; None if there is no superblock to begin with."""
     problems = Problems()
     counts = dict.fromkeys(
         ("blocks", "nodes", "snapshots", "clones", "anchors", "deleted", "records", "dropped", "slots_used", "leaked"),
@@ -94,13 +100,15 @@ def check_open(io: IOTable, fd: int, name: str) -> Report:
     )
     try:
         superblocks = valid_superblocks(io, fd, name, problems)
-        if superblocks:
-            _Check(io, fd, superblocks, problems, counts).run()
+        if not superblocks:
+            return problems, None, counts
+        check = Check(io, fd, superblocks, problems, counts)
+        check.run()
     except OSError as error:
         if isinstance(error, CowEngineError):
             raise
         raise StorageError(f"a read failed: {error.strerror}", name, error.errno or errno.EIO) from error
-    return Report(list(problems), counts)
+    return problems, check, counts
 
 
 @dataclass(slots=True)
@@ -116,8 +124,13 @@ class _State:
     """Of blocks."""
 
 
-class _Check:
-    """One verification: the steps of `run` in their order, each adding to the problems."""
+class Check:
+    """One verification: the steps of `run` in their order, each adding to the problems.
+
+    What a repair goes by: the `records` of the log, what they leave `in_use` by blocks, nodes and metadata, the `nodes`
+    met before or behind them, slots of `stale` seals, ids of snapshots that are not `sealed` as they should be, and of
+    the free map what it calls used that is `leaked`, and what it calls free that is `taken`.
+    """
 
     def __init__(
         self, io: IOTable, fd: int, superblocks: list[Superblock], problems: Problems, counts: dict[str, int]
@@ -134,10 +147,18 @@ class _Check:
         self.file_slots = io.size(fd) // SLOT_BYTES  # every block is written whole
         self.trees = Trees(io, fd, self.fold, self.block_slots, problems)
         self.homes: list[tuple[int, int, int]] = []
+        self.records: list[Record] = []
+        self.in_use: list[Run] = []
+        self.nodes: dict[int, Place] = {}
+        self.stale: list[int] = []
+        self.unsealed: list[int] = []
+        self.leaked: list[Run] = []
+        self.taken: list[Run] = []
 
     def run(self) -> None:
         """The whole verification."""
-        records, _, self.counts["dropped"] = read_chain(self.io, self.fd, self.sb, self.problems)
+        self.records, _, self.counts["dropped"] = read_chain(self.io, self.fd, self.sb, self.problems)
+        records = self.records
         self._find_homes(records)
         lineage = self.trees.lineage(self.sb.lineage_root)
         used = self.trees.used_slots(self.sb.free_map_root)
@@ -152,8 +173,10 @@ class _Check:
         self._check_heads(lineage)
         self._check_members(replay)
         base = self._state(replay)
-        check_seals(sealed, base.extents, self.block_slots, replay.frozen, replay.where, self.problems)
-        check_sealed(self.trees, lineage, sealed, self.sb.sealed_below, self.problems)
+        self.stale = check_seals(
+            sealed, base.extents, self.block_slots, replay.frozen, replay.where, self.problems
+        )  # fmt: skip
+        self.unsealed = check_sealed(self.trees, lineage, sealed, self.sb.sealed_below, self.problems)
         check_sharing(self._quiet_trees(), lineage, 1 << self.sb.block_shift, self.problems)
         self._check_sizes(lineage)
         self._check_blobs(lineage)
@@ -171,9 +194,13 @@ class _Check:
             self.trees.nodes = {}
             final = self._state(replay)
             sealed = after_records(sealed, records)
-            check_seals(sealed, final.extents, self.block_slots, replay.frozen, replay.where, self.problems)
+            self.stale += check_seals(
+                sealed, final.extents, self.block_slots, replay.frozen, replay.where, self.problems
+            )  # fmt: skip
             slots = self._used_after(used, records, optional)
             self._compare_after(slots, base, final, optional, records, replay)
+        self.nodes = {**base.nodes, **final.nodes}
+        self.in_use = merge([*final.runs, *map(_slot_run, [*self.nodes, *base.blobs, *final.blobs])])
         self._count(replay, base, final, slots, records)
         self.counts["sealed"] = len(sealed)
 
@@ -420,14 +447,19 @@ class _Check:
                 self.problems.add(f"log: places a block in slot {slot}, which holds node {place}")
 
     def _report(self, where: str, used: list[Run], required: list[Run], optional: list[Run]) -> None:
-        for begin, end in subtract(required, used):
-            self.problems.add(f"{where}: slots {begin} to {end - 1} are in use and the free map calls them free")
+        self.taken = subtract(required, used)
+        for begin, end in self.taken:
+            self.problems.add(
+                f"{where}: slots {begin} to {end - 1} are in use and the free map calls them free", FREE_MAP
+            )
         if self.trees.damaged:
             return
-        leaked = subtract(subtract(used, required), optional)
-        for begin, end in leaked:
-            self.problems.add(f"{where}: slots {begin} to {end - 1} are leaked: marked used and reached by nothing")
-        self.counts["leaked"] = total(leaked)
+        self.leaked = subtract(subtract(used, required), optional)
+        for begin, end in self.leaked:
+            self.problems.add(
+                f"{where}: slots {begin} to {end - 1} are leaked: marked used and reached by nothing", FREE_MAP
+            )
+        self.counts["leaked"] = total(self.leaked)
 
     def _count(self, replay: Replay, base: _State, final: _State, slots: list[Run], records: list[Record]) -> None:
         snapshots = [m.record for m in replay.members.values() if m.record.kind == LINEAGE_SNAPSHOT]
@@ -474,4 +506,8 @@ def _meets(runs: list[Run], begin: int, end: int) -> bool:
 
 def _slot_runs(slots: dict[int, Place] | dict[int, int]) -> list[Run]:
     """Single slots as runs, ascending."""
-    return merge((slot, slot + 1) for slot in slots)
+    return merge(map(_slot_run, slots))
+
+
+def _slot_run(slot: int) -> Run:
+    return slot, slot + 1

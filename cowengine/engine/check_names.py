@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cowengine.engine.check_trees import Problems, Trees
+from cowengine.engine.check_trees import NAMES, Problems, Trees
 from cowengine.format import (
     LINEAGE_ANCHOR,
     LINEAGE_DELETED,
@@ -52,18 +52,20 @@ def check_names(trees: Trees, sb: Superblock, lineage: dict[int, LineageRecord],
         if bucket_of_leaf(leaf) is not None:
             problem = _bucket_problem(leaf, page, sb.name_buckets, leaves)
             if problem:
-                problems.add(f"index of names, leaf {leaf}: {problem}")
+                problems.add(f"index of names, leaf {leaf}: {problem}", NAMES)
             found.update(iter_entries(page))
     expected = _entries(trees.fold, lineage)
     for hashed, place in expected - found:
-        problems.add(f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is missing")
+        problems.add(f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is missing", NAMES)
     for hashed, place in found - expected:
-        problems.add(f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is of nothing that is there")
+        problems.add(
+            f"index of names: the entry of {_shown(place)}, hash {hashed:#x}, is of nothing that is there", NAMES
+        )
     if sum(found.values()) != sb.name_entries:
-        problems.add(f"index of names: {sum(found.values())} entries, and name_entries says {sb.name_entries}")
+        problems.add(f"index of names: {sum(found.values())} entries, and name_entries says {sb.name_entries}", NAMES)
     _check_counts(leaves, lineage, problems)
     if sb.linear and not _is_linear(lineage):
-        problems.add("index of names: the superblock calls the lineage linear, and it is not")
+        problems.add("index of names: the superblock calls the lineage linear, and it is not", NAMES)
 
 
 def _shown(place: int) -> str:
@@ -111,7 +113,9 @@ def _check_counts(leaves: dict[int, bytes], lineage: dict[int, LineageRecord], p
         one, other = leaves.get(leaf, bytes(COUNTS_PER_LEAF)), counts.get(leaf, bytearray(COUNTS_PER_LEAF))
         if one != other:
             at = next(at for at in range(COUNTS_PER_LEAF) if one[at] != other[at])
-            problems.add(f"index of names, counts in leaf {leaf}, byte {at}: {one[at]:#x} instead of {other[at]:#x}")
+            problems.add(
+                f"index of names, counts in leaf {leaf}, byte {at}: {one[at]:#x} instead of {other[at]:#x}", NAMES
+            )
 
 
 def _is_linear(lineage: dict[int, LineageRecord]) -> bool:

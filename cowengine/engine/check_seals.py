@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cowengine.engine.check_trees import Extent, Problems, Trees
+from cowengine.engine.check_trees import SEALS, Extent, Problems, Trees
 from cowengine.engine.intervals import Intervals
 from cowengine.format import (
     LINEAGE_ANCHOR,
@@ -57,19 +57,29 @@ def after_records(slots: Slots, records: list[Record]) -> Slots:
 
 def check_seals(
     slots: Slots, extents: list[Extent], block_slots: int, frozen: int, where: str, problems: Problems
-) -> None:
-    """Each seal is of a block that begins there, and that a snapshot froze: one born in `frozen` or before (SE1)."""
+) -> list[int]:
+    """Each seal is of a block that begins there, and that a snapshot froze: one born in `frozen` or before (SE1).
+
+    Returns the slots of those that are not.
+    """
     if not len(slots):
-        return
-    for slot in _beside(slots, [extent for extent in extents if extent[3] <= frozen], block_slots).tolist():
-        problems.add(f"{where}: slot {slot} has a seal, and no block that a snapshot has frozen begins there")
+        return []
+    stale: list[int] = _beside(slots, [extent for extent in extents if extent[3] <= frozen], block_slots).tolist()
+    for slot in stale:
+        problems.add(f"{where}: slot {slot} has a seal, and no block that a snapshot has frozen begins there", SEALS)
+    return stale
 
 
 def check_sealed(
     trees: Trees, lineage: dict[int, LineageRecord], slots: Slots, sealed_below: int, problems: Problems
-) -> None:
-    """Each block that a sealed snapshot has, and its nearest readable ancestor has not, is sealed (I41)."""
+) -> list[int]:
+    """Each block that a sealed snapshot has, and its nearest readable ancestor has not, is sealed (I41).
+
+    Returns the ids of snapshots that are not what they, or the superblock, say.
+    """
     import numpy as np
+
+    wrong: list[int] = []
 
     nodes, whole, trees.whole = dict(trees.nodes), trees.whole, set()
     for record in sorted(lineage.values(), key=lambda record: record.epoch):
@@ -77,7 +87,11 @@ def check_sealed(
             continue
         if not record.flags & LINEAGE_SEALED:
             if record.id < sealed_below:
-                problems.add(f"checkpoint: snapshot {record.id} is not sealed, and all below {sealed_below} should be")
+                problems.add(
+                    f"checkpoint: snapshot {record.id} is not sealed, and all below {sealed_below} should be",
+                    SEALS,
+                )
+                wrong.append(record.id)
             continue
         found: set[Extent] = set()
         trees.collect(record.root, Intervals([(0, SLOTS_MAX)]), found)
@@ -87,9 +101,12 @@ def check_sealed(
             if birth > before and not _are_all_in(expected, slots):
                 problems.add(
                     f"checkpoint: snapshot {record.id} is sealed, and of its blocks {block} to {block + count - 1} in "
-                    f"slot {slot} not all have a seal"
+                    f"slot {slot} not all have a seal",
+                    SEALS,
                 )
+                wrong.append(record.id)
     trees.nodes, trees.whole = nodes, whole
+    return wrong
 
 
 def _are_all_in(some: Slots, slots: Slots) -> bool:

@@ -8,6 +8,7 @@ Threads   an object belongs to one thread.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 
 from cowengine.core.checksum import xxh64
@@ -50,6 +51,10 @@ WORDS = {
 }
 PROBLEMS_MAX = 200
 
+OTHER, FREE_MAP, NAMES, SEALS = "", WORDS[TREE_FREE_MAP], WORDS[TREE_NAMES], WORDS[TREE_SEALS]
+"""What a problem is of: a table that can be made anew from the rest of the file, or anything else."""
+_PARTS = {TREE_FREE_MAP: FREE_MAP, TREE_NAMES: NAMES, TREE_SEALS: SEALS}
+
 Extent = tuple[int, int, int, int]
 """(slot, block, block_count, birth): consecutive blocks in consecutive slots."""
 Place = tuple[int, int, int]
@@ -57,10 +62,20 @@ Place = tuple[int, int, int]
 
 
 class Problems(list[str]):
-    """The problems found, at most PROBLEMS_MAX of them: a damaged file of any size gives a report of bounded size."""
+    """The problems found, at most PROBLEMS_MAX of them: a damaged file of any size gives a report of bounded size.
 
-    def add(self, problem: str) -> None:
+    `parts` says what they are of, those that are not listed included; `first` has the first one of each part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, str] = {}
+        self.parts: Counter[str] = Counter()
+
+    def add(self, problem: str, part: str = OTHER) -> None:
         """Note one more."""
+        self.first.setdefault(part, problem)
+        self.parts[part] += 1
         if len(self) < PROBLEMS_MAX:
             self.append(problem)
         elif len(self) == PROBLEMS_MAX:
@@ -94,15 +109,17 @@ class Trees:
         self.problems = problems
         self.go_on = go_on
         self.damaged = False
+        self.damaged_trees: set[int] = set()
         self.nodes: dict[int, Place] = {}
         self.whole: set[tuple[Pointer, int]] = set()
         self._pointers: dict[bytes, Pointer] = {}
         self._map_nodes: dict[tuple[int, int, int, int], MapNode | None] = {}
 
-    def problem(self, text: str) -> None:
+    def problem(self, text: str, tree: int = TREE_MAP) -> None:
         """Note that something in a tree can't be read: what lies below is unknown, so nothing can be called leaked."""
         self.damaged = True
-        self.problems.add(text)
+        self.damaged_trees.add(tree)
+        self.problems.add(text, _PARTS.get(tree, OTHER))
 
     def read(self, tree: int, pointer: Pointer, index: int) -> bytes | None:
         """The 4,096 bytes of a node; None, with a problem, if they are not what the pointer says."""
@@ -115,13 +132,13 @@ class Trees:
         except OSError as error:
             if not self.go_on:
                 raise
-            self.problem(f"{what}: it cannot be read: {error.strerror}")
+            self.problem(f"{what}: it cannot be read: {error.strerror}", tree)
             return None
         if len(data) != SLOT_BYTES:
-            self.problem(f"{what}: beyond the end of the file")
+            self.problem(f"{what}: beyond the end of the file", tree)
             return None
         if xxh64(data, node_seed(self.fold, tree, pointer.level, index)) != pointer.checksum:
-            self.problem(f"{what}: the checksum is wrong")
+            self.problem(f"{what}: the checksum is wrong", tree)
             return None
         return data
 
@@ -138,12 +155,12 @@ class Trees:
                 try:
                     pointer = self._pointers[raw] = Pointer.decode(raw)
                 except CorruptionError as error:
-                    self.problem(f"{what}, child {number}: {error}")
+                    self.problem(f"{what}, child {number}: {error}", tree)
                     continue
             if pointer.level != level - 1:
-                self.problem(f"{what}, child {number}: level {pointer.level} instead of {level - 1}")
+                self.problem(f"{what}, child {number}: level {pointer.level} instead of {level - 1}", tree)
             elif tree != TREE_MAP and (pointer.birth or pointer.kind == POINTER_RUN):
-                self.problem(f"{what}, child {number}: a birth or a run outside the map")
+                self.problem(f"{what}, child {number}: a birth or a run outside the map", tree)
             else:
                 found.append((number, pointer))
         return found

@@ -499,6 +499,14 @@ class Lineage:
         self.unsealed().pop(number, None)
         self._changed.add(number)
 
+    def unseal(self, record: LineageRecord) -> None:
+        """Not all is sealed that a readable snapshot has and its nearest readable ancestor has not."""
+        record.flags &= ~LINEAGE_SEALED
+        self.sealed_below = min(self.sealed_below, record.id)
+        if self._unsealed is not None:
+            self._unsealed[record.id] = None
+        self._changed.add(record.id)
+
     def _end_reading(self, record: LineageRecord) -> None:
         """A snapshot is readable no longer: what it had not sealed is what others have not sealed now (I41)."""
         if self._unsealed is not None:
@@ -514,11 +522,7 @@ class Lineage:
             elif above.kind == LINEAGE_SNAPSHOT and not is_readable(above.flags):
                 queue += self.children(above.id)
             elif above.flags & LINEAGE_SEALED:
-                above.flags &= ~LINEAGE_SEALED
-                self.sealed_below = min(self.sealed_below, above.id)
-                if self._unsealed is not None:
-                    self._unsealed[above.id] = None
-                self._changed.add(above.id)
+                self.unseal(above)
 
     def _give_up(self, number: int) -> None:
         """Nobody reads this snapshot from now on, and its space is to be given back."""

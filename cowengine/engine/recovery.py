@@ -14,6 +14,7 @@ import logging
 import os
 import uuid
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
@@ -81,18 +82,22 @@ from cowengine.format import (
     superblock_astray,
 )
 
+if TYPE_CHECKING:
+    from cowengine.engine.rebuild import Rebuilding
+
 logger = logging.getLogger("cowengine.engine")
 
 SPARE = 1 << 32  # epochs and ids that an open volume can count on: nobody takes as many snapshots
 
 
 def open_engine(
-    io: IOTable, path: str, *, read_only: bool = False, store_uuid: bytes | None = None, without_store: bool = False
-) -> Engine:
-    """Opens a volume file; for writing, as its owner."""
+    io: IOTable, path: str, *, read_only: bool = False, store_uuid: bytes | None = None, without_store: bool = False,
+    rebuilding: Rebuilding | None = None,
+) -> Engine:  # fmt: skip
+    """Opens a volume file; for writing, as its owner. With `rebuilding`, tables that are damaged are made anew."""
     fd = open_regular(io, path, read_only=read_only)
     try:
-        return _open(io, fd, path, read_only, store_uuid, without_store)
+        return _open(io, fd, path, read_only, store_uuid, without_store, rebuilding)
     except BaseException as error:
         io.close(fd)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
@@ -101,7 +106,8 @@ def open_engine(
 
 
 def _open(
-    io: IOTable, fd: int, path: str, read_only: bool, store_uuid: bytes | None, without_store: bool
+    io: IOTable, fd: int, path: str, read_only: bool, store_uuid: bytes | None, without_store: bool,
+    rebuilding: Rebuilding | None,
 ) -> Engine:  # fmt: skip
     locks = FileLocks(io, fd, path)
     if not read_only:
@@ -121,11 +127,17 @@ def _open(
             "it through that store, or pass without_store=True and lose snapshot sets that are only in its log", path,
         )  # fmt: skip
     file_slots = whole_slots(io, fd, path, superblock)
+    if rebuilding is not None:
+        rebuilding.examine(io, fd, path)
     engine = Engine(io, fd, path, superblock, read_only=read_only, file_slots=file_slots)
     engine.newest_slot = slot
     try:
         load(engine)
+        if rebuilding is not None:
+            rebuilding.before_replay(engine)
         replay(engine, engine.log.read_all())
+        if rebuilding is not None:
+            rebuilding.after_replay(engine)
         if not read_only:
             _commit_recovery(engine, store_uuid, other)
     except CorruptionError as error:

@@ -51,3 +51,39 @@ def test_salvage_of_a_volume_of_a_store(tmp_path, command):
         volume.pwrite(b"a" * SLOT, 0)
     code, _ = command("volume", "export", f"{tmp_path}/store:v", tmp_path / "image", "--salvage")
     assert code == 0 and (tmp_path / "image").read_bytes() == b"a" * SLOT + bytes(63 * SLOT)
+
+
+def test_check_with_repair(tmp_path, command):
+    path = tmp_path / "v"
+    with Volume.create(path, 64 * SLOT, background=False) as volume:
+        volume.pwrite(b"a" * 8 * SLOT, 0)
+        volume.engine.checkpoint()
+        slot = volume.engine.superblock.free_map_root.slot
+        volume.snapshot("s")
+        data = path.read_bytes()
+    damaged = bytearray(data)
+    damaged[slot * SLOT] ^= 1
+    path.write_bytes(damaged)
+    assert command("volume", "check", path)[0] == 4
+    code, document = command("volume", "check", path, "--repair")
+    assert code == 0 and document["ok"] and "free map" in document["repaired"][0]
+    code, document = command("volume", "check", path, "--repair")
+    assert code == 0 and document["repaired"] == []
+    assert command("volume", "check", path)[0] == 0
+    with Volume.open(path, read_only=True, background=False) as volume:
+        assert volume.get_snapshot("s").pread(8 * SLOT, 0) == b"a" * 8 * SLOT
+        slot = volume.engine.superblock.lineage_root.slot
+    damaged = bytearray(path.read_bytes())
+    damaged[slot * SLOT] ^= 1
+    path.write_bytes(damaged)
+    assert command("volume", "check", path, "--repair")[0] == 4
+    assert path.read_bytes() == damaged
+
+
+def test_repair_through_a_store(tmp_path, command):
+    with Store.create(tmp_path / "store") as store, store.create_volume("v", 64 * SLOT) as volume:
+        volume.pwrite(b"a" * SLOT, 0)
+    code, document = command("volume", "check", f"{tmp_path}/store:v", "--repair")
+    assert code == 0 and document["repaired"] == []
+    with Store.open(tmp_path / "store") as store:
+        assert store.check().ok
