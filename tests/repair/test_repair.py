@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hostile_image import SLOT
 from salvage_damage import Original, contents, flipped, original, structures
 
-from cowengine import CorruptionError, Volume
+from cowengine import BusyError, CorruptionError, RetentionError, Volume
 from cowengine import format as f
 from cowengine.core.checksum import xxh64
 from cowengine.engine.check import check_file
@@ -171,3 +172,22 @@ def test_an_open_volume_does_not_guess(tmp_path):
 def test_a_reclaim_that_was_left_goes_on(tmp_path):
     sound, path = original("half_reclaimed", tmp_path), tmp_path / "v"
     assert any("deleted snapshots" in one for one in repaired(sound, path, sound.data))
+
+
+def test_what_is_held_or_retained_stays_whatever_is_repaired(tmp_path):
+    path, until = tmp_path / "v", datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    with Volume.create(path, 600 * SLOT, background=False) as volume:
+        volume.pwrite(b"a" * 8 * SLOT, 0)
+        volume.snapshot("retained").retain_until = until
+        volume.snapshot("held").hold("audit")
+        volume.pwrite(b"b" * 8 * SLOT, 0)
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, newest(data).free_map_root.slot * SLOT, random.Random(8)))
+    assert Volume.repair(path).ok
+    with Volume.open(path, background=False) as volume:
+        retained, held = volume.snapshots()
+        assert retained.retain_until == until and held.hold_reason == "audit"
+        assert retained.pread(8 * SLOT, 0) == b"a" * 8 * SLOT
+        for snapshot in (retained, held):
+            with pytest.raises((RetentionError, BusyError)):
+                snapshot.delete()
