@@ -1,9 +1,9 @@
 """Kills a process that works on real files, with signal 9 at a random moment, reopens them and compares.
 
 The child announces each step on a pipe and tells what came of it; the parent compares what the child left with that,
-checks it, and sends the next child on the same files: a volume, or a store with snapshot sets. kill -9 leaves the
-page cache, so a missing barrier is not seen here (the explorer sees it); what is seen is real files, real timing,
-background threads and real locks.
+checks it, and sends the next child on the same files: a volume, a store with snapshot sets, or a target of backups.
+kill -9 leaves the page cache, so a missing barrier is not seen here (the explorer sees it); what is seen is real files,
+real timing, background threads and real locks.
 
     python -P tests/crash/kill_nine.py --seconds 60 --seed 1
     python -P tests/crash/kill_nine.py --seconds 60 --seed 1 --planted    # records that are written too late
@@ -22,15 +22,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", "model", "torture")]
 
 from barriers import LateRecords  # noqa: E402
-from crash_workload import GEOMETRIES, shrink  # noqa: E402
+from crash_workload import Runner, shrink  # noqa: E402
 from row import Tally, tell  # noqa: E402
-from told import AnyRunner, conclude, look, on_files, start  # noqa: E402
+from told import AnyRunner, Notes, a_runner, conclude, look, start  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 
 STEPS = 100  # more than a child lives to do
 KILLS_PER_FILE = 25
-A_STORE_IN = 5  # so many files, one is a store
 LIFE_SECONDS = 0.006  # at most, behind the opening
 MEMORY = "/dev/shm"  # a kill leaves what was written in any case; here no barrier has to wait for a disk
 
@@ -42,11 +41,11 @@ class Killer:
         self.folder = folder
         self.io = io
         self.tally = Tally()
-        self.acknowledged = self.in_flight = self.in_recovery = self.files = self.stores = 0
+        self.acknowledged = self.in_flight = self.in_recovery = self.files = self.volumes = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.files} files, {self.stores} of them stores, {self.acknowledged:,} steps acknowledged, "
+            f"{self.files} files or stores, {self.volumes} of them volumes, {self.acknowledged:,} steps acknowledged, "
             f"{self.in_flight:,} kills within a step, {self.in_recovery:,} while opening"
         )
 
@@ -54,9 +53,11 @@ class Killer:
         """So many kills of processes that work on one volume or store."""
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            runner = on_files(folder, None if seed % A_STORE_IN == 0 else rng.choice(GEOMETRIES), self.io)
+            runner = a_runner(seed, Path(folder), Notes(), self.io)
+            runner.create()
+            runner.close()
             self.files += 1
-            self.stores += seed % A_STORE_IN == 0
+            self.volumes += isinstance(runner, Runner)
             for number in range(kills):
                 try:
                     runner = self.kill(runner, rng, extents=number % 4 == 0)

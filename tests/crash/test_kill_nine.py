@@ -12,6 +12,6 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path)
     killer.kill_many(seed=1, kills=200)
     assert not killer.tally.violations, killer.tally.violations
     assert killer.tally.count == 200
-    assert killer.stores
+    assert 0 < killer.volumes < killer.files, "no store was among them"
     assert killer.acknowledged > 100, "the children were killed before they did anything"
     assert killer.in_flight > 10

@@ -9,21 +9,26 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import random
 import select
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from backup_workload import BackupRunner
 from crash_oracle import Violation
-from crash_workload import Geometry, Runner, Step
+from crash_workload import GEOMETRIES, Runner, Step
 from set_workload import StoreRunner
 
 from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.errors import CowEngineError
 
-AnyRunner = Runner | StoreRunner
+AnyRunner = Runner | StoreRunner | BackupRunner
+KINDS_OF_FILES = ("store", "volume", "volume", "backups", "volume")
 PATIENCE_SECONDS = 60  # for a child to open, or to end once its file system is dead
 
 
@@ -70,7 +75,7 @@ class Teller(Notes):
         """Does it, and tells what it returned."""
         try:
             result = action()
-        except OSError:
+        except (OSError, CowEngineError):
             self.end_if_cut()
             raise
         self.tell(json.dumps(encoded(result)))
@@ -124,12 +129,17 @@ def decoded(told: Any) -> Any:
 
 
 # -- the runner on real files -----------------------------------------------------------------------------------------
-def on_files(folder: str, geometry: Geometry | None, io: IOTable = KERNEL) -> AnyRunner:
-    """A runner whose volume, or without a geometry whose store, lies in a folder; made, and closed again."""
-    runner: AnyRunner = StoreRunner(Notes()) if geometry is None else Runner(Notes(), geometry)
-    runner.path, runner.io = os.path.join(folder, "store" if geometry is None else "volume"), io
-    runner.create()
-    runner.close()
+def a_runner(seed: int, folder: Path, notes: Any, io: IOTable = KERNEL) -> AnyRunner:
+    """A runner in a folder: most are on a volume, some on a store, some on a target of backups."""
+    kind = KINDS_OF_FILES[seed % len(KINDS_OF_FILES)]
+    runner: AnyRunner
+    if kind == "store":
+        runner = StoreRunner(notes)
+    elif kind == "backups":
+        runner = BackupRunner(notes)
+    else:
+        runner = Runner(notes, random.Random(seed).choice(GEOMETRIES))
+    runner.path, runner.io = str(folder / kind), io
     return runner
 
 
@@ -193,7 +203,7 @@ def work(runner: AnyRunner, steps: tuple[Step, ...], teller: Teller) -> None:
     runner.disk, runner.perform = teller, teller.perform
     try:
         runner.open()
-    except OSError:
+    except (OSError, CowEngineError):
         teller.end_if_cut()
         raise
     teller.tell("open")

@@ -35,8 +35,8 @@ class MountedDisk:
         subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
 
     def unmount(self) -> None:
-        """For good."""
-        subprocess.run(["umount", str(self.path)], check=True, capture_output=True)
+        """For good; what a test that failed still has open does not keep it."""
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True, capture_output=True)
 
     def fill(self, left: int = 0) -> None:
         """Takes all space but `left` bytes (about as many: the file system needs some for itself)."""

@@ -1,10 +1,11 @@
 """What reaches the disk under a mounted file system is written down, and mounted again as of any instant.
 
-nbdkit serves the disk and logs each write and flush; nbdfuse, a loop device, and ext4 or XFS stand on it. A volume, or
-a store with snapshot sets, is worked on; next to each acknowledgement stands how long the log was. Then states that a
-power cut could have left are built: all that came before a flush, and of what came behind it a prefix, or any subset.
-Each is mounted, opened, checked, and compared with what had been acknowledged when the log was that long. So the file
-systems' own part of the promise is tested, too: what they send to the disk for an fdatasync, and in which order.
+nbdkit serves the disk and logs each write and flush; nbdfuse, a loop device, and ext4 or XFS stand on it. A volume, a
+store with snapshot sets or a target of backups is worked on; next to each acknowledgement stands how long the log was.
+Then states that a power cut could have left are built: all that came before a flush, and of what came behind it a
+prefix, or any subset. Each is mounted, opened, checked, and compared with what had been acknowledged when the log was
+that long. So the file systems' own part of the promise is tested, too: what they send to the disk for an fdatasync, and
+in which order.
 
     python -P tests/torture/block_log.py --seconds 30 --seed 1
     python -P tests/torture/block_log.py --seconds 30 --seed 1 --planted    # no barrier behind a record
@@ -25,17 +26,15 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", "model", "torture")]
 
 from barriers import UnsyncedRecords  # noqa: E402
-from crash_workload import GEOMETRIES, Runner, shrink  # noqa: E402
+from crash_workload import shrink  # noqa: E402
 from mounted import EXT4, XFS, Disk, FileSystem, disk, lacking, run_harness  # noqa: E402
 from nbd_disk import ENTRY, FLUSH, PAGE, WRITE, Pages, served  # noqa: E402
 from row import Tally  # noqa: E402
-from set_workload import StoreRunner  # noqa: E402
-from told import AnyRunner, Notes, look  # noqa: E402
+from told import Notes, a_runner, look  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 
 FILE_SYSTEMS = (EXT4, XFS)
-A_STORE_IN = 5  # so many histories, one is on a store
 STEPS = 25
 STATES_PER_HISTORY = 100
 
@@ -101,9 +100,7 @@ class Recording:
             self.notes = LoggedNotes(source.log)
             with disk(folder, file_system, source.image) as at:
                 at.mount()
-                is_store = seed % A_STORE_IN == 0
-                runner: AnyRunner = StoreRunner(self.notes) if is_store else Runner(self.notes, rng.choice(GEOMETRIES))
-                runner.path, runner.io = str(at.place / ("store" if is_store else "volume")), io
+                runner = a_runner(seed, at.place, self.notes, io)
                 try:
                     runner.create()
                     runner.run(runner.random_steps(rng, STEPS))
@@ -149,7 +146,6 @@ class Replay:
                 entry = entries[number]
                 data = entry.data if entry.kind == WRITE else bytes(entry.length)
                 os.pwrite(image.fileno(), data, entry.offset)
-        self.at.loop.forget()
 
     def look(self, state: State, extents: bool) -> None:
         self.build(state)

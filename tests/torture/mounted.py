@@ -153,7 +153,9 @@ class Loop:
             return False
 
     def forget(self) -> None:
-        """Drops what the system remembers of the device: the image was changed behind its back."""
+        """Drops what the system remembers of the device: it may have changed behind its back, or, after a power cut,
+        have what never got there.
+        """
         fcntl.ioctl(self.fd, BLKFLSBUF)
 
     def close(self) -> None:
@@ -185,6 +187,7 @@ class Disk:
             raise OSError(f"{command[0]}: {run.stderr or run.stdout}")
 
     def mount(self) -> None:
+        self.loop.forget()
         mount(self.loop.path, self.place, self.file_system.name, options=self.file_system.options)
         self.mounted = True
 

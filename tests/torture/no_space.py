@@ -3,6 +3,7 @@
 The tests run in an order that follows from the seed, as long as there is time.
 
     python -P tests/torture/no_space.py --seconds 60 --seed 1
+    python -P tests/torture/no_space.py --seconds 60 --seed 1 --planted    # nothing is kept back for deletes
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ sys.path[:0] = [str(Path(__file__).parent)]
 import pytest  # noqa: E402
 from mounted import in_own_namespace  # noqa: E402
 from row import Tally, tell  # noqa: E402
+
+from cowengine.engine import engine  # noqa: E402
 
 FOLDER = Path(__file__).parents[1] / "full_disk"
 
@@ -48,8 +51,8 @@ class Counter:
             self.tally.count += int(str(dict(report.user_properties).get("disks", 1)))
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        if time.monotonic() > self.late:
-            item.session.shouldstop = "the time is up"
+        if time.monotonic() > self.late or self.tally.violations:
+            item.session.shouldstop = "the time is up, or something was found"
 
 
 def work(seed: int, seconds: float, folder: Path | None) -> Tally:
@@ -68,7 +71,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--row", action="store_true", help="end with a line of JSON")
+    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
     arguments = parser.parse_args()
+    if arguments.planted:
+        engine.RESERVE_SLOTS = engine.RESERVE_SLOTS_SMALL = 0
 
     def harness(folder: Path | None = None) -> int:
         return tell(work(arguments.seed, arguments.seconds, folder), arguments, "disks filled up")

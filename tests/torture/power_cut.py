@@ -1,9 +1,9 @@
 """The power goes while a process works on a mounted ext4 or XFS, again and again.
 
-A child works on a volume, or on a store with snapshot sets, and tells a pipe what was acknowledged. At a random moment
-the file system is shut down without its log being written (FS_IOC_SHUTDOWN, as in the file systems' own tests). It is
-mounted again, what is there is opened, checked, and compared with what had been acknowledged before the shutdown began:
-an fdatasync that races with it may say 0 for nothing. Then the next child goes on with the same files.
+A child works on a volume, a store with snapshot sets or a target of backups, and tells a pipe what was acknowledged. At
+a random moment the file system is shut down without its log being written (FS_IOC_SHUTDOWN, as in the file systems' own
+tests). It is mounted again, what is there is opened, checked, and compared with what had been acknowledged before the
+shutdown began: an fdatasync that races with it may say 0 for nothing. Then the next child goes on with the same files.
 
     python -P tests/torture/power_cut.py --seconds 40 --seed 1
     python -P tests/torture/power_cut.py --seconds 40 --seed 1 --planted    # no barrier behind a record
@@ -22,16 +22,15 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", "model", "torture")]
 
 from barriers import UnsyncedRecords  # noqa: E402
-from crash_workload import GEOMETRIES, shrink  # noqa: E402
+from crash_workload import shrink  # noqa: E402
 from mounted import EXT4, XFS, Disk, disk, lacking, run_harness  # noqa: E402
 from row import Tally  # noqa: E402
-from told import AnyRunner, conclude, look, on_files, start  # noqa: E402
+from told import AnyRunner, Notes, a_runner, conclude, look, start  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 
 FILE_SYSTEMS = (EXT4, XFS)
 CUTS_PER_FILE = 5
-A_STORE_IN = 4  # so many files, one is a store
 STEPS = 200  # more than a child lives to do
 LIFE_SECONDS = 0.05  # at most, behind the opening
 
@@ -42,7 +41,9 @@ def cuts_on_one_file(at: Disk, seed: int, late: float, io: IOTable, tally: Tally
     folder = at.place / "files"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    runner = on_files(str(folder), None if seed % A_STORE_IN == 0 else rng.choice(GEOMETRIES), io)
+    runner = a_runner(seed, folder, Notes(), io)
+    runner.create()
+    runner.close()
     for number in range(CUTS_PER_FILE):
         if time.monotonic() > late:
             return

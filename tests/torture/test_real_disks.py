@@ -22,6 +22,7 @@ HARNESSES = [
         "tests/torture/writeback_error.py", id="failed barriers", marks=pytest.mark.privileged(*NBD, "mkfs.btrfs")
     ),
     pytest.param("tests/torture/block_log.py", id="block log", marks=pytest.mark.privileged(*NBD)),
+    pytest.param("tests/torture/no_space.py", id="full disks", marks=pytest.mark.privileged("mkfs.ext4", "mkfs.xfs")),
 ]
 
 
@@ -29,7 +30,7 @@ HARNESSES = [
 def test_a_planted_fault_is_found_and_without_it_nothing(
     script: str, run_harness: Callable[..., dict[str, Any]]
 ) -> None:
-    assert run_harness(script, "--seconds", "60", "--seed", "1", "--planted")["violations"] == 1
+    assert run_harness(script, "--seconds", "60", "--seed", "4", "--planted")["violations"] == 1
     row = run_harness(script, "--seconds", "2", "--seed", "1")
     assert row["violations"] == 0, row["said"]
     assert row["count"] > 0

@@ -31,13 +31,12 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", 
 
 from barriers import KINDS, kinds  # noqa: E402
 from crash_oracle import Violation, verify  # noqa: E402
-from crash_workload import GEOMETRIES, Runner, Step, determinism, random_steps, shrink  # noqa: E402
+from crash_workload import Runner, Step, determinism, shrink  # noqa: E402
 from memory_disk import Barrier, DirectoryBarrier, Durable, Event, Note, Write  # noqa: E402
 from mounted import BTRFS, EXT4, XFS, Disk, FileSystem, disk, lacking, run_harness  # noqa: E402
 from nbd_disk import Served, served  # noqa: E402
 from row import Tally  # noqa: E402
-from set_workload import StoreRunner, random_set_steps  # noqa: E402
-from told import AnyRunner  # noqa: E402
+from told import AnyRunner, a_runner  # noqa: E402
 
 from cowengine.core.iotable import IOTable  # noqa: E402
 from cowengine.errors import CowEngineError  # noqa: E402
@@ -46,7 +45,6 @@ FILE_SYSTEMS = (EXT4, XFS, BTRFS)
 FORGIVING = (EXT4, XFS)  # where a second fdatasync succeeds
 STEPS = 12
 NOTHING_TO_WRITE = ("recovery begins", "directory entry")  # such a barrier may fail only if the disk cannot flush
-A_STORE_IN = 4  # so many histories, one is on a store
 
 
 class Watched(IOTable):
@@ -76,7 +74,7 @@ class Watched(IOTable):
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         fd = super().open(path, flags, mode)
-        self.paths[fd] = "store.log" if path.endswith("store.log") else "volume"
+        self.paths[fd] = path.rpartition(".")[2] if "." in path else "volume"
         return fd
 
     def pwrite(self, fd: int, data: Any, offset: int) -> None:
@@ -116,35 +114,29 @@ class History:
     """What is done, and which of its barriers is of which kind."""
 
     seed: int
-    is_store: bool
     steps: tuple[Step, ...]
     barriers: tuple[tuple[int, str], ...]
 
-    def runner(self, folder: Path, io: Watched) -> AnyRunner:
-        geometry = GEOMETRIES[self.seed % 4]
-        runner: AnyRunner = StoreRunner(io) if self.is_store else Runner(io, geometry)
-        runner.path = str(folder / ("store" if self.is_store else "volume"))
-        return runner
 
-
-def history(seed: int, is_store: bool, folder: Path) -> History:
+def history(seed: int, folder: Path) -> History:
     """It runs on an empty folder, with a disk that works."""
-    rng = random.Random(seed)
-    steps = random_set_steps(rng, STEPS) if is_store else (*random_steps(rng, STEPS), ("checkpoint",), ("reopen",))
-    planned, io = History(seed, is_store, steps, ()), Watched()
-    run(planned, folder, io)
-    named = kinds(Durable(), io.journal) if not is_store else {}
-    barriers = [
-        (number, f"store: {what}" if is_store else named[position])
-        for number, (position, what) in enumerate(io.barriers)
-    ]
-    return History(seed, is_store, steps, tuple(barriers))
+    io = Watched()
+    runner = a_runner(seed, folder, io, io)
+    steps = runner.random_steps(random.Random(seed), STEPS)
+    if isinstance(runner, Runner):
+        steps += (("checkpoint",), ("reopen",))
+    run(History(seed, steps, ()), folder, io)
+    if isinstance(runner, Runner) and not runner.geometry.adopted:
+        named = kinds(Durable(), io.journal)
+    else:
+        named = {position: f"{Path(runner.path).name}: {what}" for position, what in io.barriers}
+    return History(seed, steps, tuple((number, named[position]) for number, (position, _) in enumerate(io.barriers)))
 
 
 def run(planned: History, folder: Path, io: Watched) -> AnyRunner:
     """Runs it until its end or the failed barrier, which has to be told by a typed error; and closes."""
     with determinism(planned.seed):
-        runner = planned.runner(folder, io)
+        runner = a_runner(planned.seed, folder, io, io)
         runner.perform = typed
         try:
             runner.create()
@@ -248,7 +240,7 @@ class Round:
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.rng = random.Random(seed)
-        self.history = history(seed, seed % A_STORE_IN == 0, folder)
+        self.history = history(seed, folder)
 
     def failures(self, file_systems: tuple[FileSystem, ...]) -> list[tuple[FileSystem, int, str]]:
         """One barrier of each kind, in any order."""
