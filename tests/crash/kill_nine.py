@@ -31,13 +31,14 @@ from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 STEPS = 100  # more than a child lives to do
 KILLS_PER_FILE = 25
 LIFE_SECONDS = 0.006  # at most, behind the opening
-MEMORY = "/dev/shm"  # a kill leaves what was written in any case; here no barrier has to wait for a disk
+# A kill leaves what was written in any case; here no barrier has to wait for a disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class Killer:
     """Kills children, file after file; all but the timing follows from the seed."""
 
-    def __init__(self, folder: str, io: IOTable = KERNEL) -> None:
+    def __init__(self, folder: str | None, io: IOTable = KERNEL) -> None:
         self.folder = folder
         self.io = io
         self.tally = Tally()
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1 << 40, help="end after so many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--row", action="store_true", help="end with a line of JSON")
-    parser.add_argument("--folder", default=MEMORY if os.access(MEMORY, os.W_OK) else None)
+    parser.add_argument("--folder", default=MEMORY)
     parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
     arguments = parser.parse_args()
     shrink()

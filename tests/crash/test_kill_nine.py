@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from kill_nine import Killer
+from kill_nine import MEMORY, Killer
 
 
-def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
-    killer = Killer(str(tmp_path))
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed() -> None:
+    killer = Killer(MEMORY)
     killer.kill_many(seed=1, kills=200)
     assert not killer.tally.violations, killer.tally.violations
     assert killer.tally.count == 200
