@@ -29,6 +29,7 @@ from crash_oracle import (
     compare,
     show,
 )
+from memory_disk import MemoryDisk
 
 from cowengine import Volume
 from cowengine.engine import allocator, engine, hashindex, homes, names, reclaim, sealing
@@ -484,8 +485,9 @@ class Runner:
 
     def _reopen(self) -> None:
         self.volume.close()
-        now = self.oracle.expectation()
-        self.disk.note(replace(now, closed=True))
-        self.disk.sync_directory(os.path.dirname(PATH))  # a moment at which the power may go
-        self.disk.note(now)
+        if isinstance(self.disk, MemoryDisk):
+            now = self.oracle.expectation()
+            self.disk.note(replace(now, closed=True))
+            self.disk.sync_directory(os.path.dirname(PATH))  # a moment at which the power may go
+            self.disk.note(now)
         self.open()
