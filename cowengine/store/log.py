@@ -278,6 +278,9 @@ class StoreLog:
     def close(self) -> None:
         """Give up the ownership. Writes nothing."""
         with self._lock:
+            if self._fd >= 0 and not self.read_only:
+                # A child that was forked just now has the file open until it gets to run, and the lock is the file's.
+                self._io.unlock(self._fd)
             self.abandon()
 
     def abandon(self) -> None:
