@@ -1,0 +1,68 @@
+"""The scoreboard itself, with harnesses that end in every way a harness can end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torture
+from torture import Line, Row, run_lines, table
+
+GOOD = 'print("looked"); print(json.dumps({"count": 5, "violations": 0, "seed": seed, "skipped": ""}))'
+BAD = 'print(json.dumps({"count": 5, "violations": 2, "seed": seed, "skipped": ""})); sys.exit(1)'
+SKIPS = 'print(json.dumps({"count": 0, "violations": 0, "seed": seed, "skipped": "no loop devices"}))'
+DIES = 'print("looked"); os.kill(os.getpid(), 9)'
+SILENT = "pass"
+
+
+def harness(folder: Path, name: str, body: str, **fields: object) -> Line:
+    script = folder / f"{name}.py"
+    script.write_text(f"import json, os, sys\nseed = int(sys.argv[sys.argv.index('--seed') + 1])\n{body}\n")
+    return Line(name, f"the harness {name}", str(script), 0.1, 4, **fields)  # type: ignore[arg-type]
+
+
+def test_each_harness_becomes_a_row_and_one_that_dies_fails_alone(tmp_path: Path) -> None:
+    bodies = {"good": GOOD, "bad": BAD, "skips": SKIPS, "dies": DIES, "silent": SILENT}
+    lines = [harness(tmp_path, name, body) for name, body in bodies.items()]
+    rows = dict(zip(bodies, run_lines(lines, 0.1, 7, 2), strict=True))
+    assert [name for name, row in rows.items() if row.good] == ["good", "skips"]
+    assert (rows["good"].count, rows["good"].seed) == (5, 7)
+    assert rows["bad"].violations == 2
+    assert "-9" in rows["dies"].failure
+    assert "status 0" in rows["silent"].failure
+    printed = table(lines, list(rows.values()), 8)
+    assert "skipped: no loop devices" in printed
+    assert "below its goal" not in printed.splitlines()[1]
+
+
+def test_a_harness_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torture, "GRACE_SECONDS", 1)
+    (row,) = run_lines([harness(tmp_path, "hangs", "import time; time.sleep(600)", every_core=False)], 0.01, 7, 1)
+    assert row.failure == "it did not end"
+
+
+def test_the_ledger_sums_runs(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    name = torture.LINES[0].name
+    rows = [Row(name, "abc", 1800, 1000, 0, 1), Row(name, "abc", 1800, 500, 1, 2), Row("R0", "abc", 9, 9, 9, 9)]
+    ledger.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
+    first = torture.totals(ledger).splitlines()[0]
+    assert "1,500 in 1.0 h, 2 runs, 1 violations" in first
+
+
+def test_every_harness_of_the_scoreboard_is_there_and_knows_its_arguments() -> None:
+    assert len({line.name for line in torture.LINES}) == len(torture.LINES)
+    for line in torture.LINES:
+        text = (torture.ROOT / line.script).read_text()
+        assert all(argument in text for argument in ('"--row"', '"--seconds"', '"--seed"')), line.script
+
+
+def test_the_command_says_what_rows_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["torture.py", "--only", "R99"])
+    with pytest.raises(SystemExit):
+        torture.main()
+    assert "R16" in capsys.readouterr().err
