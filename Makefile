@@ -3,6 +3,7 @@
 #   make demo     the whole path on a live database, with a table of what was measured
 #   make test     lint, then the tests on the release build, and again on the debug build
 #   make bench    every workload beside the same one on a raw file
+#   make torture  every harness that attacks the engine, for MINUTES (8), and a row for each
 #   make build    the editable install in .venv          make sdist wheel    what is released
 #   make lint     ruff, cython-lint, mypy, stubtest       make clean          away with what was built
 
@@ -10,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= all
+MINUTES ?= 8
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find cowengine -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.in')
 EXTENSIONS := setup.py $(wildcard cowengine/core/*.pyx cowengine/core/*.pxd cowengine/core/*_impl.[ch] cowengine/*/*.h cowengine/capi/*)
 STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
@@ -24,7 +26,7 @@ SANITIZERS_asan := address,undefined
 SANITIZERS_tsan := thread
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -q --no-build-isolation
 
-.PHONY: all venv build lint test test-release test-debug demo bench sdist wheel clean
+.PHONY: all venv build lint test test-release test-debug demo bench torture sdist wheel clean
 .DELETE_ON_ERROR:
 
 all: build
@@ -69,6 +71,11 @@ demo: build
 
 bench: build
 	$(BIN)/python -P -m pytest bench --benchmark-only
+
+# Fuzzing needs atheris, which has no wheel for every Python: its row says so then.
+torture: build/release-site build/asan-site
+	-$(BIN)/python -m pip install -q --only-binary :all: atheris
+	PYTHONPATH=$(call site,release) $(BIN)/python -P tests/torture/torture.py --minutes $(MINUTES)
 
 sdist wheel: %: $(VENV)/.created
 	$(BIN)/python -m pip install -q build

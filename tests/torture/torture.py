@@ -21,9 +21,12 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent)]
+
+from torture_ledger import LEDGER, Ledger  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 YEAR_2026 = 1_767_225_600  # seconds since 1970: what the seeds count from
@@ -33,34 +36,42 @@ GRACE_SECONDS = 120  # what a harness may need beyond its time, to build its inp
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the scoreboard: `share` is its part of the processors' time, `goal` its count in eight minutes."""
+    """A row of the scoreboard: of eight minutes it has `seconds`, and should come to `goal` in them."""
 
     name: str
     what: str
     script: str
-    share: float
+    seconds: int
     goal: int
+    arguments: tuple[str, ...] = ()
     every_core: bool = False  # it has workers of its own, and runs alone
     grows: bool = True  # more time finds more; else the count is of a list
 
 
-LINES = (
-    Line("R1", "distinct crash states", "tests/crash/explorer.py", 0.45, 500_000, every_core=True),
-    Line("R4", "kills", "tests/crash/kill_nine.py", 0.06, 2_000),
-    Line("R16", "planted bugs caught", "tests/torture/planted.py", 0.08, 30, grows=False),
+LINES: tuple[Line, ...] = (
+    Line("R1", "crash states", "tests/crash/explorer.py", 200, 500_000, every_core=True),
+    Line("R4", "kills", "tests/crash/kill_nine.py", 60, 2_000),
+    Line("R5", "power cuts of mounted file systems", "tests/torture/power_cut.py", 45, 40),
+    Line("R6", "states of a block log, mounted", "tests/torture/block_log.py", 45, 500),
+    Line("R7", "barriers and reads that really fail", "tests/torture/writeback_error.py", 45, 20),
+    Line("R8", "operations on a full disk", "tests/torture/no_space.py", 45, 100),
+    Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 100, 100_000),
+    Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 120, 5_000_000),
+    Line("R11", "histories against the model", "tests/model/play.py", 120, 2_000),
+    Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30, grows=False),
+    Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
+    Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a harness told, as the ledger keeps it. `failure` is why it told nothing, or empty."""
+    """What a harness told. `failure` is why it told nothing, or empty."""
 
-    line: str
-    commit: str
-    seconds: int
+    seed: int
+    seconds: float
     count: int = 0
     violations: int = 0
-    seed: int = 0
     skipped: str = ""
     failure: str = ""
 
@@ -69,42 +80,38 @@ class Row:
         return not self.violations and not self.failure
 
 
-def commit_of_checkout() -> str:
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
-
-
-def run_line(line: Line, seconds: int, seed: int, workers: int, commit: str) -> Row:
+def run_line(line: Line, seconds: int, seed: int, workers: int) -> Row:
     """Runs one harness and takes its last line; all else that it says goes to this process's error stream."""
     command = [sys.executable, "-P", str(ROOT / line.script), "--row", "--seconds", str(seconds), "--seed", str(seed)]
-    command += ["--workers", str(workers)] if line.every_core else []
+    command += [*line.arguments, *(["--workers", str(workers)] if line.every_core else [])]
     started = time.monotonic()
-
-    def row(**told: Any) -> Row:
-        return Row(line.name, commit, round(time.monotonic() - started), **({"seed": seed} | told))
-
     try:
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=2 * seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        return row(failure="it did not end")
+        return Row(seed, time.monotonic() - started, failure="it did not end")
+    took = time.monotonic() - started
     *said, last = run.stdout.splitlines() or [""]
     sys.stderr.writelines(f"{line.name}: {text}\n" for text in said)
     try:
-        return row(**{field: json.loads(last)[field] for field in ("count", "violations", "seed", "skipped")})
+        told = json.loads(last)
+        return Row(told["seed"], took, told["count"], told["violations"], told["skipped"])
     except (ValueError, KeyError, TypeError):
-        return row(failure=f"it told nothing and ended with status {run.returncode}")
+        return Row(seed, took, failure=f"it told nothing and ended with status {run.returncode}")
 
 
-def run_lines(lines: Sequence[Line], minutes: float, seed: int, workers: int) -> list[Row]:
+def run_lines(lines: Sequence[Line], minutes: float, seed: int, workers: int, ledger: Path) -> list[Row]:
     """The rows, in the order of `lines`. What takes every core runs first and alone, then the others side by side."""
-    commit, shares = commit_of_checkout(), sum(line.share for line in lines)
+    needed = sum(line.seconds * (workers if line.every_core else 1) for line in lines) / workers
 
     def run(line: Line) -> Row:
-        cores = 1 if line.every_core else workers
-        return run_line(line, max(1, round(minutes * 60 * cores * line.share / shares)), seed, workers, commit)
+        kept = Ledger(ledger, line.what)
+        kept.begin(seed)
+        row = run_line(line, max(1, round(minutes * 60 * line.seconds / needed)), seed, workers)
+        kept.note(done=not row.failure, count=row.count, violations=row.violations, seconds=round(row.seconds, 1))
+        return row
 
     rows = {line: run(line) for line in lines if line.every_core}
-    longest_first = sorted((line for line in lines if not line.every_core), key=lambda line: -line.share)
+    longest_first = sorted((line for line in lines if not line.every_core), key=lambda line: -line.seconds)
     with ThreadPoolExecutor(workers) as lanes:
         rows |= dict(zip(longest_first, lanes.map(run, longest_first), strict=True))
     return [rows[line] for line in lines]
@@ -112,28 +119,24 @@ def run_lines(lines: Sequence[Line], minutes: float, seed: int, workers: int) ->
 
 def table(lines: Sequence[Line], rows: Sequence[Row], minutes: float) -> str:
     """One row each; a count below its part of the goal is named, but is no failure: the machine may be slow."""
-    told = [f"{'':4} {'what':44} {'count':>13} {'of':>13} {'violations':>10}   seed"]
+    told = [f"{'':4} {'what':36} {'count':>11} {'goal':>11} {'violations':>10} {'seconds':>8}  seed"]
     for line, row in zip(lines, rows, strict=True):
         goal = round(line.goal * minutes / GOAL_MINUTES) if line.grows else line.goal
-        notes = [f"seed {row.seed}", row.failure, f"skipped: {row.skipped}" if row.skipped else ""]
+        notes = [str(row.seed), row.failure, f"skipped: {row.skipped}" if row.skipped else ""]
         notes.append("below its goal" if row.count < goal and not row.skipped else "")
-        what = f"{line.name:4} {line.what:44} {row.count:>13,} {goal:>13,} {row.violations:>10}   "
-        told.append(what + ", ".join(filter(None, notes)))
+        numbers = f"{row.count:>11,} {goal:>11,} {row.violations:>10} {row.seconds:>8.0f}"
+        told.append(f"{line.name:4} {line.what:36} {numbers}  {', '.join(filter(None, notes))}")
     return "\n".join(told)
 
 
 def totals(ledger: Path) -> str:
     """What all runs in the ledger come to, a line for each row of the scoreboard."""
-    rows = [Row(**json.loads(text)) for text in ledger.read_text().splitlines()]
     told = []
     for line in LINES:
-        runs = [row for row in rows if row.line == line.name]
-        count, violations, seconds = (
-            sum(getattr(row, field) for row in runs) for field in ("count", "violations", "seconds")
-        )
+        sums = Ledger(ledger, line.what).totals()
+        hours, count, violations = sums.get("seconds", 0) / 3600, sums.get("count", 0), sums.get("violations", 0)
         told.append(
-            f"{line.name:4} {line.what:44} {count:>15,} in {seconds / 3600:.1f} h, {len(runs)} runs, "
-            f"{violations} violations"
+            f"{line.name:4} {line.what:36} {count:>15,} in {hours:.1f} h, {sums['runs']} runs, {violations} violations"
         )
     return "\n".join(told)
 
@@ -143,12 +146,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=GOAL_MINUTES)
     parser.add_argument("--seed", type=int, help="default: one that no run before had")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--only", nargs="+", choices=[line.name for line in LINES], metavar="ROW", help="these rows alone"
-    )
-    parser.add_argument(
-        "--ledger", type=Path, default=ROOT / "build" / "torture-ledger.jsonl", help="every row is added to it"
-    )
+    names = [line.name for line in LINES]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"some of {', '.join(names)}")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, help=f"file that sums all runs; default {LEDGER}")
     parser.add_argument("--totals", action="store_true", help="print what the ledger comes to, and run nothing")
     arguments = parser.parse_args()
     if arguments.totals:
@@ -156,10 +156,7 @@ def main() -> int:
         return 0
     seed = int((time.time() - YEAR_2026) * 1000) if arguments.seed is None else arguments.seed
     lines = [line for line in LINES if not arguments.only or line.name in arguments.only]
-    rows = run_lines(lines, arguments.minutes, seed, arguments.workers)
-    arguments.ledger.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.ledger.open("a") as ledger:
-        ledger.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+    rows = run_lines(lines, arguments.minutes, seed, arguments.workers, arguments.ledger)
     print(table(lines, rows, arguments.minutes))
     return 0 if all(row.good for row in rows) else 1
 
