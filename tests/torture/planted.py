@@ -18,7 +18,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
@@ -26,6 +26,7 @@ FOLDERS = ("torture", "crash", "model", "faults", "full_disk", "hostile", "reade
 sys.path[:0] = [str(TESTS / folder) for folder in FOLDERS]
 
 from planted_bugs import BUGS, Bug, Played, Trace  # noqa: E402
+from planted_machines import Machine  # noqa: E402
 
 HISTORIES_MAX = 400
 SECONDS_MAX = 60.0  # for one bug; then it counts as not caught
@@ -79,6 +80,9 @@ def planted(one: Bug, history: int, trace: Trace) -> Played:
 def smaller(caught: Caught) -> Caught:
     """The same with as few steps as still show it: drops halves, quarters, and so on until no single one can go."""
     one, trace, played, started = BUGS[caught.name], caught.trace, caught.played, time.monotonic()
+    if isinstance(one.hunt, Machine):
+        one = replace(one, hunt=replace(one.hunt, shrinks=True))
+        return replace(caught, played=planted(one, caught.history, trace))
     size, at = max(1, len(trace) // 2), 0
     while trace and time.monotonic() - started < SMALLER_SECONDS:
         shorter = trace[:at] + trace[at + size :]
@@ -92,7 +96,7 @@ def smaller(caught: Caught) -> Caught:
             if size == 1:
                 break
             size, at = size // 2, 0
-    return Caught(caught.name, caught.history, caught.tried, trace, played, caught.seconds)
+    return replace(caught, trace=trace, played=played)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------

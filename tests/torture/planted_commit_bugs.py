@@ -40,7 +40,7 @@ HUNT_OF = {
     "home slots": RESIZES,
     "superblock of a recovery": Crashes(CLOSES, length=3),
     "second superblock of a recovery": Crashes(
-        (("snapshot", 1),), length=1, plan=replace(ROTTEN, images=16, nested=0.6, depth=2)
+        CALM, length=1, plan=replace(ROTTEN, nested=1.0), beginning=(("snapshot",), ("reopen",), ("snapshot",))
     ),
     "superblock of a clean close": Crashes(CLOSES, length=2),
     "nodes": Crashes(CHECKPOINTS, length=4),
@@ -64,7 +64,7 @@ def one_barrier_for_data_and_record(plant: Plant) -> None:
 
 @bug(
     "I3",
-    Crashes((("write", 2), ("flush", 5)), intruder=True, length=14),
+    Crashes((("write", 2), ("flush", 5)), intruder=True, length=24, plan=QUIET),
     "what is written while a barrier runs counts as covered by it",
 )
 def barrier_counts_from_its_return(plant: Plant) -> None:
@@ -242,7 +242,7 @@ def record_skipped_in_replay(plant: Plant) -> None:
         original(engine, replace(found, deltas=b"") if found.sequence % 3 == 0 else found)
 
 
-@bug("I15", LIVES, "replay applies a record once more behind the next one")
+@bug("I15", Crashes(CALM, length=12), "replay applies a record once more behind the next one")
 def record_replayed_twice(plant: Plant) -> None:
     @plant.function(recovery, "_apply")
     def apply(original: Any, engine: Engine, found: Any) -> None:

@@ -47,11 +47,12 @@ def constants(values: Constants) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Crashes:
-    """The crash explorer on one volume. `diet`: operations by weight."""
+    """The crash explorer on one volume. `diet`: operations by weight, `length` of them behind the `beginning`."""
 
     diet: tuple[tuple[str, int], ...]
     length: int = 8
     plan: Plan = ONCE
+    beginning: Trace = ()
     wide: bool = False  # two leaves of the map: a reclaim takes several steps
     adopted: bool = False  # two home regions
     intruder: bool = False  # another thread writes while a barrier runs
@@ -63,7 +64,7 @@ class Crashes:
     def trace(self, number: int) -> Trace:
         rng = random.Random(number)
         names = rng.choices([name for name, _ in self.diet], [weight for _, weight in self.diet], k=self.length)
-        return tuple(random_step(rng, name) for name in names)
+        return (*self.beginning, *(random_step(rng, name) for name in names))
 
     def play(self, number: int, trace: Trace, keeps: Keeps | None, effort: int = 0) -> Played:
         geometry = WIDE if self.wide else GEOMETRIES[-1] if self.adopted else GEOMETRIES[number % 3]

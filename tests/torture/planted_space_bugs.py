@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from planted_hunts import AGAIN, ONCE, QUIET, Crashes
+from planted_machines import Machine
 from planting import Plant, bug
 
 from cowengine import snapshot as snapshots
@@ -23,19 +24,26 @@ SHARES = (("write", 5), ("snapshot", 3), ("flush", 1))
 DELETES = (("write", 3), ("snapshot", 3), ("delete", 2))
 BRANCHES = (("write", 4), ("snapshot", 2), ("rollback", 2), ("delete", 2))
 CLONES = (("write", 3), ("snapshot", 2), ("make_clone", 2), ("clone_write", 3), ("delete", 1), ("clone_snapshot", 1))
-REOPENED = (("write", 2), ("snapshot", 2), ("make_clone", 2), ("reopen", 2), ("clone_write", 4))
+REOPENED = (("reopen", 2), ("clone_write", 3))
 SIZES = (("resize", 4), ("write", 3), ("snapshot", 1), ("flush", 1))
 SEALS = (("write", 3), ("snapshot", 2), ("seal", 2), ("delete", 2))
 ANCHORS = (("write", 4), ("snapshot", 4), ("anchor", 3), ("reclaim", 1), ("delete", 1))
 
 SHARED = Crashes(SHARES, plan=QUIET)
-DELETED = Crashes(DELETES, length=14, plan=QUIET)
-BRANCHED = Crashes(BRANCHES, length=14, plan=QUIET)
-CLONED = Crashes(CLONES, length=10, plan=QUIET)
+# What most of them need first: data, a snapshot that holds it, or two, and data of its own above.
+TWO = (("write", 0, 8), ("snapshot",), ("write", 2, 3), ("snapshot",), ("write", 4, 3))
+CLONE = (("write", 0, 8), ("snapshot",), ("make_clone", 0))
+SEAL = (("write", 0, 8), ("snapshot",), ("seal",), ("write", 2, 8))
+
+DELETED = Crashes(DELETES, length=6, plan=QUIET, beginning=TWO)
+BRANCHED = Crashes(BRANCHES, length=8, plan=QUIET, beginning=TWO)
+CLONED = Crashes(CLONES, length=6, plan=QUIET, beginning=CLONE)
 RESIZED = Crashes(SIZES, length=8, plan=QUIET)
-SEALED = Crashes(SEALS, length=18, plan=QUIET)
-ANCHORED = Crashes(ANCHORS, length=12, plan=QUIET)
+SEALED = Crashes(SEALS, length=8, plan=QUIET, beginning=SEAL)
+ANCHORED = Crashes(ANCHORS, length=8, plan=QUIET, beginning=TWO)
 CHANGED = Crashes((("write", 4), ("discard", 3), ("snapshot", 3), ("rollback", 1)), length=8, plan=QUIET)
+
+DIFFERENCES = Machine(("pwrite", "discard", "snapshot", "extents"))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -131,9 +139,14 @@ def rollback_keeps_an_abandoned_block(plant: Plant) -> None:
 
 @bug("M3", Crashes((("snapshot", 2), ("hold", 2)), length=4, plan=QUIET), "a snapshot that is held can be deleted")
 def hold_ignored(plant: Plant) -> None:
-    @plant.function(holds, "why_kept")
-    def why_kept(original: Any, engine: Engine, record: Any) -> str | None:
+    @plant.function(holds, "_why_busy")
+    def why_busy(original: Any, engine: Engine, record: Any) -> str | None:
         return None if record.hold_reason else original(engine, record)
+
+
+@bug("M3", Machine(("snapshot", "retain", "delete")), "a snapshot that is retained can be deleted before its time")
+def retention_ignored(plant: Plant) -> None:
+    plant.value(holds, "why_retained", lambda engine, record: None)
 
 
 @bug("I15", Crashes((("snapshot", 2), ("hold", 2), ("write", 1), ("flush", 1)), length=6),
@@ -192,7 +205,7 @@ class Short(DataPath):
         return bytearray(b"".join(PAIR.pack(at, max(1, count - (born_after is not None))) for at, count in rows))
 
 
-@bug("I22", CHANGED, "changed extents lack the last block of each row")
+@bug("I22", DIFFERENCES, "changed extents lack the last block of each row")
 def changed_extents_one_block_short(plant: Plant) -> None:
     plant.data_path(Short)
 
@@ -208,7 +221,7 @@ class Dataful(DataPath):
         return bytearray(b"".join(PAIR.pack(block, 1) for block in blocks))
 
 
-@bug("I22", CHANGED, "changed extents leave out what was discarded since the base")
+@bug("I22", DIFFERENCES, "changed extents leave out what was discarded since the base")
 def changed_extents_skip_tombstones(plant: Plant) -> None:
     plant.data_path(Dataful)
 
@@ -237,7 +250,11 @@ def clone_begins_unfrozen(plant: Plant) -> None:
         return head
 
 
-@bug("I37", Crashes(REOPENED, length=18, plan=QUIET), "an open does not tell the data path what holds a clone's blocks")
+@bug(
+    "I37",
+    Crashes(REOPENED, length=5, plan=QUIET, beginning=CLONE),
+    "an open does not tell the data path what holds a clone's blocks",
+)
 def open_forgets_the_holder_of_a_clone(plant: Plant) -> None:
     plant.value(Lineage, "set_holders", lambda self: self.set_holder(HEAD_ID))
 
@@ -265,7 +282,11 @@ def shrink_leaves_blocks(plant: Plant) -> None:
         engine.lineage.resize_head(event.head, event.size)
 
 
-@bug("I29", RESIZED, "bytes behind a smaller size stay in the last block; they are back when the volume grows")
+@bug(
+    "I29",
+    Crashes(SIZES, length=5, plan=QUIET, beginning=(("write", 0, 8), ("resize", 25))),
+    "bytes behind a smaller size stay in the last block; they are back when the volume grows",
+)
 def shrink_leaves_bytes(plant: Plant) -> None:
     @plant.function(resize, "_cut_block")
     def cut_block(original: Any, *args: Any) -> None:
@@ -297,7 +318,7 @@ class Replaying(DataPath):
 
 @bug(
     "I40",
-    Crashes(SEALS, length=12, plan=replace(AGAIN, images=4, nested=0.6)),
+    Crashes(SEALS, length=4, plan=replace(AGAIN, images=4, nested=0.6), beginning=SEAL),
     "replay leaves the seals of what a record freed",
 )
 def replay_keeps_seals(plant: Plant) -> None:
