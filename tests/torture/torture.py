@@ -49,16 +49,17 @@ class Line:
 
 
 LINES: tuple[Line, ...] = (
-    Line("R1", "crash states", "tests/crash/explorer.py", 200, 500_000, every_core=True),
-    Line("R4", "kills", "tests/crash/kill_nine.py", 60, 2_000),
-    Line("R5", "power cuts of mounted file systems", "tests/torture/power_cut.py", 45, 40),
-    Line("R6", "states of a block log, mounted", "tests/torture/block_log.py", 45, 500),
-    Line("R7", "barriers and reads that really fail", "tests/torture/writeback_error.py", 45, 20),
-    Line("R8", "operations on a full disk", "tests/torture/no_space.py", 45, 100),
-    Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 100, 100_000),
+    Line("R1", "crash states", "tests/crash/explorer.py", 180, 500_000, every_core=True),
+    Line("R2", "crash sequences", "tests/crash/explorer.py", 70, 2_073, ("--depth", "2"), every_core=True, grows=False),
+    Line("R4", "kills of volumes, stores, backups", "tests/crash/kill_nine.py", 60, 2_000),
+    Line("R5", "power cuts, ext4 and XFS", "tests/torture/power_cut.py", 15, 40),
+    Line("R6", "states of a block log, mounted", "tests/torture/block_log.py", 30, 500),
+    Line("R7", "barriers failed by a broken disk", "tests/torture/writeback_error.py", 40, 60),
+    Line("R8", "disks filled up under an operation", "tests/torture/no_space.py", 40, 400, grows=False),
+    Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 120, 100_000),
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 120, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 120, 2_000),
-    Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30, grows=False),
+    Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
 )
