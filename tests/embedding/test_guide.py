@@ -51,10 +51,18 @@ def test_the_example_of_other_formats_runs(tmp_path: Path, monkeypatch: pytest.M
     subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "vhdx", "disk.img", "disk.vhdx"], check=True)
 
 
-def test_the_example_of_space_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_retention_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cowengine.Volume.create("data.cow", 1 << 20).close()
     run_example(4)
+    with cowengine.Volume.open("data.cow") as volume, pytest.raises(cowengine.RetentionError):
+        volume.get_snapshot("year-end").delete()
+
+
+def test_the_example_of_space_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cowengine.Volume.create("data.cow", 1 << 20).close()
+    run_example(5)
     with cowengine.Volume.open("data.cow", read_only=True) as volume:
         assert volume.policy() == ("give-up", 10, 64 << 30)
 
