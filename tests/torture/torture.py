@@ -48,6 +48,8 @@ class Line:
     grows: bool = True  # more time finds more; else the count is of a list
 
 
+OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than long ones
+
 LINES: tuple[Line, ...] = (
     Line("R1", "crash states", "tests/crash/explorer.py", 180, 500_000, every_core=True),
     Line("R2", "crash sequences", "tests/crash/explorer.py", 70, 2_073, ("--depth", "2"), every_core=True, grows=False),
@@ -58,7 +60,8 @@ LINES: tuple[Line, ...] = (
     Line("R8", "disks filled up under an operation", "tests/torture/no_space.py", 40, 400, grows=False),
     Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 120, 100_000),
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 120, 5_000_000),
-    Line("R11", "histories against the model", "tests/model/play.py", 120, 2_000),
+    Line("R11", "histories against the model", "tests/model/play.py", 100, 2_000, OFTEN, every_core=True),
+    Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 60, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
