@@ -237,12 +237,12 @@ cdef class SlotMap:
         self.mutex.release()
 
     # -- for the allocator --------------------------------------------------------------------------------------------
-    def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1):
+    def find_free(self, uint64_t start, uint64_t end, uint64_t wanted, uint64_t multiple=1, bint take=False):
         """The first run of free slots in [start, end), as (slot, count) with `count` at most `wanted`; None if there is
         none.
 
         `count` is a multiple of `multiple`. A run ends where a leaf of the free map ends. The mutex is given up between
-        leaves.
+        leaves. With `take` the run is busy from now on: nobody can take a home among them in between.
         """
         cdef uint64_t slot = start, stop, count
         cdef uint64_t *words
@@ -252,27 +252,7 @@ cdef class SlotMap:
             self.mutex.acquire()
             status = self.busy_leaf(slot >> LEAF_SHIFT, &words)
             count = first_run(words, &slot, stop, wanted, multiple) if status == 0 else 0
-            self.mutex.release()
-            check_status(status, self.used)
-            if count > 0:
-                return slot, count
-            slot = stop
-        return None
-
-    def take_free(self, uint64_t start, uint64_t end):
-        """The first run of free slots in [start, end), as (slot, count), busy from now on; None if there is none.
-
-        As in `find_free` a run ends where a leaf ends; unlike it, nobody can take a home among them in between.
-        """
-        cdef uint64_t slot = start, stop, count
-        cdef uint64_t *words
-        cdef int status
-        while slot < end:
-            stop = min(end, ((slot >> LEAF_SHIFT) + 1) << LEAF_SHIFT)
-            self.mutex.acquire()
-            status = self.busy_leaf(slot >> LEAF_SHIFT, &words)
-            count = first_run(words, &slot, stop, LEAF_SLOTS, 1) if status == 0 else 0
-            if count > 0:
+            if take and count > 0:
                 status = self.set_busy(slot, count, True)
             self.mutex.release()
             check_status(status, self.used)

@@ -310,7 +310,7 @@ class Allocator:
         at = self._first
         while at < self.limit:
             with self._lock:  # a run at a time, as writers wait for it
-                run = self._path.slots.take_free(at, self.limit)
+                run = self._path.slots.find_free(at, self.limit, SPAN_SLOTS, take=True)
                 if run is None:
                     return
                 self._punch(*run)

@@ -16,14 +16,13 @@ import random
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", "model", "torture")]
 
 from barriers import LateRecords  # noqa: E402
 from crash_workload import Runner, shrink  # noqa: E402
-from row import Tally, tell  # noqa: E402
+from row import Tally, harness_parser, tell  # noqa: E402
 from told import AnyRunner, Notes, a_runner, conclude, look, start  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
@@ -91,11 +90,8 @@ class Killer:
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Kills a working process again and again.")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser = harness_parser("Kills a working process again and again.", seconds=60)
     parser.add_argument("--kills", type=int, default=1 << 40, help="end after so many")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
     parser.add_argument("--folder", default=MEMORY)
     parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
     arguments = parser.parse_args()

@@ -17,7 +17,6 @@ import os
 import random
 import sys
 import time
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,19 +187,5 @@ def work(folder: Path, seed: int, seconds: float, planted: bool) -> Tally:
     return tally
 
 
-def main() -> int:
-    parser = ArgumentParser(description="Mounts what a power cut could have left of a disk.")
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
-    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
-    arguments = parser.parse_args()
-
-    def harness(folder: Path) -> Tally:
-        return work(folder, arguments.seed, arguments.seconds, arguments.planted)
-
-    return run_harness(harness, arguments, "states mounted")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_harness(work, "Mounts what a power cut could have left of a disk.", 30, "states mounted"))

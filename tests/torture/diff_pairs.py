@@ -17,7 +17,6 @@ import random
 import sys
 import time
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -28,7 +27,7 @@ sys.path[:0] = [str(TESTS / folder) for folder in ("torture", "crash")]
 
 import numpy as np  # noqa: E402
 from memory_disk import MemoryDisk  # noqa: E402
-from row import Tally, tell  # noqa: E402
+from row import Tally, harness_parser, tell  # noqa: E402
 from versions import BLOCK, Version, Versions  # noqa: E402
 
 import cowengine.snapshot  # noqa: E402
@@ -426,12 +425,9 @@ PLANTED = {"epoch": planted_epoch, "start": planted_start, "page": planted_page}
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Compares lists of changes with the bytes of all pairs of versions.")
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=1)
+    parser = harness_parser("Compares lists of changes with the bytes of all pairs of versions.", seconds=60)
     parser.add_argument("--history", type=int, help="only this one, as a violation names it")
     parser.add_argument("--planted", choices=PLANTED, help="an off-by-one that has to be found")
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
     arguments = parser.parse_args()
     if arguments.planted:
         PLANTED[arguments.planted]()

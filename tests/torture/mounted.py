@@ -19,14 +19,13 @@ import sys
 import tempfile
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from row import Tally, tell
+from row import Tally, harness_parser, tell
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
@@ -238,11 +237,21 @@ def lacking(folder: Path, file_systems: Sequence[FileSystem], *programs: str) ->
     return ""
 
 
-def run_harness(work: Callable[[Path], Tally], arguments: Namespace, what: str) -> int:
-    """Runs it where it leaves nothing behind, tells what it found; the exit status."""
+def run_harness(work: Callable[[Path, int, float, bool], Tally], description: str, seconds: float, what: str) -> int:
+    """The main program of a harness: runs it where it leaves nothing behind, tells what it found; the exit status.
+
+    `work` gets an empty folder, the seed, for how many seconds, and whether a fault is to be planted.
+    """
+    parser = harness_parser(description, seconds)
+    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
+    arguments = parser.parse_args()
+
+    def run(folder: Path) -> int:
+        return tell(work(folder, arguments.seed, arguments.seconds, arguments.planted), arguments, what)
+
     if os.geteuid() != 0:
         return tell(Tally(skipped="only root can mount"), arguments, what)
     try:
-        return in_own_namespace(lambda folder: tell(work(folder), arguments, what))
+        return in_own_namespace(run)
     except OSError as error:
         return tell(Tally(skipped=str(error)), arguments, what)

@@ -12,7 +12,6 @@ import os
 import random
 import sys
 import time
-from argparse import ArgumentParser
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -20,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import pytest  # noqa: E402
 from mounted import in_own_namespace  # noqa: E402
-from row import Tally, tell  # noqa: E402
+from row import Tally, harness_parser, tell  # noqa: E402
 
 from cowengine.engine import engine  # noqa: E402
 
@@ -67,10 +66,7 @@ def work(seed: int, seconds: float, folder: Path | None) -> Tally:
 
 
 def main() -> int:
-    parser = ArgumentParser(description="Fills disks up under every operation.")
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
+    parser = harness_parser("Fills disks up under every operation.", seconds=60)
     parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
     arguments = parser.parse_args()
     if arguments.planted:

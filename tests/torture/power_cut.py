@@ -15,7 +15,6 @@ import random
 import shutil
 import sys
 import time
-from argparse import ArgumentParser
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -89,19 +88,5 @@ def work(folder: Path, seed: int, seconds: float, planted: bool) -> Tally:
     return tally
 
 
-def main() -> int:
-    parser = ArgumentParser(description="Cuts the power of file systems at work.")
-    parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
-    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
-    arguments = parser.parse_args()
-
-    def harness(folder: Path) -> Tally:
-        return work(folder, arguments.seed, arguments.seconds, arguments.planted)
-
-    return run_harness(harness, arguments, "power cuts")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_harness(work, "Cuts the power of file systems at work.", 40, "power cuts"))

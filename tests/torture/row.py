@@ -1,11 +1,11 @@
-"""What every harness here says in the end: to people, or with `--row` a last line of JSON for the scoreboard."""
+"""What every harness here is asked for, and what it says: to people, or with `--row` to the scoreboard."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 
 SHOWN = 5  # violations in full
@@ -24,6 +24,15 @@ class Tally:
     def violation(self, trace: str) -> None:
         """A promise was broken: the seed, and the shortest story that tells how."""
         self.violations.append(trace)
+
+
+def harness_parser(description: str, seconds: float) -> ArgumentParser:
+    """What every harness takes; `seconds` is what it works for unless told."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--row", action="store_true", help="end with a line of JSON for the scoreboard")
+    return parser
 
 
 def tell(tally: Tally, arguments: Namespace, what: str) -> int:

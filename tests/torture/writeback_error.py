@@ -20,7 +20,6 @@ import shutil
 import sys
 import time
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -287,19 +286,5 @@ def work(folder: Path, seed: int, seconds: float, planted: bool) -> Tally:
     return tally
 
 
-def main() -> int:
-    parser = ArgumentParser(description="Breaks the disk under a file system at each kind of barrier.")
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--row", action="store_true", help="end with a line of JSON")
-    parser.add_argument("--planted", action="store_true", help="with a fault that has to be found")
-    arguments = parser.parse_args()
-
-    def harness(folder: Path) -> Tally:
-        return work(folder, arguments.seed, arguments.seconds, arguments.planted)
-
-    return run_harness(harness, arguments, "failed barriers")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_harness(work, "Breaks the disk under a file system at each kind of barrier.", 60, "failed barriers"))
