@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from cowengine.engine.lineage import LIVE_NAME
 from cowengine.errors import CowEngineError, PoisonedError
 
 assert numpy
+TRIES = 3  # a child that could tell nothing at all, for want of memory say, is asked again
 FILE_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 Digests = dict[tuple[str, int], str]
@@ -318,14 +320,10 @@ def emptied(folder: Path) -> None:
 def run_in_child(session: Session, note: Path) -> tuple[str | None, dict[str, str]]:
     """Runs a session in a child with limits. Returns what was wrong, if anything, and the typed errors that its steps
     met. The file `note` is where the child writes which step it is at."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _child(session, note, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        told = json.loads(pipe.read() or b"{}")
-    status = os.waitpid(child, 0)[1]
+    for _ in range(TRIES):
+        told, status = _told_by_child(session, note)
+        if told or status:
+            break
     errors = told.get("errors", {})
     if told.get("wrong"):
         return told["wrong"], errors
@@ -333,17 +331,30 @@ def run_in_child(session: Session, note: Path) -> tuple[str | None, dict[str, st
         log = note.read_text() if note.exists() else "?"
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
         return f"died of {how} in step {log!r}", errors
-    return None, errors
+    return None if told else "the child told nothing", errors
+
+
+def _told_by_child(session: Session, note: Path) -> tuple[dict[str, Any], int]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _child(session, note, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = json.loads(pipe.read() or b"{}")
+    return told, os.waitpid(child, 0)[1]
 
 
 def _child(session: Session, note: Path, pipe: int) -> None:
     told: dict[str, Any] = {}
     try:
+        gc.freeze()  # what a long test run left behind is not this session's to look through, nor to pay for
         session.note = os.open(note, os.O_CREAT | os.O_RDWR, 0o600)
         _limit(session.address_space)
         try:
             session.run()
-        except BaseException:
+        except BaseException as error:
+            told["wrong"] = f"in step {session.step!r}: {type(error).__name__}"  # if there is no memory for more
             told["wrong"] = f"in step {session.step!r}: {traceback.format_exc(limit=-12)}"
         signal.setitimer(signal.ITIMER_PROF, 0)
         told["errors"] = session.errors
