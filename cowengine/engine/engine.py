@@ -18,7 +18,7 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from cowengine.core.checksum import xxh64
@@ -542,8 +542,8 @@ class Engine:
                     self.path.shut()
                     self.locks.release_all()
                 finally:
+                    _engines.discard(self)  # first: a number that was closed may be another file's in the next child
                     self.io.close(self.fd)
-                    _engines.discard(self)
 
     def close_dropped(self) -> None:
         """Closes for the garbage collector, which may come in the middle of what this very thread does here."""
@@ -568,10 +568,8 @@ class Engine:
         self.sealer.abandon()
         self.compaction = None  # its thread is the parent's
         self.lock = threading.RLock()  # a thread of the parent may have held the old one
-        try:
-            os.close(self.fd)
-        except OSError:
-            pass
+        with suppress(OSError):
+            self.io.close(self.fd)  # by the table whose number it is
 
 
 def _after_fork_in_child() -> None:

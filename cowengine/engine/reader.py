@@ -11,7 +11,6 @@ Threads   Any thread may call anything.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -193,7 +192,7 @@ class Reader:
             self.closed = True
             self.lock, self._pins_lock = threading.RLock(), threading.Lock()
             with suppress(OSError):
-                os.close(self._fd)
+                self._io.close(self._fd)
 
 
 def require_same(look: Look, record: LineageRecord) -> LineageRecord:

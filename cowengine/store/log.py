@@ -286,8 +286,8 @@ class StoreLog:
     def abandon(self) -> None:
         """As `close`, without waiting for anybody: for the child of a fork, in which no other thread lives."""
         if self._fd >= 0:
-            self._io.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            self._io.close(fd)
 
 
 _logs: weakref.WeakSet[StoreLog] = weakref.WeakSet()
