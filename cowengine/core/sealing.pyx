@@ -18,6 +18,7 @@ from cowengine.core.status cimport check_status
 cdef enum:
     PIECE_BYTES = 1 << 20       # read at a call
     LOOKS = 512                 # at the map while the mutex is held
+    FRESH_BYTES = 1 << 27       # of the file, let go of at once: many times what a system reads ahead
 
 cdef struct found_t:            # blocks that lie in a row, and the seals they have
     uint64_t first
@@ -157,8 +158,28 @@ def enter_seals(ReadPath path not None, Root root not None, list made not None):
     check_status(status, path.map)
 
 
+cdef class Fresh:
+    """What makes one verification read from the disk: the system lets go of what it has of the file.
+
+    A window at a time, as that drops what was read ahead, too: piece by piece, each would be read several times.
+    """
+
+    cdef uint64_t window
+
+    def __cinit__(self):
+        self.window = ~<uint64_t>0
+
+    cdef int forget(self, ReadPath path, uint64_t offset, uint64_t length) except -1:
+        cdef uint64_t window
+        for window in range(offset // FRESH_BYTES, (offset + length - 1) // FRESH_BYTES + 1):
+            if window != self.window:
+                path.io.forget(path.fd, window * FRESH_BYTES, FRESH_BYTES)
+                self.window = window
+        return 0
+
+
 def verify_blocks(
-    ReadPath path not None, Root root not None, uint64_t first, uint64_t end, bint fresh=True, bint sealed_only=False,
+    ReadPath path not None, Root root not None, uint64_t first, uint64_t end, Fresh fresh=None, bint sealed_only=False,
 ):
     """Verifies what is sealed of blocks [first, end) of a snapshot, up to 1 MiB of them.
 
@@ -187,8 +208,8 @@ def verify_blocks(
             open_ += found.seals[i] == 0
         unsealed += open_
         try:
-            if fresh:
-                path.io.forget(path.fd, found.slot * NODE_BYTES, found.count << path.block_shift)
+            if fresh is not None:
+                fresh.forget(path, found.slot * NODE_BYTES, found.count << path.block_shift)
             if open_ < found.count or not sealed_only:
                 with nogil:
                     status = path.io.read_at(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cowengine.core.sealing import verify_blocks
+from cowengine.core.sealing import Fresh, verify_blocks
 from cowengine.engine.pace import Pace
 from cowengine.engine.report import Report
 from cowengine.engine.sealing import Walk, disjoint_walks, whole_walk_of
@@ -34,6 +34,7 @@ class Verifying:
     def __init__(
         self, bytes_a_second: int | None, stop: threading.Event | None, progress: Callable[[Report], None] | None
     ) -> None:  # fmt: skip
+        self._fresh = Fresh()
         self._pace = Pace(bytes_a_second, stop, progress)
         self.report = Report([], dict.fromkeys(("blocks", "verified", "unsealed", "damaged"), 0))
         self.position = 0  # in the snapshot that is verified: all blocks before this one are
@@ -55,7 +56,7 @@ class Verifying:
     def _piece(self, engine: Engine, walk: Walk, first: int, end: int) -> None:
         path, counts = engine.path, self.report.counts
         try:
-            position, blocks, unsealed, bad = verify_blocks(path, walk.root, first, end)
+            position, blocks, unsealed, bad = verify_blocks(path, walk.root, first, end, self._fresh)
         except StorageError as error:
             if end - first > 1:
                 end = first + (end - first) // 2  # what cannot be read is told block by block
@@ -97,7 +98,7 @@ def verify_all(verifying: Verifying, engine: Engine) -> None:
 def require_undamaged(engine: Engine, root: Root, first: int, end: int) -> None:
     """Raises CorruptionError if a sealed block of [first, end) is damaged: for who copies them without looking."""
     while first < end:
-        first, _, _, bad = verify_blocks(engine.path, root, first, end, fresh=False, sealed_only=True)
+        first, _, _, bad = verify_blocks(engine.path, root, first, end, sealed_only=True)
         for block, slot in bad:
             start = block * int(engine.path.block_bytes)
             raise CorruptionError(f"the block at byte {start} {_in_slot(slot)} {NOT_SEALED}", offset=start)
