@@ -25,7 +25,7 @@ from cowengine.engine.create import (
     own,
     write_zeros,
 )
-from cowengine.engine.engine import DIRTY_NODES_MAX, Engine
+from cowengine.engine.engine import DIRTY_NODES_MAX, Engine, close_unopened
 from cowengine.engine.files import open_regular, require_sole
 from cowengine.engine.foreign import looks_like
 from cowengine.engine.intent import (
@@ -75,7 +75,7 @@ def adopt_engine(
             check_geometry(size, block_size, log_size)
             return _adopt(io, fd, path, size, block_size, log_size)
     except BaseException as error:
-        io.close(fd)
+        close_unopened(io, fd)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise explained(error, path, size) from error
         raise

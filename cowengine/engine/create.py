@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine.checkpoint import checkpoint
-from cowengine.engine.engine import Engine
+from cowengine.engine.engine import Engine, close_unopened
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.resize import check_size
 from cowengine.errors import (
@@ -73,7 +73,7 @@ def create_engine(
         io.sync_directory(os.path.dirname(path) or ".")
     except BaseException as error:
         with suppress(OSError):  # a file system that failed may refuse that as well
-            io.close(fd)
+            close_unopened(io, fd)
             io.unlink(path)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise explained(error, path, size) from error

@@ -572,6 +572,18 @@ class Engine:
             self.io.close(self.fd)  # by the table whose number it is
 
 
+def close_unopened(io: IOTable, fd: int) -> None:
+    """Closes the descriptor of a volume whose opening failed.
+
+    Engines that were made of it may live until the garbage collector comes, and must not close its number, which is
+    another file's by then, in the child of a fork.
+    """
+    for engine in list(_engines):
+        if engine.io is io and engine.fd == fd:
+            _engines.discard(engine)
+    io.close(fd)
+
+
 def _after_fork_in_child() -> None:
     for engine in list(_engines):
         engine.path.disown()

@@ -20,7 +20,7 @@ from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Head, Root
 from cowengine.engine.clones import clone_deleted, cloned
-from cowengine.engine.engine import Engine
+from cowengine.engine.engine import Engine, close_unopened
 from cowengine.engine.files import open_regular
 from cowengine.engine.homes import add_region
 from cowengine.engine.intent import intent_path, void_intent
@@ -99,7 +99,7 @@ def open_engine(
     try:
         return _open(io, fd, path, read_only, store_uuid, without_store, rebuilding)
     except BaseException as error:
-        io.close(fd)
+        close_unopened(io, fd)
         if isinstance(error, OSError) and not isinstance(error, CowEngineError):
             raise StorageError(f"opening failed: {error.strerror}", path, error.errno or errno.EIO) from error
         raise
