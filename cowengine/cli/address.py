@@ -69,11 +69,17 @@ def open_snapshot(address: str, *, read_only: bool) -> Iterator[tuple[Volume, Sn
         yield volume, find_snapshot(volume, name)
 
 
+def snapshot_id(name: str) -> int | None:
+    """The id that `#ID` stands for; None for anything else."""
+    return int(name[1:]) if name[:1] == "#" and name[1:].isascii() and name[1:].isdigit() else None
+
+
 def find_snapshot(volume: Volume, name: str) -> Snapshot:
     """The snapshot of that name, or with `#ID` of that id; raises NotFoundError."""
     try:
         return volume.get_snapshot(name)
     except NotFoundError:
-        if name[:1] == "#" and name[1:].isascii() and name[1:].isdigit():
-            return volume.get_snapshot(int(name[1:]))
-        raise
+        number = snapshot_id(name)
+        if number is None:
+            raise
+        return volume.get_snapshot(number)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cowengine.cli import exits
-from cowengine.cli.address import find_snapshot, open_volume, split_snapshot, split_store, volume_file
+from cowengine.cli.address import find_snapshot, open_volume, snapshot_id, split_snapshot, split_store, volume_file
 from cowengine.cli.output import Document, Output, shown, table
 from cowengine.cli.sizes import shown_size, size
 from cowengine.cli.verb import Options, argument
@@ -163,9 +163,8 @@ def _salvage(options: Options, out: Output) -> int:
     from cowengine import Volume
 
     name, snapshot = split_view(options.volume)
-    wanted: str | int | None = snapshot or None
-    if snapshot[:1] == "#" and snapshot[1:].isascii() and snapshot[1:].isdigit():
-        wanted = int(snapshot[1:])
+    number = snapshot_id(snapshot)
+    wanted = number if number is not None else snapshot or None
     report = Volume.salvage(volume_file(name), options.image, snapshot=wanted, doubtful=options.doubtful)
     document = {
         "volume": name, "snapshot": snapshot or None, "image": options.image, "state": report.state, "ok": report.ok,

@@ -14,6 +14,7 @@ Threads   The commit lock is held, or taken here.
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,9 @@ def _boot_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+@functools.cache
 def _boot_id() -> bytes:
-    """Which run of which machine this is; zeros where that cannot be told."""
+    """Which run of which machine this is, the same for a process's whole life; zeros where that cannot be told."""
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             return uuid.UUID(file.read().strip()).bytes

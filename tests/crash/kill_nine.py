@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("crash", 
 from barriers import LateRecords  # noqa: E402
 from crash_workload import Runner, shrink  # noqa: E402
 from row import Tally, harness_parser, tell  # noqa: E402
-from told import AnyRunner, Notes, a_runner, conclude, look, start  # noqa: E402
+from told import AnyRunner, Notes, a_runner, conclude, look, some_life  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 
@@ -67,13 +67,7 @@ class Killer:
                 self.tally.count += 1
 
     def kill(self, runner: AnyRunner, rng: random.Random, extents: bool) -> AnyRunner:
-        steps = runner.random_steps(rng, STEPS)
-        runner.background = rng.random() < 0.5
-        while_opening = rng.random() < 0.2
-        child = start(runner, steps)
-        if not while_opening:
-            child.wait_until_open()
-        time.sleep(rng.random() * LIFE_SECONDS)
+        steps, child = some_life(runner, rng, STEPS, LIFE_SECONDS)
         lines = child.kill()
         told = conclude(runner, steps, lines)
         self.in_recovery += not lines

@@ -12,6 +12,7 @@ import os
 import random
 import select
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -196,6 +197,18 @@ def start(runner: AnyRunner, steps: tuple[Step, ...]) -> Child:
             os._exit(0)
     os.close(writer)
     return Child(process, reader, cut)
+
+
+def some_life(runner: AnyRunner, rng: random.Random, length: int, seconds: float) -> tuple[tuple[Step, ...], Child]:
+    """A child that works for a random while, `seconds` at most, behind the opening or, at times, from before it on."""
+    steps = runner.random_steps(rng, length)
+    runner.background = rng.random() < 0.5
+    while_opening = rng.random() < 0.2
+    child = start(runner, steps)
+    if not while_opening:
+        child.wait_until_open()
+    time.sleep(rng.random() * seconds)
+    return steps, child
 
 
 def work(runner: AnyRunner, steps: tuple[Step, ...], teller: Teller) -> None:

@@ -24,7 +24,7 @@ from barriers import UnsyncedRecords  # noqa: E402
 from crash_workload import shrink  # noqa: E402
 from mounted import EXT4, XFS, Disk, disk, lacking, run_harness  # noqa: E402
 from row import Tally  # noqa: E402
-from told import AnyRunner, Notes, a_runner, conclude, look, start  # noqa: E402
+from told import AnyRunner, Notes, a_runner, conclude, look, some_life  # noqa: E402
 
 from cowengine.core.iotable import KERNEL, IOTable  # noqa: E402
 
@@ -55,13 +55,7 @@ def cuts_on_one_file(at: Disk, seed: int, late: float, io: IOTable, tally: Tally
 
 
 def cut(at: Disk, runner: AnyRunner, rng: random.Random) -> AnyRunner:
-    steps = runner.random_steps(rng, STEPS)
-    runner.background = rng.random() < 0.5
-    while_opening = rng.random() < 0.2
-    child = start(runner, steps)
-    if not while_opening:
-        child.wait_until_open()
-    time.sleep(rng.random() * LIFE_SECONDS)
+    steps, child = some_life(runner, rng, STEPS, LIFE_SECONDS)
     child.cut[0] = 1  # nothing that returns from now on counts
     at.power_cut()
     told = conclude(runner, steps, child.end())
