@@ -60,20 +60,20 @@ class Killer:
             self.volumes += isinstance(runner, Runner)
             for number in range(kills):
                 try:
-                    runner = self.kill(runner, rng, extents=number % 4 == 0)
+                    runner = self.kill(runner, rng)
                 except Exception as error:
                     self.tally.violation(f"seed {seed}, kill {number}: {error!r}")
                     return
                 self.tally.count += 1
 
-    def kill(self, runner: AnyRunner, rng: random.Random, extents: bool) -> AnyRunner:
+    def kill(self, runner: AnyRunner, rng: random.Random) -> AnyRunner:
         steps, child = some_life(runner, rng, STEPS, LIFE_SECONDS)
         lines = child.kill()
         told = conclude(runner, steps, lines)
         self.in_recovery += not lines
         self.acknowledged += told.acknowledged
         self.in_flight += told.in_flight
-        return look(runner, told.expected, extents)
+        return look(runner, told.expected)
 
     def kill_many(self, seed: int, kills: int, seconds: float = 1e9) -> None:
         """Until there were so many kills, the time is up, or something was found."""

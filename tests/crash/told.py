@@ -236,7 +236,10 @@ def conclude(runner: AnyRunner, steps: tuple[Step, ...], lines: list[str]) -> To
 
 
 def look(runner: AnyRunner, expected: Any, extents: bool = True) -> AnyRunner:
-    """Opens what was left, compares, checks, closes; the runner that goes on from there."""
+    """Opens what was left, compares, checks, closes; the runner that goes on from there.
+
+    Without `extents` two commits may look the same (a discard of zeros): then nobody may go on from there.
+    """
     later = runner.successor(Notes())
     try:
         later.open()
