@@ -432,14 +432,14 @@ cdef class Tree:
     cdef bint collapse(self, link_t *link) noexcept nogil:
         """Turns a dirty map node whose blocks form one run, or are one hole, into a pointer that says so.
 
-        A node of the table of seals without any seal is a hole as well.
+        So is a node of the table of seals without any seal, and one of the lineage table without any record.
         """
         cdef uint64_t *words = link.node.words      # pairs (target, birth) at a distance of `stride` words
         cdef uint64_t step
         cdef int i, kind, level = link.node.level, stride = 2 if level == 0 else 4
-        if self.number != TREE_MAP and self.number != TREE_SEALS:
+        if self.number != TREE_MAP and self.number != TREE_SEALS and self.number != TREE_LINEAGE:
             return False
-        if self.number == TREE_SEALS and level == 0 and (words[0] != 0 or words[1] != 0):
+        if self.number != TREE_MAP and level == 0 and (words[0] != 0 or words[1] != 0):
             return False
         kind = kind_of(words[0])
         if kind == KIND_NODE:

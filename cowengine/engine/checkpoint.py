@@ -30,6 +30,7 @@ from cowengine.format import (
 )
 
 if TYPE_CHECKING:
+    from cowengine.core.pagedtable import PagedTable
     from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
 
@@ -61,7 +62,7 @@ def _checkpoint(engine: Engine, clean: bool) -> None:
         _write_metadata(engine)
         _write_lineage(engine, {head.number: root for head, root in zip(heads, roots, strict=True)})
         _write_names(engine)
-        _write_seals(engine)
+        _write_sparse(engine, engine.seals)
         _write_free_map(engine)
         engine.barrier()
         engine.write_superblock(_superblock(engine, clean))
@@ -113,12 +114,7 @@ def _write_metadata(engine: Engine) -> None:
 
 def _write_lineage(engine: Engine, head_roots: dict[int, Root]) -> None:
     engine.lineage.write_table(head_roots)
-    runs = engine.allocator.take(engine.table.dirty_nodes())
-    engine.path.slots.mark_used(runs)
-    with engine.undivided():
-        left = engine.table.flush(runs)
-        assert not left, "SM2: the free map counts slots that no node took"
-    engine.superseded += engine.table.take_superseded()
+    _write_sparse(engine, engine.table)
     engine.superseded += engine.lineage.dropped_slots
     engine.lineage.dropped_slots = []
 
@@ -149,14 +145,13 @@ def _slots_of_index(engine: Engine, root: Pointer, written: list[Run]) -> list[R
     return engine.path.slots.used_slots([(slot, 1) for slot in sorted(slots)])
 
 
-def _write_seals(engine: Engine) -> None:
-    """The table of seals; nodes without any seal left take no slot."""
-    seals = engine.seals
-    taken = engine.allocator.take(seals.dirty_nodes())
+def _write_sparse(engine: Engine, table: PagedTable) -> None:
+    """A table whose nodes take no slot if nothing is left in them: of the lineage, or of seals."""
+    taken = engine.allocator.take(table.dirty_nodes())
     with engine.undivided():
-        left = seals.flush(taken)
+        left = table.flush(taken)
     engine.path.slots.mark_used(without(taken, left))
-    engine.superseded += seals.take_superseded()
+    engine.superseded += table.take_superseded()
     engine.allocator.give_back(left)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NODES_A_STEP = 256
 PAUSE_SECONDS = 0.0001  # between steps: long enough for whoever waits for the mutex to get it
 KEPT_MAX = 32768
+KEPT_A_MEMBER, KEPT_MIN = 4, 64  # of a head or snapshot two are of use, until one beside it goes or comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +226,10 @@ def _amount(engine: Engine, part: Part) -> Amount:
     path = engine.path
     with engine.lock:
         key = _key(engine, part)
-        if key in engine.amounts:
-            return engine.amounts[key]
+        known = engine.amounts.pop(key, None)
+        if known is not None:
+            engine.amounts[key] = known  # behind all that nobody asked for since
+            return known
         mine, *others = [engine.lineage.root(number) for number in (part.number, *part.above)]
     walk = ExclusiveWalk(path, mine, others, part.before_epoch)
     at_end = False
@@ -239,7 +242,8 @@ def _amount(engine: Engine, part: Part) -> Amount:
     amount = Amount(walk.block_count, walk.node_count)
     with engine.lock:
         if key == _key(engine, part):
-            while len(engine.amounts) >= KEPT_MAX:
+            members = engine.lineage.count() + len(engine.lineage.head_ids)
+            while len(engine.amounts) >= min(max(KEPT_MIN, KEPT_A_MEMBER * members), KEPT_MAX):
                 del engine.amounts[next(iter(engine.amounts))]
             engine.amounts[key] = amount
     return amount
