@@ -113,6 +113,7 @@ def _work_folder(folder: str) -> Iterator[str]:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError("there is no such directory", folder) from None
     with made as place:
+        os.chmod(place, 0o700)  # whatever the umask
         yield place
 
 

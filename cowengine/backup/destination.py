@@ -4,7 +4,7 @@ Knows nothing of streams. The I/O table does what is durable in a folder, the st
 
 Threads   One caller for each destination. Two restores of one volume into one place: the second raises BusyError.
 Durable   When `publish` returns. What a crash leaves has a temporary name, which the next restore of that volume
-          takes over.
+          removes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from cowengine.backup.stream import VolumeEntry
 from cowengine.backup.target import system_errors
 from cowengine.core.iotable import KERNEL, IOTable
-from cowengine.errors import BusyError, CowEngineError, ExistsError, OutOfRangeError
+from cowengine.engine.files import open_unfinished
+from cowengine.errors import CowEngineError, ExistsError, OutOfRangeError
 
 ZERO_BYTES = 1 << 20
 
@@ -111,13 +112,7 @@ class _RawFile:
         self._fd = -1
         self._published = False
         with system_errors(self._path):
-            fd = io.open(self._path, os.O_RDWR | os.O_CREAT)
-            try:
-                io.lock(fd, True)
-            except BlockingIOError:
-                io.close(fd)
-                raise BusyError("another restore of this volume runs here", self._path) from None
-            self._fd = fd
+            self._fd = open_unfinished(io, self._path)
 
     def begin(self, entry: VolumeEntry) -> None:
         with system_errors(self._path):

@@ -20,6 +20,7 @@ from cowengine.backup.stream import StreamHeader
 from cowengine.backup.stream_reader import Source
 from cowengine.closing import Closing
 from cowengine.core.iotable import KERNEL, IOTable
+from cowengine.engine.files import open_regular, require_folder
 from cowengine.errors import (
     BackupError,
     BusyError,
@@ -74,7 +75,9 @@ class Target:
         with system_errors(self.path):
             if CHAINS not in self.io.names(self.path):
                 return []
-            return [name for name in self.io.names(os.path.join(self.path, CHAINS)) if not name.startswith(".")]
+            chains = os.path.join(self.path, CHAINS)
+            require_folder(self.io, chains)
+            return [name for name in self.io.names(chains) if not name.startswith(".")]
 
     def backups(self, chain: str | None = None, problems: list[str] | None = None) -> list[Backup]:
         """All backups, or one chain's, in the order they were written.
@@ -137,6 +140,7 @@ class Target:
         chain_path = self.chain_path(chain)
         path, gone = os.path.join(chain_path, backup_id), os.path.join(chain_path, OLD + backup_id)
         with system_errors(path):
+            require_folder(self.io, path)
             self.io.rename(path, gone)
             # From here on it is gone; what is left of it under the other name, the next run removes.
             self.io.sync_directory(chain_path)
@@ -146,15 +150,19 @@ class Target:
         path = self.chain_path(chain)
         with system_errors(path):
             try:
-                return [name for name in self.io.names(path) if name != LOCK and not name.startswith(".")]
+                names = self.io.names(path)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+            require_folder(self.io, path)
+        return [name for name in names if name != LOCK and not name.startswith(".")]
 
     def _load(self, chain: str, backup_id: str) -> Backup:
-        path = os.path.join(self.chain_path(chain), backup_id, MANIFEST)
+        folder = os.path.join(self.chain_path(chain), backup_id)
+        path = os.path.join(folder, MANIFEST)
         with system_errors(path):
             fd = self.io.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
+                require_folder(self.io, folder)
                 size = self.io.size(fd)
                 raw = self.io.pread(fd, size, 0) if size <= MANIFEST_BYTES_MAX else b""
             finally:
@@ -213,7 +221,7 @@ class ChainLock(Closing):
         self.path = target.chain_path(chain)
         with system_errors(self.path):
             self._make_folders(target)
-            self._fd = self._io.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT)
+            self._fd = self._open_lock(os.path.join(self.path, LOCK))
             try:
                 self._io.lock(self._fd, True)
                 for name in self._io.names(self.path):
@@ -226,11 +234,19 @@ class ChainLock(Closing):
                 self._io.close(self._fd)
                 raise
 
+    def _open_lock(self, path: str) -> int:
+        try:
+            return self._io.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return open_regular(self._io, path, read_only=False)
+
     def _make_folders(self, target: Target) -> None:
         for path in (target.path, os.path.dirname(self.path), self.path):
             try:
                 self._io.mkdir(path)
             except FileExistsError:
+                if path != target.path:
+                    require_folder(self._io, path)
                 continue
             self._io.sync_directory(os.path.dirname(os.path.abspath(path)))
 
@@ -309,6 +325,7 @@ class NewBackup:
 
 def remove_folder(io: IOTable, path: str) -> None:
     """Removes a backup's folder and the files a backup may have; anything else in it makes this fail."""
+    require_folder(io, path)
     for name in io.names(path):
         if name in (STREAM, MANIFEST):
             io.unlink(os.path.join(path, name))

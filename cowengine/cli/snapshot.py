@@ -277,10 +277,10 @@ def _copy(snapshot: Snapshot, start: int, end: int, stream: BinaryIO, progress: 
 
 
 def _copy_to_file(snapshot: Snapshot, start: int, end: int, path: str, progress: Progress) -> None:
-    """Into a new file, durably; a copy that fails leaves no file."""
+    """Into a new file, mode 0600, durably; a copy that fails leaves no file."""
     from cowengine.core.iotable import KERNEL
 
-    with open(path, "xb") as stream:
+    with open(KERNEL.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         try:
             _copy(snapshot, start, end, stream, progress)
             KERNEL.fdatasync(stream.fileno())

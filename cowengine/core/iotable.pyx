@@ -275,8 +275,10 @@ cdef class IOTable:
         _os.unlink(path)
 
     def mkdir(self, str path, int mode=0o700):
-        """Makes a directory."""
+        """Makes a directory with exactly `mode` for user, group and others, whatever the umask."""
         _os.mkdir(path, mode)
+        if _os.lstat(path).st_mode & 0o777 != mode:
+            _os.chmod(path, mode)
 
     def rmdir(self, str path):
         """Removes an empty directory."""
@@ -290,6 +292,13 @@ cdef class IOTable:
         """Whether a regular file is there; a symbolic link is none."""
         try:
             return _stat.S_ISREG(_os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def is_folder(self, str path):
+        """Whether a directory is there; a symbolic link is none."""
+        try:
+            return _stat.S_ISDIR(_os.lstat(path).st_mode)
         except FileNotFoundError:
             return False
 

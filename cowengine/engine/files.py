@@ -1,4 +1,4 @@
-"""Opening what must be a regular file, with a typed error for everything else that may lie under its name."""
+"""Opening what must be a regular file or directory, with a typed error for all else that may lie under its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 
 from cowengine.core.iotable import IOTable
-from cowengine.errors import BusyError, FormatError, NotFoundError, ReadOnlyError, StorageError
+from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, ReadOnlyError, StorageError
 
 SOLE_TRIES, SOLE_PAUSE = 50, 0.02  # seconds; tries, not a deadline: a machine that stands still uses none up
 
@@ -25,12 +25,54 @@ def open_regular(io: IOTable, path: str, *, read_only: bool) -> int:
         if number == errno.EAGAIN:  # it asks this moment whether it is alone (`require_sole`)
             raise BusyError("another process is taking the file over", path) from None
         if number in (errno.EROFS, errno.EACCES, errno.EPERM) and not read_only:
-            raise ReadOnlyError("the file may not be written; open the volume read-only", path) from error
+            raise ReadOnlyError(
+                f"the file may not be written ({error.strerror}); open it read-only, or run as its owner", path
+            ) from error
+        if number in (errno.EACCES, errno.EPERM):
+            raise StorageError("the file may not be read by this user; run as its owner", path, number) from error
         raise StorageError(f"the file cannot be opened: {error.strerror}", path, number) from error
     if not io.is_file(path):
         io.close(fd)
         raise FormatError(f"{path}: not a regular file")
     return fd
+
+
+def open_unfinished(io: IOTable, path: str) -> int:
+    """A new file, mode 0600 and locked, under a name for what is not finished yet.
+
+    What a crash left of an earlier one goes; what another process writes, or is no regular file, does not. The old one
+    is not written: it may be somebody else's, or by now that process's image under its own name.
+    """
+    new = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    try:
+        fd = io.open(path, new, 0o600)
+    except FileExistsError:
+        old = open_regular(io, path, read_only=False)
+        try:
+            _lock(io, old, path)
+            io.unlink(path)
+        finally:
+            io.close(old)
+        fd = io.open(path, new, 0o600)
+    try:
+        _lock(io, fd, path)
+    except BaseException:
+        io.close(fd)
+        raise
+    return fd
+
+
+def _lock(io: IOTable, fd: int, path: str) -> None:
+    try:
+        io.lock(fd, True)
+    except BlockingIOError:
+        raise BusyError("another process writes this file", path) from None
+
+
+def require_folder(io: IOTable, path: str) -> None:
+    """Raises CorruptionError unless a directory is there: no link leads out of a store or a backup target."""
+    if not io.is_folder(path):
+        raise CorruptionError("a directory belongs here, and it is missing or a link or file in its place", path)
 
 
 def require_sole(io: IOTable, fd: int, path: str) -> None:

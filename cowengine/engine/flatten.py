@@ -19,11 +19,11 @@ from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Root
 from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
-from cowengine.engine.files import require_sole
+from cowengine.engine.files import open_unfinished, require_sole
 from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
 from cowengine.engine.verifying import require_undamaged
-from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, NotFoundError
+from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, NotFoundError, ReadOnlyError
 from cowengine.format import SLOT_BYTES
 from cowengine.format.intent import Intent
 
@@ -88,8 +88,9 @@ def _require_alone(engine: Engine) -> None:
         raise BusyError(f"the volume has {held} snapshots; delete them, or flatten it into another file", engine.name)
     if engine.superblock.needs_store:
         raise BusyError("the volume belongs to a store; detach it first", engine.name)
-    if engine.io.is_file(intent_path(engine.name)):
-        raise ExistsError("something is in the way; rename it", intent_path(engine.name))
+    intent = intent_path(engine.name)
+    if os.path.basename(intent) in engine.io.names(os.path.dirname(intent) or "."):
+        raise ExistsError("something is in the way; rename it", intent)
     require_sole(engine.io, engine.fd, engine.name)
 
 
@@ -101,7 +102,7 @@ def _flatten_in_place(engine: Engine, header: int) -> None:
     for block, slot, count in _runs(engine, header):
         if slot == 0:  # reads as zeros in the file as well
             engine.io.punch(engine.fd, block * block_bytes, count * block_bytes)
-    with engine.undivided(NoSpaceError):
+    with engine.undivided(NoSpaceError, ReadOnlyError):
         _turn(engine, header)
 
 
@@ -118,13 +119,18 @@ def _turn(engine: Engine, header: int) -> None:
 
 
 def _announce(engine: Engine, intent: Intent) -> None:
-    """The last step that can find the file system full; then the volume is as it was."""
+    """The last step that the file system can refuse; then the volume is as it was."""
     try:
         write_intent(engine.io, engine.name, intent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(
                 "no space for what would undo it after a crash; nothing has changed", engine.name
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ReadOnlyError(
+                "its directory may not be written, where what undoes it after a crash must lie; nothing has changed",
+                engine.name,
             ) from error
         raise
 
@@ -168,7 +174,7 @@ def write_image(
     """Writes the image durably under another name, which `name` is called with, to make it `target`."""
     part = target + PART_SUFFIX
     try:
-        fd = _open_part(io, part)
+        fd = open_unfinished(io, part)
         try:
             io.truncate(fd, size)
             fill(fd)
@@ -183,37 +189,6 @@ def write_image(
         io.sync_directory(os.path.dirname(target) or ".")
     except OSError as error:
         raise _typed(error, target, size) from error
-
-
-def _open_part(io: IOTable, part: str) -> int:
-    """A new file, locked. What a crash left of an earlier copy goes, what another process writes does not.
-
-    The old one is not written: by now it may be that process's image under its own name.
-    """
-    new = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    try:
-        fd = io.open(part, new, 0o600)
-    except FileExistsError:
-        old = io.open(part, os.O_RDWR)
-        try:
-            _own(io, old, part)
-            io.unlink(part)
-        finally:
-            io.close(old)
-        fd = io.open(part, new, 0o600)
-    try:
-        _own(io, fd, part)
-    except BaseException:
-        io.close(fd)
-        raise
-    return fd
-
-
-def _own(io: IOTable, fd: int, part: str) -> None:
-    try:
-        io.lock(fd, True)
-    except BlockingIOError:
-        raise BusyError("another process writes this file", part) from None
 
 
 def _copy(engine: Engine, root: Root | None, size: int, fd: int) -> None:

@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 import apsw
 
+from cowengine.core.iotable import KERNEL
 from cowengine.errors import (
     BusyError,
     ClosedError,
@@ -101,29 +102,25 @@ class VFS(DatabaseVFS):
         return sorted(name for name in self.store.volumes() if self._is_database(name))
 
     def export(self, database: str, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
-        """Write the database, as of one instant, as a plain SQLite file to `path`, which must not exist.
+        """Write the database, as of one instant, as a plain SQLite file, mode 0600, to `path`, which must not exist.
 
         Uses SQLite's backup interface, so other connections may read meanwhile. Raises ExistsError,
         NotFoundError, BusyError.
         """
-        if os.path.lexists(path):
-            raise ExistsError("refusing to overwrite", os.fspath(path))
+        name = os.fspath(path)
         source = self.connect(database, create=False, busy_timeout=busy_timeout)
         try:
-            target = apsw.Connection(os.fspath(path))
             try:
-                target.set_busy_handler(BusyHandler(busy_timeout))
-                with target.backup("main", source, "main") as backup:
-                    while not backup.done:
-                        backup.step(-1)
-            finally:
-                target.close()
-        except BaseException as error:
-            if os.path.lexists(path):
-                os.unlink(path)
-            if isinstance(error, apsw.BusyError):
-                raise BusyError(f"database {database!r} is locked by another connection") from error
-            raise
+                KERNEL.close(KERNEL.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                raise ExistsError("refusing to overwrite", name) from None
+            try:
+                _back_up(source, name, busy_timeout)
+            except BaseException as error:
+                os.unlink(name)
+                if isinstance(error, apsw.BusyError):
+                    raise BusyError(f"database {database!r} is locked by another connection") from error
+                raise
         finally:
             source.close()
 
@@ -232,3 +229,15 @@ class VFS(DatabaseVFS):
 
     def _close_volume(self, volume: Any) -> None:
         volume.close()
+
+
+def _back_up(source: apsw.Connection, path: str, busy_timeout: float) -> None:
+    """Copies a database into an empty file."""
+    target = apsw.Connection(path)
+    try:
+        target.set_busy_handler(BusyHandler(busy_timeout))
+        with target.backup("main", source, "main") as backup:
+            while not backup.done:
+                backup.step(-1)
+    finally:
+        target.close()

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cowengine.core.checksum import xxh64
-from cowengine.errors import CorruptionError
+from cowengine.core.iotable import KERNEL
+from cowengine.engine.files import open_regular
+from cowengine.errors import CorruptionError, FormatError, NotFoundError
 from cowengine.store.layout import TYPE_SET, Record
 
 logger = logging.getLogger("cowengine.store")
@@ -32,7 +34,7 @@ BACKLOG_MAX: Final = 256
 REMEMBERED_MAX: Final = 1_000_000
 INTEGER_MAX: Final = 2**63 - 1
 _FORMAT: Final = 1
-_NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sets (id BLOB PRIMARY KEY, name TEXT NOT NULL, created_ns INTEGER NOT NULL) WITHOUT ROWID;
@@ -122,7 +124,7 @@ class Catalogue:
             for suffix in ("", "-wal", "-shm", "-journal", SEAL_SUFFIX):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path + suffix)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            KERNEL.close(KERNEL.open(self.path, _NEW, 0o600))
             return self._new(self.path), None
         except (sqlite3.Error, OSError) as error:
             self.problem = f"the catalogue is kept in memory, its file cannot be used: {error}"
@@ -344,18 +346,18 @@ class Catalogue:
         with contextlib.suppress(OSError):
             if not os.path.exists(self.path + "-wal"):
                 text = f"{_file_checksum(self.path):016x}\n"
-                with open(
-                    os.open(self.path + SEAL_SUFFIX, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_LINK, 0o600), "w"
-                ) as file:
+                with open(KERNEL.open(self.path + SEAL_SUFFIX, _NEW, 0o600), "w") as file:
                     file.write(text)
 
     def _rotten(self) -> bool:
         """Whether the file is not the one that was closed last. Nobody knows if the last owner did not close it."""
         try:
-            with open(os.open(self.path + SEAL_SUFFIX, os.O_RDONLY | _NO_LINK)) as file:
+            with open(open_regular(KERNEL, self.path + SEAL_SUFFIX, read_only=True)) as file:
                 expected = file.read(64)
-        except FileNotFoundError:
+        except NotFoundError:
             return False
+        except FormatError:
+            expected = "not a regular file"
         rotten = f"{_file_checksum(self.path):016x}\n" != expected or os.path.exists(self.path + "-wal")
         os.unlink(self.path + SEAL_SUFFIX)  # from now on the file changes
         return rotten

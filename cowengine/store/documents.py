@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from cowengine.core.iotable import IOTable
+from cowengine.engine.files import open_regular
 from cowengine.errors import CorruptionError, NotFoundError, OutOfRangeError
 from cowengine.oserrors import typed
 from cowengine.store.names import UNFINISHED_SUFFIX, document_file, parse_document_file
@@ -74,12 +75,11 @@ class Documents:
             self._io.sync_directory(self._folder)
 
     def get(self, kind: str, document_id: str) -> Document:
-        """The document. Raises NotFoundError, CorruptionError, OutOfRangeError."""
+        """The document. Raises NotFoundError, FormatError (no regular file), CorruptionError, OutOfRangeError."""
         name = document_file(kind, document_id)
-        path = os.path.join(self._folder, name)
         try:
-            fd = self._io.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+            fd = open_regular(self._io, os.path.join(self._folder, name), read_only=True)
+        except NotFoundError:
             raise NotFoundError(f"there is no document {kind} {document_id}") from None
         try:
             length = self._io.size(fd)
@@ -111,12 +111,11 @@ class Documents:
                 self._unlink(os.path.join(self._folder, name))
 
     def _names(self) -> list[str]:
-        try:
-            return self._io.names(self._folder)
-        except (FileNotFoundError, NotADirectoryError):
+        if not self._io.is_folder(self._folder):  # no link is followed
             raise CorruptionError(
                 "the store's folder of documents is gone; make an empty one to go on without them", self._folder
-            ) from None
+            )
+        return self._io.names(self._folder)
 
     def _unlink(self, path: str) -> bool:
         try:

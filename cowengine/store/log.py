@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cowengine.core.iotable import IOTable
+from cowengine.engine.files import open_regular
 from cowengine.errors import (
     BusyError,
     ClosedError,
@@ -305,22 +306,16 @@ os.register_at_fork(after_in_child=_abandon_in_child)
 
 def _open_file(io: IOTable, path: str, read_only: bool) -> int:
     try:
-        with typed(path):
-            return io.open(path, os.O_RDONLY if read_only else os.O_RDWR)
-    except FileNotFoundError:
-        if _is_directory(io, os.path.dirname(path)):
-            raise FormatError(f"{os.path.dirname(path)} is not a store: it has no store.log") from None
-        raise NotFoundError("there is no such store", os.path.dirname(path)) from None
-    except NotADirectoryError:
-        raise FormatError(f"{os.path.dirname(path)} is not a store but a file: is it a volume?") from None
-
-
-def _is_directory(io: IOTable, path: str) -> bool:
-    try:
-        io.names(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return open_regular(io, path, read_only=read_only)
+    except NotFoundError:
+        folder = os.path.dirname(path)
+        try:
+            io.names(folder)
+        except FileNotFoundError:
+            raise NotFoundError("there is no such store", folder) from None
+        except NotADirectoryError:
+            raise FormatError(f"{folder} is not a store but a file: is it a volume?") from None
+        raise FormatError(f"{folder} is not a store: it has no store.log") from None
 
 
 def _chain(ring: bytes, header: Header) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ import uuid
 from contextlib import suppress
 
 from cowengine.engine.adopt import adopt_as
+from cowengine.engine.files import require_folder
 from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
 from cowengine.errors import BusyError, CorruptionError, CowEngineError, ExistsError, FormatError, NotFoundError
 from cowengine.oserrors import typed
@@ -50,6 +51,7 @@ class VolumeTable:
 
     def scan(self, known: dict[bytes, str]) -> None:
         """Finds out which volume each file is. Of copies of one volume that which is `known` counts, or the first."""
+        require_folder(self._place.io, self._folder)
         names = self.names()
         expected = set(known.values())
         for name in sorted(names, key=lambda name: name not in expected):
@@ -340,6 +342,7 @@ class VolumeTable:
         try:
             self._place.io.mkdir(folder, 0o700)
         except FileExistsError:
+            require_folder(self._place.io, folder)
             return
         self._place.io.sync_directory(self._place.path)
 

@@ -319,6 +319,9 @@ class MemoryDisk(IOTable):
     def is_file(self, path: str) -> bool:
         return self.cache.entries.get(posixpath.normpath(path), DIRECTORY) != DIRECTORY
 
+    def is_folder(self, path: str) -> bool:
+        return self.cache.entries.get(posixpath.normpath(path)) == DIRECTORY
+
     # -- contents ---------------------------------------------------------------------------------------------------
     def size(self, fd: int) -> int:
         return len(self._content(fd))

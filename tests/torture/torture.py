@@ -65,6 +65,7 @@ LINES: tuple[Line, ...] = (
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
+    Line("R21", "paths, rights, locks, forks, nonces", "tests/torture/security_row.py", 30, 60, grows=False),
 )
 
 
