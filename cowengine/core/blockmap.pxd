@@ -1,7 +1,8 @@
 """The block map: which slots hold each block, and since which epoch."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
+from cowengine.core.observed cimport observed_signed_t, observed_t
 from cowengine.core.radix cimport Tree, entry_t, extent_t, holder_t, link_t, node_t, pointer_t, runs_t
 
 ctypedef struct change_t:       # blocks [first, end) become holes, or lie consecutively from `slot`
@@ -44,8 +45,8 @@ cdef inline uint64_t limit_of(const holder_t *holder, uint64_t block) noexcept n
 
 
 cdef class BlockMap(Tree):
-    cdef readonly uint64_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
-    cdef readonly int64_t kept_blocks   # left by heads to snapshots, less those reclaimed; since the open
+    cdef readonly observed_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
+    cdef readonly observed_signed_t kept_blocks   # left by heads to snapshots, less those reclaimed; since the open
     cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
     cdef readonly uint64_t epoch        # the largest given out so far, to any head
     cdef node_t **orphans

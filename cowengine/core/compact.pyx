@@ -15,6 +15,7 @@ from cowengine.core.batch cimport BYTES_A_PIECE
 from cowengine.core.blockmap cimport limit_of
 from cowengine.core.checksum cimport ce_seal
 from cowengine.core.datapath cimport PIECES_MAX, DataPath, piece_t, plan_t
+from cowengine.core.observed cimport observed_add
 from cowengine.core.radix cimport KIND_RUN, NODE_BYTES, STATUS_COMMIT, STATUS_STOPPED, entry_t, kind_of, slot_of
 from cowengine.core.roots cimport FLIGHTS_MAX, Head
 from cowengine.core.status cimport check_status
@@ -229,5 +230,5 @@ cdef int publish(DataPath path, Head head, move_t *move) noexcept nogil:
     for i in range(plan.count):
         if status == 0:
             status = path.enter(head, &plan.pieces[i], move.births[i])
-    path.data_writes += 1
+    observed_add(&path.data_writes, 1)
     return status

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from cowengine.core.batch cimport Batch
+from cowengine.core.observed cimport observed_t
 from cowengine.core.radix cimport run_t
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.roots cimport Head, Root
@@ -46,13 +47,13 @@ cdef class DataPath(ReadPath):
     cdef int region_count
     cdef Batch batch            # the open one
     cdef uint64_t chunk_blocks
-    cdef readonly uint64_t data_writes
+    cdef readonly observed_t data_writes
     cdef run_t runway[RUNWAY_MAX]
     cdef int runway_count
     cdef object refill          # callable(slots_wanted): gives runs to add_runway
     cdef object commit          # callable(): commits the open batch
-    cdef readonly uint64_t bytes_written
-    cdef readonly uint64_t blocks_placed
+    cdef readonly observed_t bytes_written
+    cdef readonly observed_t blocks_placed
 
     cdef void await_older(self)
     cdef tuple take(self, list keep)

@@ -25,6 +25,7 @@ from cowengine.core.batch cimport BYTES_A_PIECE, Batch, delta_t
 from cowengine.core.blockmap cimport change_t, unshared_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.nodewriter cimport NodeWriter
+from cowengine.core.observed cimport observed_add
 from cowengine.core.radix cimport (
     KIND_HOLE, KIND_RUN, NODE_BYTES, STATUS_ABSENT, STATUS_BEYOND, STATUS_COMMIT, STATUS_HEADLESS, STATUS_MEMORY,
     STATUS_POISONED, STATUS_SLOTS, STATUS_STOPPED, entry_t, entry_target, kind_of, run_t, runs_clear, runs_t, slot_of,
@@ -283,7 +284,7 @@ cdef class DataPath(ReadPath):
         slot[0], got[0] = self.runway[self.runway_count - 1].slot, room
         self.runway[self.runway_count - 1].slot += room * self.slots_per_block
         self.runway[self.runway_count - 1].count -= room * self.slots_per_block
-        self.blocks_placed += room
+        observed_add(&self.blocks_placed, room)
         return 0
 
     cdef void unplace(self, plan_t *plan) noexcept nogil:
@@ -303,7 +304,7 @@ cdef class DataPath(ReadPath):
             if self.home_of(plan.pieces[i].first, &room) == slot:
                 self.slots.set_busy(slot, count, False)
                 continue
-            self.blocks_placed -= plan.pieces[i].count
+            observed_add(&self.blocks_placed, -plan.pieces[i].count)
             if front != NULL and front.slot == slot + count:
                 front.slot -= count
                 front.count += count
@@ -362,8 +363,8 @@ cdef class DataPath(ReadPath):
         for i in range(plan.count):
             if plan.pieces[i].placed and status == 0:
                 status = self.enter(head, &plan.pieces[i], plan.epoch)
-        self.data_writes += 1
-        self.bytes_written += plan.length
+        observed_add(&self.data_writes, 1)
+        observed_add(&self.bytes_written, plan.length)
         return status
 
     cdef int enter(self, Head head, piece_t *piece, uint64_t birth) noexcept nogil:

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from cowengine.core.iotable cimport IOTable
+from cowengine.core.observed cimport observed_t
 
 cdef enum:
     NODE_BYTES = 4096
@@ -118,9 +119,9 @@ cdef class Tree:
     cdef link_t root                # not of the map: that has a root for each head and snapshot
     cdef runs_t superseded          # slots of nodes that the next checkpoint no longer needs
     cdef runs_t stillborn           # slots of nodes that no checkpoint needs, not even the one that writes them
-    cdef readonly size_t node_count
-    cdef readonly size_t dirty_count
-    cdef readonly uint64_t damaged_slot     # of the last node that failed its checksum, or of a run out of bounds
+    cdef readonly observed_t node_count
+    cdef readonly observed_t dirty_count
+    cdef readonly observed_t damaged_slot     # of the last node that failed its checksum, or of a run out of bounds
 
     cdef int span_shift(self, int level) noexcept nogil
     cdef node_t *create(self, int level) noexcept nogil

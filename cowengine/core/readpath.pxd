@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from cowengine.core.blockmap cimport BlockMap
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
+from cowengine.core.observed cimport observed_int_t, observed_t
 from cowengine.core.radix cimport link_t
 from cowengine.core.roots cimport Head, Root
 from cowengine.core.sealtable cimport SealTable
@@ -26,15 +27,15 @@ cdef class ReadPath:
     cdef readonly BlockMap map
     cdef readonly Head live
     cdef readonly SealTable seals
-    cdef int state              # 0, or the status that every call returns
+    cdef observed_int_t state              # 0, or the status that every call returns
     cdef readonly uint64_t block_bytes
     cdef int block_shift
     cdef uint64_t slots_per_block
     cdef uint64_t era
     cdef uint64_t readers[2]
-    cdef readonly uint64_t bytes_read
-    cdef public size_t node_limit       # `trim` is called when there are more nodes of the map in memory
-    cdef public size_t seal_limit       # the same for the table of seals
+    cdef readonly observed_t bytes_read
+    cdef public observed_t node_limit       # `trim` is called when there are more nodes of the map in memory
+    cdef public observed_t seal_limit       # the same for the table of seals
     cdef object trim
 
     cdef bint is_crowded(self) noexcept nogil

@@ -23,6 +23,7 @@ from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, 
 from cowengine.core.checksum cimport ce_seal
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
+from cowengine.core.observed cimport observed_add
 from cowengine.core.radix cimport (
     NODE_BYTES, STATUS_BEYOND, STATUS_CORRUPT, STATUS_MEMORY, STATUS_STOPPED, TREE_MAP, entry_t, link_t, slot_of,
 )
@@ -157,7 +158,8 @@ cdef class ReadPath:
         while length > 0:
             wanted = length
             self.mutex.acquire_nogil()
-            root.used = True
+            if not root.used:       # every read comes here
+                root.used = True
             status = self.state if self.state != 0 else root.state
             if status == 0 and offset + length > root.size:
                 status = STATUS_BEYOND
@@ -170,7 +172,7 @@ cdef class ReadPath:
             era = self.era
             if status == 0:
                 self.readers[era & 1] += 1
-                self.bytes_read += covered
+                observed_add(&self.bytes_read, covered)
             self.mutex.release()
             if status != 0:
                 return status

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from cowengine.core.blockmap cimport BlockMap
 from cowengine.core.mutex cimport Mutex
+from cowengine.core.observed cimport observed_bint_t, observed_int_t, observed_t
 from cowengine.core.radix cimport holder_t, link_t
 
 cdef enum:
@@ -19,9 +20,9 @@ cdef class Root:
     cdef BlockMap map
     cdef Mutex mutex
     cdef link_t link
-    cdef int state              # 0, or the status of every read of it
-    cdef readonly uint64_t size     # bytes that can be read; of a snapshot whoever reads it knows
-    cdef public bint used
+    cdef observed_int_t state              # 0, or the status of every read of it
+    cdef readonly observed_t size     # bytes that can be read; of a snapshot whoever reads it knows
+    cdef public observed_bint_t used
     cdef object __weakref__
 
 

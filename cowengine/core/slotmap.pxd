@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from cowengine.core.mutex cimport Mutex
+from cowengine.core.observed cimport observed_t
 from cowengine.core.radix cimport Tree
 
 
@@ -13,7 +14,7 @@ cdef class SlotMap:
     cdef readonly uint64_t end  # no slot at or above this one was ever given out
     cdef uint64_t **busy        # a leaf's 512 words, or NULL: as in `used`
     cdef uint64_t busy_leaves   # room in `busy`
-    cdef readonly uint64_t busy_count   # leaves of it in memory
+    cdef readonly observed_t busy_count   # leaves of it in memory
 
     cdef void extend(self, uint64_t end) noexcept
     cdef int busy_leaf(self, uint64_t index, uint64_t **words) noexcept nogil
