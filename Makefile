@@ -4,6 +4,7 @@
 #   make test     lint, then the tests on the release build, and again on the debug build
 #   make bench    every workload beside the same one on a raw file
 #   make torture  every harness that attacks the engine, for MINUTES (8), and a row for each
+#   make test-asan  the tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make build    the editable install in .venv          make sdist wheel    what is released
 #   make lint     ruff, cython-lint, mypy, stubtest       make clean          away with what was built
 
@@ -22,11 +23,13 @@ PYTEST = PYTHONPATH=$(call site,$(1)) COWENGINE_EXPECT_SITE=$(call site,$(1)) CO
 # The debug build, with bounds checks and assertions, passes the same tests. Left out is what does not depend on the build.
 BUILD_INDEPENDENT := tests/tidy tests/package/test_release.py tests/crash/test_barriers.py
 # Builds for the harnesses that run under a sanitizer: make build/asan-site, make build/tsan-site.
+# They compile the C that was generated for the release.
 SANITIZERS_asan := address,undefined
 SANITIZERS_tsan := thread
+build/asan-site build/tsan-site: | build/release-site
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -q --no-build-isolation
 
-.PHONY: all venv build lint test test-release test-debug demo bench torture sdist wheel clean
+.PHONY: all venv build lint test test-release test-debug test-asan demo bench torture sdist wheel clean
 .DELETE_ON_ERROR:
 
 all: build
@@ -59,12 +62,16 @@ lint: build
 
 test: lint test-release test-debug
 
-test-release: build/release-site
+# tests/torture/test_races.py looks for races in the build for ThreadSanitizer.
+test-release: build/release-site build/tsan-site
 	$(call PYTEST,release,0) tests
 	$(call PYTEST,release,0) bench --benchmark-disable
 
 test-debug: build/debug-site
 	$(call PYTEST,debug,1) tests $(addprefix --ignore=,$(BUILD_INDEPENDENT))
+
+test-asan: build/asan-site
+	$(BIN)/python -P tests/torture/sanitized.py --suite
 
 demo: build
 	$(BIN)/python bench/demo.py
@@ -73,7 +80,7 @@ bench: build
 	$(BIN)/python -P -m pytest bench --benchmark-only
 
 # Fuzzing needs atheris, which has no wheel for every Python: its row says so then.
-torture: build/release-site build/asan-site
+torture: build/release-site build/asan-site build/tsan-site
 	-$(BIN)/python -m pip install -q --only-binary :all: atheris
 	PYTHONPATH=$(call site,release) $(BIN)/python -P tests/torture/torture.py --minutes $(MINUTES)
 

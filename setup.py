@@ -1,7 +1,7 @@
 """The extensions of cowengine.core and how they are compiled; everything else is in pyproject.toml.
 
-Each cowengine/core/<name>.pyx is one extension. The C helpers beside them (*_impl.c) are linked into all, because one
-kernel may call another's helper; the linker drops what is not called.
+Each cowengine/core/<name>.pyx is one extension. The C helpers beside them (*_impl.c) are compiled once and linked into
+all, because one kernel may call another's helper; the linker drops what is not called.
 libcowengine.so, the library for C programs, is one more, if this Python has a shared library to link it with.
 COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own. So does
 COWENGINE_SANITIZE=address,undefined (or thread) with the sanitizers of gcc or clang, whose runtimes must be preloaded.
@@ -35,24 +35,34 @@ DIRECTIVES = {
 }
 FLAGS = ["-O1", "-g", "-Wall", "-Wextra"] if DEBUG else ["-O3", "-g0"]
 SECTIONS = ["-fvisibility=hidden", "-ffunction-sections"]
-HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-LINK = []
+# What each costs, and what was left out: docs/notes/0009-hardening.md. They come behind whatever Python was built with,
+# and so count.
+HARDENING = [
+    "-fstack-protector-strong", "-fstack-clash-protection", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3",
+    "-fno-strict-aliasing", "-fno-strict-overflow", "-fno-delete-null-pointer-checks",
+    "-Wformat", "-Werror=format-security",
+]  # fmt: skip
+MACHINE = sysconfig.get_platform().rpartition("-")[2]
+HARDENING += {"x86_64": ["-fcf-protection"], "aarch64": ["-mbranch-protection=standard"]}.get(MACHINE, [])
+LINK = ["-Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code"]
 if SANITIZE:  # fortified functions would hide reads and writes from it
-    LINK = [f"-fsanitize={SANITIZE}"]
-    FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *LINK]
+    FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZE}"]
     HARDENING = ["-U_FORTIFY_SOURCE"]
+    LINK += [f"-fsanitize={SANITIZE}"]
+COMPILE = ["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING]
+HELPERS = sorted(glob("cowengine/core/*_impl.c"))
 
 
 def extension(pyx: str) -> Extension:
     return Extension(
         pyx.removesuffix(".pyx").replace("/", "."),
-        sources=[pyx, *sorted(glob("cowengine/core/*_impl.c"))],
+        sources=[pyx],
         include_dirs=["cowengine/core"],
-        depends=["setup.py", *glob("cowengine/core/*.h")],
+        depends=["setup.py", *HELPERS, *glob("cowengine/core/*.h")],
         define_macros=[("COWENGINE_DEBUG", "1")] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")],
         undef_macros=["NDEBUG"] if DEBUG else [],
-        extra_compile_args=["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING],
-        extra_link_args=["-Wl,-z,relro,-z,now,--gc-sections", *LINK],
+        extra_compile_args=COMPILE,
+        extra_link_args=["-Wl,--gc-sections", *LINK],
     )
 
 
@@ -83,14 +93,27 @@ def c_library() -> list[Extension]:
             libraries=[name.removeprefix("lib").partition(".so")[0]],
             library_dirs=[folder],
             runtime_library_dirs=[folder],
-            extra_compile_args=["-std=gnu11", *FLAGS, "-Wno-unused-parameter", *SECTIONS, *HARDENING],
-            extra_link_args=["-Wl,-z,relro,-z,now,-z,nodelete,-soname,libcowengine.so", *LINK],
+            extra_compile_args=[*COMPILE, "-Wno-unused-parameter"],
+            extra_link_args=["-Wl,-z,nodelete,-soname,libcowengine.so", *LINK],
         )
     ]
 
 
 class BuildExtensions(build_ext):
-    """Names the library as linkers look for it, and lays its pkg-config file beside it."""
+    """Builds side by side; names the library as linkers look for it, and lays its pkg-config file beside it."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
+
+    def build_extensions(self) -> None:
+        # A Python of one's own is often linked with the folder where it lies; what is released has no such path.
+        linker = [part for part in self.compiler.linker_so if not part.startswith("-Wl,-rpath")]
+        self.compiler.set_executable("linker_so", linker)
+        helpers = self.compiler.compile(HELPERS, output_dir=self.build_temp, extra_postargs=COMPILE)
+        for extension in self.extensions:
+            extension.extra_objects = [] if extension.name == LIBRARY else helpers
+        super().build_extensions()
 
     def get_ext_filename(self, name: str) -> str:
         ours = name.split(".")[-1] == "libcowengine"
@@ -114,7 +137,7 @@ class BuildExtensions(build_ext):
 setup(
     ext_modules=cythonize(
         [extension(pyx) for pyx in sorted(glob("cowengine/core/*.pyx"))],
-        build_dir=f"{BUILD}/cython",
+        build_dir=f"build/{'debug' if DEBUG else 'release'}/cython",  # sanitizers take the release's
         compiler_directives=DIRECTIVES,
         quiet=True,
     )

@@ -36,22 +36,7 @@ MEMORY_BYTES = 256 << 20  # of address space, beyond what a target has when it b
 HANG_SECONDS = 300  # without an end: far more than the slowest machine needs; slow inputs are found by their CPU time
 sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("hostile", "crash"))]
 
-
-def sanitized_environment() -> dict[str, str]:
-    """What a process needs that loads the sanitized kernels."""
-    found = [
-        subprocess.run(
-            [os.environ.get("CC", "gcc"), f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    return {
-        "LD_PRELOAD": " ".join(found),
-        "PYTHONMALLOC": "malloc",  # Python's own allocator would hide what lies behind the end of an object
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=256:quarantine_size_mb=16"
-        ":malloc_context_size=2",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+from sanitizers import ASAN_SITE, asan_environment  # noqa: E402
 
 
 def run_process(targets: Sequence[str], options: argparse.Namespace, seconds: float, site: Path | None) -> list[Any]:
@@ -62,7 +47,7 @@ def run_process(targets: Sequence[str], options: argparse.Namespace, seconds: fl
     environment = dict(os.environ)
     if site:
         environment["PYTHONPATH"] = os.pathsep.join([str(site), environment.get("PYTHONPATH", "")])
-        environment |= sanitized_environment()
+        environment |= asan_environment("max_allocation_size_mb=256:quarantine_size_mb=16:malloc_context_size=2")
     run = subprocess.run([*command, "--fuzz", *targets], stdout=subprocess.PIPE, text=True, env=environment)
     found = [json.loads(line) for line in run.stdout.splitlines()]
     if run.returncode or len(found) != len(targets):
@@ -173,7 +158,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     parser.add_argument("--target", action="append", help="nothing but this; may be given more than once")
     parser.add_argument("--crashes", type=Path, default=ROOT / "build" / "fuzz", help="where they are kept")
-    parser.add_argument("--sanitized-site", type=Path, default=ROOT / "build" / "asan-site")
+    parser.add_argument("--sanitized-site", type=Path, default=ASAN_SITE)
     parser.add_argument("--corpus", type=Path, help="where inputs are kept for the next run")
     parser.add_argument("--plain", action="store_true", help="kernels without sanitizers")
     parser.add_argument("--list", action="store_true", help="the targets, and nothing else")

@@ -1,8 +1,8 @@
 """One process for races.py: threads that do at once, on one volume, all that the engine lets happen at once.
 
 Some read and write through the kernels' own function table, from C and without the GIL (hammer.c); the others call
-everything else that a volume has. ThreadSanitizer watches, and writes its reports where TSAN_OPTIONS says. The last line
-on stdout is JSON: how many calls there were, and what went wrong besides.
+everything else that a volume has. ThreadSanitizer watches, and writes its reports where TSAN_OPTIONS says. The last
+line on stdout is JSON: how many calls there were, and what went wrong besides.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class Crowd:
         self.clones: dict[str, Volume] = {}
         self.serial = 0
 
-    def run(self, seconds: float, works: list[Callable[[random.Random], int]]) -> None:
-        """Each of `works` again and again in a thread of its own."""
+    def run(self, until: Callable[[], object], works: list[Callable[[random.Random], int]]) -> None:
+        """Each of `works` again and again in a thread of its own, until `until` returns."""
+        self.stop.clear()
         threads = [threading.Thread(target=self._repeat, args=(work, n)) for n, work in enumerate(works)]
         for thread in threads:
             thread.start()
-        self.stop.wait(seconds)
+        until()
         self.stop.set()
         for thread in threads:
             thread.join()
@@ -183,14 +184,11 @@ def strike(hammer: Any, path: Any, root: Any, rng: random.Random, every: int) ->
 def play(path: Path, hammer: Any, seed: int, seconds: float) -> Crowd:
     """Everything at once; then the volume is closed under those that still read and write, and has to be sound."""
     rng = random.Random(seed)
-    volume = Volume.create(path, BYTES, block_size=rng.choice([4096, 4096, 16384]), log_size=1 << 16, cache_size=1 << 20)
+    block_size = rng.choice([4096, 4096, 16384])
+    volume = Volume.create(path, BYTES, block_size=block_size, log_size=1 << 16, cache_size=1 << 20)
     crowd = Crowd(volume, hammer, seed)
-    crowd.run(seconds, [crowd.strike] * HAMMERS + [crowd.call] * CALLERS)
-    closing = threading.Timer(0.2, volume.close)
-    crowd.stop.clear()
-    closing.start()
-    crowd.run(5, [crowd.strike] * HAMMERS)
-    closing.join()
+    crowd.run(lambda: crowd.stop.wait(seconds), [crowd.strike] * HAMMERS + [crowd.call] * CALLERS)
+    crowd.run(volume.close, [crowd.strike] * HAMMERS)
     with Volume.open(path, background=False) as opened:
         crowd.errors += opened.check().problems
     return crowd
@@ -206,7 +204,8 @@ def play_planted(path: Path, hammer: Any, seed: int, seconds: float) -> Crowd:
         first, root = volume.engine.path, volume.engine.lineage.root(volume.get_snapshot("s").id)
         second = DataPath(first.io, first.fd, volume.engine.fold, 12, 1 << 16, None, None)
         crowd = Crowd(volume, hammer, seed)
-        crowd.run(seconds, [lambda rng, path=path: strike(hammer, path, root, rng, 0) for path in (first, second)])
+        works = [lambda rng, path=path: strike(hammer, path, root, rng, 0) for path in (first, second)]
+        crowd.run(lambda: crowd.stop.wait(seconds), works)
     return crowd
 
 
