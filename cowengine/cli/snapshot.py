@@ -31,9 +31,9 @@ def date(text: str) -> datetime:
     """A date as ISO 8601 writes it, in UTC unless it says. Raises argparse.ArgumentTypeError."""
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # it is no date, or none in UTC
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no date; write one such as 2031-12-31") from None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def describe_snapshot(snapshot: Snapshot) -> Document:

@@ -136,6 +136,11 @@ cdef class IOTable:
         """The length of the file in bytes."""
         return _os.fstat(fd).st_size
 
+    def stands(self, int fd):
+        """(length of the file in bytes, how many names it has: at 0 it goes with its last descriptor)."""
+        state = _os.fstat(fd)
+        return state.st_size, state.st_nlink
+
     def space(self, int fd):
         """(bytes that the file takes, bytes that are free for this user, bytes of the file system)."""
         state = _os.fstatvfs(fd)

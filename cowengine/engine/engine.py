@@ -29,6 +29,7 @@ from cowengine.core.roots import Head, Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.compaction import CompactionJob
+from cowengine.engine.files import Whereabouts
 from cowengine.engine.holds import claim, require_deletable
 from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
@@ -100,6 +101,7 @@ class Engine:
         self.fd = fd
         self.name = name
         self.locks = FileLocks(io, fd, name)
+        self.whereabouts = Whereabouts(io, fd, name)
         self.read_only = read_only
         self.superblock = sb
         self.newest_slot = 0
@@ -246,6 +248,7 @@ class Engine:
         """
         self._poison_if_interrupted()
         self.path.check_state()
+        self.whereabouts.require()
         log = self.log
         interval = (log.size - 2 * log.record_max) // 2 - 2 * log.record_max
         dirty = self.path.dirty_nodes() + self.seals.dirty_nodes()
@@ -553,6 +556,10 @@ class Engine:
             self.close()
 
     def _close_cleanly(self) -> None:
+        lost = self.whereabouts.lost()
+        if lost and not self.is_dirty():  # whoever removed it knows, or finds out at the next open
+            logger.warning("%s: closed without a commit: %s", self.name, lost)
+            return
         try:
             self.make_room(for_delete=True)
             checkpoint.checkpoint(self, clean=True)

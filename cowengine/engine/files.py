@@ -75,6 +75,32 @@ def require_folder(io: IOTable, path: str) -> None:
         raise CorruptionError("a directory belongs here, and it is missing or a link or file in its place", path)
 
 
+class Whereabouts:
+    """Whether a file that is open is still the one that an open will find, as far as its descriptor can tell.
+
+    It has been deleted or replaced (what is committed to it would be gone with the descriptor), or cut.
+    """
+
+    def __init__(self, io: IOTable, fd: int, path: str) -> None:
+        self._io, self._fd, self._path = io, fd, path
+        self._size, self._names = io.stands(fd)  # some file systems in user space say 0 of every file
+
+    def lost(self) -> str:
+        """What happened to the file, for a message; empty if nothing did."""
+        size, names = self._io.stands(self._fd)
+        if self._names and not names:
+            return "the file was deleted or replaced while it was open"
+        return f"the file was cut to {size} bytes while it was open" if size < self._size else ""
+
+    def require(self) -> None:
+        """Before a commit. Raises StorageError: nothing was changed, and what is there can still be read."""
+        lost = self.lost()
+        if lost:
+            raise StorageError(
+                f"{lost}; copy what is needed with export or flatten, and close it", self._path, errno.ESTALE
+            )
+
+
 def require_sole(io: IOTable, fd: int, path: str) -> None:
     """By the owner, who wants the file for itself. Raises BusyError, after a second, if others have it open.
 

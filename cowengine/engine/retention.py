@@ -15,6 +15,7 @@ Threads   The commit lock is held, or taken here.
 from __future__ import annotations
 
 import functools
+import os
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 JUMP_MAX_NS = 31 * 86400 * 10**9  # what the system's clock may be ahead of a volume that was closed, and be believed
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+TIME_NAMESPACE, MACHINES_OWN = "/proc/self/ns/time", 0xEFFFFFFA  # the kernel's number for the one that has no offsets
 
 
 class RetentionClock:
@@ -126,9 +128,14 @@ def _boot_ns() -> int:
 
 @functools.cache
 def _boot_id() -> bytes:
-    """Which run of which machine this is, the same for a process's whole life; zeros where that cannot be told."""
+    """Which run of which machine CLOCK_BOOTTIME belongs to, the same for a process's whole life.
+
+    One that no other process has where that cannot be told, and in a time namespace, where its maker set that clock.
+    """
     try:
+        if os.path.exists(TIME_NAMESPACE) and os.stat(TIME_NAMESPACE).st_ino != MACHINES_OWN:
+            return os.urandom(16)
         with open(BOOT_ID, encoding="ascii") as file:
             return uuid.UUID(file.read().strip()).bytes
     except (OSError, ValueError):
-        return bytes(16)
+        return os.urandom(16)

@@ -326,6 +326,10 @@ class MemoryDisk(IOTable):
     def size(self, fd: int) -> int:
         return len(self._content(fd))
 
+    def stands(self, fd: int) -> tuple[int, int]:
+        inode = self._file(fd).inode
+        return len(self._content(fd)), list(self.cache.entries.values()).count(inode)
+
     def space(self, fd: int) -> tuple[int, int, int]:
         return len(self._content(fd)), 1 << 40, 1 << 40
 

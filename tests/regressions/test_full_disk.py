@@ -9,38 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk_table import SmallDisk
 
 from cowengine import Volume
 from cowengine.core.iotable import IOTable
 from cowengine.errors import NoSpaceError
 
 BLOCK = 4096
-
-
-class SmallDisk(IOTable):
-    """A file system with so many free pages: writing to a hole takes one, punching gives it back."""
-
-    free = 1 << 40
-
-    def __init__(self) -> None:
-        self.pages: set[int] = set()
-
-    def pwrite(self, fd: int, data: Any, offset: int) -> None:
-        wanted = set(range(offset // BLOCK, (offset + len(data) - 1) // BLOCK + 1)) - self.pages
-        if len(wanted) > self.free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.free -= len(wanted)
-        self.pages |= wanted
-        super().pwrite(fd, data, offset)
-
-    def punch(self, fd: int, offset: int, length: int) -> None:
-        gone = self.pages & set(range(offset // BLOCK, (offset + length) // BLOCK))
-        self.free += len(gone)
-        self.pages -= gone
-        super().punch(fd, offset, length)
-
-    def fdatasync(self, fd: int) -> None:
-        """Durability is not what is tested here."""
 
 
 @pytest.mark.parametrize("pages", [400, 700])
