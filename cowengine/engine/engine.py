@@ -75,6 +75,7 @@ from cowengine.format import (
     fold_of,
     record_checksum,
 )
+from cowengine.oserrors import typed
 
 logger = logging.getLogger("cowengine.engine")
 
@@ -499,7 +500,8 @@ class Engine:
             return self.lineage.metadata[record.id]
         if not record.metadata_slot:
             return b""
-        data = self.io.pread(self.fd, record.metadata_bytes, record.metadata_slot * SLOT_BYTES)
+        with typed(self.name):
+            data = self.io.pread(self.fd, record.metadata_bytes, record.metadata_slot * SLOT_BYTES)
         if xxh64(data, blob_seed(self.fold, record.id)) != record.metadata_checksum:
             raise CorruptionError("the snapshot's metadata is damaged", self.name, snapshot=record.name,
                                   offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip

@@ -59,8 +59,7 @@ class ClonesMachine(VolumeMachine):
             return
         self.serial += 1
         name = f"clone {self.serial}"
-        self.handles[name] = snapshot.clone(name)
-        self.model.clone(name, origin.name)
+        self.handles[name] = self.both(lambda: snapshot.clone(name), lambda _: self.model.clone(name, origin.name))
         with pytest.raises(ExistsError):
             snapshot.clone(name)
         with pytest.raises(BusyError):
@@ -76,11 +75,10 @@ class ClonesMachine(VolumeMachine):
         with pytest.raises(BusyError):
             self.volume.delete_head(name)
         handle = self.handles.pop(name)
-        handle.close()
+        self.both(handle.close)
         with pytest.raises(ClosedError):
             handle.pread(1, 0)
-        self.volume.delete_head(name)
-        self.model.delete_head(name)
+        self.both(lambda: self.volume.delete_head(name), lambda _: self.model.delete_head(name))
         with pytest.raises(NotFoundError):
             self.volume.open_head(name)
 
@@ -102,7 +100,7 @@ class ClonesMachine(VolumeMachine):
     @rule()
     def crash(self) -> None:
         """The process is gone; all that it wrote before a flush is there."""
-        self.volume.flush()
+        self.both(self.volume.flush)
         if not isinstance(self.volume.engine.io, type(self.disk)):
             return
         name, engine = self.model.name, self.handles["live"].engine

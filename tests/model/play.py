@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "readers", "torture")]
+sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "faults", "readers", "torture")]
 
 import hypothesis  # noqa: E402
 from clones_machine import ClonesMachine  # noqa: E402
+from faults_machine import FaultsMachine, FaultsOnFileMachine  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from hypothesis.stateful import invariant, run_state_machine_as_test  # noqa: E402
 from row import Tally as Row  # noqa: E402
@@ -35,6 +36,7 @@ from volume_machine import FileMachine, VolumeMachine  # noqa: E402
 
 MACHINES: dict[str, type[VolumeMachine]] = {
     "memory": VolumeMachine, "file": FileMachine, "shared": SharedFileMachine, "clones": ClonesMachine,
+    "faults": FaultsMachine, "faults on file": FaultsOnFileMachine,
 }  # fmt: skip
 HISTORIES_OF_A_SEED = 25
 REPORT_SECONDS = 60.0

@@ -1,10 +1,11 @@
-"""Histories of the three machines, against the model after each step. `play.py` plays more of them."""
+"""Histories of each machine, against the model after each step. `play.py` plays more of them."""
 
 from __future__ import annotations
 
 import os
 
 from clones_machine import ClonesMachine
+from faults_machine import FaultsMachine, FaultsOnFileMachine
 from hypothesis import HealthCheck, settings
 from shared_machine import OTHERS, SharedFileMachine
 from volume_machine import FileMachine, VolumeMachine
@@ -31,3 +32,7 @@ def teardown_module() -> None:
 
 TestClones = ClonesMachine.TestCase
 TestClones.settings = LIMITS
+TestFaults = FaultsMachine.TestCase
+TestFaults.settings = settings(LIMITS, max_examples=EXAMPLES // 2)
+TestFaultsOnFile = FaultsOnFileMachine.TestCase
+TestFaultsOnFile.settings = settings(LIMITS, max_examples=EXAMPLES // 6)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from crash_oracle import UNKNOWN_NAME
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory_disk import MemoryDisk
@@ -69,6 +70,19 @@ class VolumeMachine(RuleBasedStateMachine):
             self.volume = Volume.create(self.path, size, **options)
         self.model = ModelVolume(size, 1 << shift)
 
+    def both(
+        self, call: Callable[[], Any], expected: Callable[[Any], object] = lambda _: None,
+        *, wrote: tuple[int, int] | None = None, commits: bool = True,
+    ) -> Any:  # fmt: skip
+        """Does something to the volume, then to the model, which gets what came of it; returns that.
+
+        For machines whose calls fail: `wrote` is the range (offset, length) that a write or discard changes at most; of
+        anything else all that was written before is durable when it returns, if it `commits`.
+        """
+        result = call()
+        expected(result)
+        return result
+
     # -- writing ----------------------------------------------------------------------------------------------------
     def place(self, where: float, length: int) -> tuple[int, int]:
         """A range inside the volume, often on the edge of a block."""
@@ -82,35 +96,35 @@ class VolumeMachine(RuleBasedStateMachine):
         self.serial += 1
         offset, length = self.place(where, length)
         data = (self.serial.to_bytes(4, "little") * (length // 4 + 1))[:length]
-        assert self.volume.pwrite(data, offset) == length
-        self.model.pwrite(data, offset)
+        written = self.both(
+            lambda: self.volume.pwrite(data, offset), lambda _: self.model.pwrite(data, offset), wrote=(offset, length)
+        )  # fmt: skip
+        assert written == length
 
     @rule(where=fractions, length=lengths)
     def discard(self, where: float, length: int) -> None:
         self.serial += 1
-        offset, length = self.place(where, length)
-        self.volume.discard(offset, length)
-        self.model.discard(offset, length)
+        at = self.place(where, length)
+        self.both(lambda: self.volume.discard(*at), lambda _: self.model.discard(*at), wrote=at)
 
     @rule(where=fractions, length=lengths)
     def write_zeroes(self, where: float, length: int) -> None:
         self.serial += 1
-        offset, length = self.place(where, length)
-        self.volume.write_zeroes(offset, length)
-        self.model.write_zeroes(offset, length)
+        at = self.place(where, length)
+        self.both(lambda: self.volume.write_zeroes(*at), lambda _: self.model.write_zeroes(*at), wrote=at)
 
     @rule()
     def flush(self) -> None:
-        self.volume.flush()
+        self.both(self.volume.flush)
 
     @rule()
     def checkpoint(self) -> None:
-        self.volume.engine.checkpoint()
+        self.both(self.volume.engine.checkpoint)
 
     @rule()
     def reopen(self) -> None:
         identities = [(s.id, s.name, s.epoch, s.change_id, s.metadata, s.created) for s in self.volume.snapshots()]
-        self.volume.close()
+        self.both(self.volume.close)
         self.volume = Volume.open(self.path, **self.options)
         found = [(s.id, s.name, s.epoch, s.change_id, s.metadata, s.created) for s in self.volume.snapshots()]
         assert found == identities
@@ -122,9 +136,8 @@ class VolumeMachine(RuleBasedStateMachine):
     def snapshot(self, metadata: dict[str, int] | None) -> None:
         self.serial += 1
         name = f"snapshot {self.serial}"
-        taken = self.volume.snapshot(name, metadata=metadata)
-        self.model.snapshot(name)
         self.metadata[name] = metadata or {}
+        taken = self.both(lambda: self.volume.snapshot(name, metadata=metadata), lambda _: self.model.snapshot(name))
         assert taken.name == name
         assert taken.metadata == self.metadata[name]
 
@@ -149,8 +162,7 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises((BusyError, RetentionError), match=kept):
                 snapshot.delete()
             return
-        snapshot.delete()
-        self.model.delete(name)
+        self.both(snapshot.delete, lambda _: self.model.delete(name))
         with pytest.raises(NotFoundError):
             self.volume.get_snapshot(name)
 
@@ -163,15 +175,17 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises(BusyError, match=chosen.hold_reason):
                 snapshot.hold(reason)
             return
-        snapshot.hold(reason)
-        self.model.hold(chosen.name, reason)
+        self.both(
+            lambda: snapshot.hold(reason), lambda _: self.model.hold(chosen.name, reason),
+            commits=chosen.hold_reason is None,
+        )  # fmt: skip
 
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
     def release(self, number: int) -> None:
-        name = self.model.snapshots[number % len(self.model.snapshots)].name
-        self.volume.get_snapshot(name).release()
-        self.model.hold(name, None)
+        chosen = self.model.snapshots[number % len(self.model.snapshots)]
+        snapshot, held = self.volume.get_snapshot(chosen.name), chosen.hold_reason is not None
+        self.both(snapshot.release, lambda _: self.model.hold(chosen.name, None), commits=held)
 
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX), years=st.integers(1, 3))
@@ -184,8 +198,10 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises(RetentionError, match="never shortened"):
                 snapshot.retain_until = until
             return
-        snapshot.retain_until = until
-        self.model.retain(chosen.name, until)
+        self.both(
+            lambda: setattr(snapshot, "retain_until", until), lambda _: self.model.retain(chosen.name, until),
+            commits=until != chosen.retain_until,
+        )  # fmt: skip
 
     @precondition(lambda self: self.model.snapshots)
     @rule(number=st.integers(0, SNAPSHOTS_MAX))
@@ -197,8 +213,7 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises((BusyError, RetentionError), match=kept):
                 snapshot.to_anchor()
             return
-        snapshot.to_anchor()
-        self.model.anchor(name)
+        self.both(snapshot.to_anchor, lambda _: self.model.anchor(name), commits=not chosen.anchor)
         assert snapshot.is_anchor
 
     @precondition(lambda self: 0 < len(self.model.snapshots) < SNAPSHOTS_MAX)
@@ -209,14 +224,16 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises(AnchorError):
                 self.volume.rollback(target.name)
             return
-        kept = self.volume.rollback(self.volume.get_snapshot(target.name))
-        self.model.rollback(target.name, kept.name)
+        snapshot = self.volume.get_snapshot(target.name)
+        self.both(
+            lambda: self.volume.rollback(snapshot),
+            lambda kept: self.model.rollback(target.name, kept.name if kept else UNKNOWN_NAME),
+        )  # fmt: skip
 
     @rule(blocks=st.one_of(st.integers(1, 40), st.integers(250, 270)), less=st.integers(0, 7))
     def resize(self, blocks: int, less: int) -> None:
         size = blocks * self.model.block_size - 512 * less
-        self.volume.resize(size)
-        self.model.resize(size)
+        self.both(lambda: self.volume.resize(size), lambda _: self.model.resize(size))
         assert self.volume.size == size
 
     @rule()
@@ -225,7 +242,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule()
     def compact(self) -> None:
-        self.volume.compact()
+        self.both(self.volume.compact)
 
     @rule()
     def seal(self) -> None:

@@ -82,3 +82,16 @@ def test_a_store_whose_log_cannot_be_read_is_refused_with_a_type(tmp_path: Path)
     assert caught.value.errno == errno.EIO
     table.fails = False
     Store.open(tmp_path / "s", io=table).close()
+
+
+def test_metadata_of_a_snapshot_that_cannot_be_read_is_a_typed_error(tmp_path: Path) -> None:
+    """The error of the system came out."""
+    table = FailsReads()
+    with Volume.create(tmp_path / "v", 1 << 20, background=False) as volume:
+        volume.snapshot("s", metadata={"a": 1})
+    with Volume.open(tmp_path / "v", io=table, background=False) as volume:
+        table.fails = True
+        with pytest.raises(StorageError):
+            _ = volume.get_snapshot("s").metadata
+        table.fails = False
+        assert volume.get_snapshot("s").metadata == {"a": 1}

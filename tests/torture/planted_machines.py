@@ -9,12 +9,13 @@ import hypothesis
 import pytest
 from clones_machine import ClonesMachine
 from crash_explorer import Keeps
+from faults_machine import FaultsMachine
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RULE_MARKER, run_state_machine_as_test
 from planting import Played, Trace
 from volume_machine import VolumeMachine
 
-MACHINES: dict[str, type[VolumeMachine]] = {"volume": VolumeMachine, "clones": ClonesMachine}
+MACHINES: dict[str, type[VolumeMachine]] = {"volume": VolumeMachine, "clones": ClonesMachine, "faults": FaultsMachine}
 STEPS = 15
 
 

@@ -18,7 +18,8 @@ QUICK = (
     "delete-frees-what-a-child-shares", "changed-extents-skip-tombstones", "clone-does-not-hold-its-origin",
     "shrink-leaves-blocks", "dirty-record-evicted", "store-log-without-barrier",
     "write-in-flight-missed-by-the-fence", "pin-of-a-reader-ignored", "failed-write-of-nodes-ignored",
-    "full-disk-taken-for-room", "retention-ignored",
+    "full-disk-taken-for-room", "retention-ignored", "error-of-a-data-write-swallowed", "poisoned-handle-goes-on",
+    "batch-lost-when-the-disk-is-full",
 )  # fmt: skip
 
 
