@@ -1,9 +1,10 @@
 """Explores a history that a disk in memory has recorded: every crash image worth looking at is opened and compared.
 
 At each barrier, and at the end, the images are: nothing pending arrived, all of it, every prefix, all but one, every
-subset if there are few, seeded samples if there are many, and samples torn at 512 bytes. Each distinct image is
-opened (which is a recovery), compared with what the user was told (crash_oracle), and checked; unless it differs from
-one that was only in bytes that nobody asked for (crash_reads): then what that one showed is compared. From a sample of
+subset if there are few, seeded samples if there are many, and samples torn at 512 bytes; then those that differ from
+these only in what nobody asked for. Each distinct image is opened (which is a recovery), compared with what the user
+was told (crash_oracle), and checked; unless it differs from one that was only in bytes that nobody asked for, or that
+are only shown (crash_reads): then what it shows is put together and compared. From a sample of
 them the history goes on: the recovery itself is recorded and cut, more steps run, and their images are looked at in
 turn; also after a kill, where the page cache survives and the power goes later, and after a barrier that fails. One of
 the two superblock slots may also rot while nobody writes it.
@@ -18,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from crash_images import Choice, build, choices, fingerprint
+from crash_images import Choice, Cut, choices, fingerprint
 from crash_oracle import Violation
-from crash_reads import SAMPLED, Known, Node, WatchedDisk, root_of
+from crash_reads import SAMPLED, Judged, Known, Node, WatchedDisk
 from crash_workload import Runner, determinism
 from memory_disk import Durable, Event, Instant, MemoryDisk, instants
 from set_workload import StoreRunner
@@ -34,9 +35,12 @@ Keeps = Callable[[Durable, Sequence[Event]], Callable[[int], bool]]  # which bar
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is looked at. `images` per barrier; the other fields are probabilities per image or per barrier."""
+    """How much is looked at. `images` per barrier, and `beside` for each way in which these open that leaves writes
+    which nobody asks for; the other fields are probabilities per image or per barrier.
+    """
 
     images: int = 40
+    beside: int = 32
     nested: float = 0.04
     kills: float = 0.15
     rot: float = 0.25
@@ -64,8 +68,8 @@ class Tally:
     states: set[int] = field(default_factory=set)
     other_states: int = 0  # of tasks that are over, whose images have the id of a volume of their own
     recoveries: int = 0
-    compared: int = 0  # times that what was seen before was compared with another promise
-    same_states: int = 0  # not opened: they differ from one that was only in what nobody asked for
+    compared: int = 0  # times that all that was shown was compared with a promise
+    same_states: int = 0  # not opened: they differ from one that was only in what nobody asked for, or is only shown
     barriers: int = 0
     kills: int = 0
     failed_barriers: int = 0
@@ -111,6 +115,7 @@ class Explorer:
         self.keeps = keeps
         self.seen: set[tuple[int, int]] = set()
         self.known = Known()
+        self.notes: dict[int, Any] = {}  # all promises there were, so that no other one gets the id of one that is gone
 
     def explore(
         self, runner: Runner | StoreRunner, past: Past = FRESH, trail: str = "", *, since: int = 0, recovered: int = 0
@@ -130,37 +135,59 @@ class Explorer:
             self.tally.barriers += 1
             now = replace(past, recoveries_cut=past.recoveries_cut + 1 if instant.position < recovered else 0)
             here = f"{trail} / barrier at {instant.position}"
-            for choice in choices(instant.pending, self.rng, plan.images >> 2 * past.crashes):
-                if len(self.tally.violations) < plan.enough:
-                    self.image(runner, instant, choice, now, here)
+            self.notes[id(instant.note)] = instant.note
+            self.images(runner, Cut(instant), now, here)
             if past.crashes < plan.depth and self.rng.random() < plan.kills:
                 self.kill(runner, instant, now, here)
             if not instant.pending and self.rng.random() < plan.rot:
                 self.rot(runner, instant, here)
 
-    def image(
-        self, runner: Runner | StoreRunner, instant: Instant, choice: Choice, past: Past, trail: str
-    ) -> None:  # fmt: skip
-        image = build(instant, choice)
-        key = fingerprint(image)
+    def images(self, runner: Runner | StoreRunner, cut: Cut, past: Past, trail: str) -> None:
+        """Those of one instant. From some of them the history goes on."""
+        leaves: dict[Node, Choice] = {}
+        for choice in choices(cut.pending, self.rng, self.plan.images >> 2 * past.crashes):
+            if len(self.tally.violations) >= self.plan.enough or not cut.is_new(choice):
+                continue
+            leaf = self.image(runner, cut, choice, past, trail)
+            if leaf is not None:
+                leaves.setdefault(leaf, choice)
+                if past.crashes < self.plan.depth and self.rng.random() < self.plan.nested:
+                    disk = MemoryDisk(cut.image.copy())
+                    self.go_on(runner, disk, cut.note, past, f"{trail}, arrived {choice}")
+        for leaf, choice in leaves.items():
+            self.beside(runner, cut, leaf, choice, past, trail)
+
+    def image(self, runner: Runner | StoreRunner, cut: Cut, choice: Choice, past: Past, trail: str) -> Node | None:
+        """Looks at one image; the leaf that it leads to. None: it was looked at before, or broke a promise."""
+        key = cut.arrange(choice)
         fresh = self.tally.note(key, past)
-        if (key, id(instant.note)) in self.seen:
-            return
-        self.seen.add((key, id(instant.note)))
-        here = f"{trail}, arrived {choice}"
-        nested = past.crashes < self.plan.depth and self.rng.random() < self.plan.nested
-        saved = image.copy() if nested else None
-        leaf = self.known.find(image)
+        if (key, id(cut.note)) in self.seen:
+            return None
+        self.seen.add((key, id(cut.note)))
+        leaf = self.known.find(cut)
         if leaf is None or leaf.shown is None or self.rng.random() < SAMPLED:
-            self.guard(here, lambda: self.reopen(runner, image, leaf, instant.note))
+            self.guard(trail, lambda: self.reopen(runner, cut, leaf), choice)
         else:
             self.tally.same_states += fresh
-            if id(instant.note) not in leaf.notes:
-                self.tally.compared += 1
-                leaf.notes.add(id(instant.note))
-                self.guard(here, lambda: runner.compare(leaf.shown, instant.note))
-        if saved is not None:
-            self.go_on(runner, MemoryDisk(saved), instant.note, past, here)
+            self.guard(trail, lambda: self.judge(runner, cut, leaf), choice)
+        return leaf or self.known.find(cut)
+
+    def beside(
+        self, runner: Runner | StoreRunner, cut: Cut, leaf: Node, choice: Choice, past: Past, trail: str
+    ) -> None:  # fmt: skip
+        """Images that differ from one that led to this leaf only in what nobody asked for there.
+
+        Twice as many if a part of that is shown.
+        """
+        free = cut.free_at(leaf)
+        if not free:
+            return
+        for _ in range(self.plan.beside << cut.shows(leaf, free)):
+            other = list(choice)
+            for number in free:
+                other[number] = cut.arrival(number, self.rng)
+            if len(self.tally.violations) < self.plan.enough and cut.is_new(tuple(other)):
+                self.image(runner, cut, tuple(other), past, trail)
 
     def kill(self, runner: Runner | StoreRunner, instant: Instant, past: Past, trail: str) -> None:
         """The process dies, the page cache lives on, and the history with it."""
@@ -182,22 +209,42 @@ class Explorer:
         self.tally.states.add(fingerprint(image))
         self.guard(f"{trail}, superblock slot {slot} rotten", lambda: self.live_on(runner, image, instant.note))
 
-    def reopen(self, runner: Runner | StoreRunner, image: Durable, leaf: Node | None, expected: Any) -> None:
+    def reopen(self, runner: Runner | StoreRunner, cut: Cut, leaf: Node | None) -> None:
         """Recovers, checks and compares; `leaf` is where the same was done before, as far as anybody can tell."""
         self.tally.recoveries += 1
-        root, disk = root_of(image), WatchedDisk(image)
+        disk = WatchedDisk(cut.image.copy())
         later = runner.successor(disk)
+        later.buffer = disk.buffer
         with determinism(0):
             try:
                 later.open()
                 shown = later.show(extents=sum(disk.asked.values()) % 2 == 0)  # the same for the same answers
             finally:
                 abandon(later)
-        if leaf is not None and leaf.shown is not None and leaf.shown != shown:
-            raise Violation("two images that differ only in what nobody reads show different things")
-        leaf = self.known.add(root, disk.asked, shown, later.shown_bytes)
-        leaf.notes.add(id(expected))
-        runner.compare(shown, expected)
+        if leaf is not None and leaf.shown is not None and leaf.show_again(cut) != shown:
+            raise Violation("two images that differ only in what nobody asks for show different things")
+        leaf = self.known.add(cut.root, disk, shown)
+        self.judge(runner, cut, leaf)
+
+    def judge(self, runner: Runner | StoreRunner, cut: Cut, leaf: Node) -> None:
+        """Compares what an image shows that leads to this leaf: all of it, or what is new of its contents."""
+        judged = leaf.judged.get(id(cut.note))
+        if judged is None:
+            self.tally.compared += 1
+            found = runner.compare(leaf.show_again(cut), cut.note)
+            judged = leaf.judged[id(cut.note)] = Judged(runner.judges(leaf.shown, cut.note, found))
+            judged.good.update((piece, cut.answer(piece[2])) for piece in leaf.pieces)
+        for piece in cut.unsettled_pieces.get(judged, leaf.pieces):
+            number, begin, part = piece
+            answer = cut.answer(part)
+            if (piece, answer) not in judged.good:
+                leaf.fill(cut, piece)
+                if judged.faults[number](begin, begin + part[2] - part[1]) is not None:
+                    runner.compare(leaf.show_again(cut), cut.note)  # it may still agree with another commit
+                    return
+                judged.good.add((piece, answer))
+        if judged not in cut.unsettled_pieces:
+            cut.unsettled_pieces[judged] = [piece for piece in leaf.pieces if not cut.is_settled(piece[2])]
 
     def live_on(self, runner: Runner | StoreRunner, image: Durable, expected: Any) -> None:
         """Recovers and compares, works, and compares again."""
@@ -244,13 +291,14 @@ class Explorer:
             self.explore(later, now, here, recovered=recovered[0] if recovered else len(disk.journal))
         abandon(later)
 
-    def guard(self, trail: str, action: Callable[[], None]) -> bool:
+    def guard(self, trail: str, action: Callable[[], None], choice: Choice | None = None) -> bool:
         try:
             action()
         except Exception as error:  # whatever comes out of it is a violation
             where = traceback.extract_tb(error.__traceback__)[-1]
+            arrived = "" if choice is None else f", arrived {choice}"
             self.tally.violations.append(
-                f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}"
+                f"{type(error).__name__}: {error} ({where.name}:{where.lineno})\n  {self.describe}{trail}{arrived}"
             )
             return False
         return True

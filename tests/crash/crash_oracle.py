@@ -10,6 +10,7 @@ with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -26,6 +27,12 @@ UNKNOWN_NAME = "?"  # of an automatic snapshot whose rollback has not returned
 UNCERTAIN = count(1)
 
 
+Version = tuple[
+    str, ModelSnapshot, set[int]
+]  # its name, and the blocks of which nobody knows whether they were written
+Judge = Callable[[int, int], str | None]
+
+
 class Violation(AssertionError):
     """The engine broke a promise."""
 
@@ -38,13 +45,13 @@ class CloneState:
     new: ModelSnapshot
     origin: str | None
 
-    def may_hold(self, content: bytes) -> bool:
-        """Whether its bytes may be these."""
+    def may_hold(self, content: bytearray, begin: int = 0, end: int | None = None) -> bool:
+        """Whether its bytes, or those of some whole sectors, may be these."""
         if len(content) != self.old.size:
             return False
         return all(
             content[at : at + SECTOR] in (self.old.content[at : at + SECTOR], self.new.content[at : at + SECTOR])
-            for at in range(0, len(content), SECTOR)
+            for at in range(begin, len(content) if end is None else end, SECTOR)
         )
 
     def touched(self) -> set[int]:
@@ -95,9 +102,9 @@ class Found:
     """What an open volume showed: the commit it agrees with, its live bytes, and the change ids of its snapshots."""
 
     commit: Commit
-    live: bytes
+    live: bytearray
     identities: dict[str, str]
-    clones: tuple[bytes, ...] = ()
+    clones: tuple[bytearray, ...] = ()
 
 
 Operation = tuple[Any, ...]  # name, arguments
@@ -307,8 +314,8 @@ class Shown:
     are the snapshots by place, then the heads, the live one first. It is None if nobody asked.
     """
 
-    live: bytes
-    clones: dict[str, bytes]
+    live: bytearray
+    clones: dict[str, bytearray]
     snapshots: list[ShownSnapshot]
     given_up: list[str]
     given_up_count: int
@@ -317,14 +324,27 @@ class Shown:
     changed: dict[tuple[int, int], set[int] | None] | None
 
 
-def show(volume: Any, extents: bool = True) -> Shown:
-    """Reads all that there is; Violation if an anchor can be read."""
+def plain_buffer(size: int, _unit: int) -> bytearray:
+    return bytearray(size)
+
+
+def show(volume: Any, extents: bool = True, buffer: Callable[[int, int], bytearray] = plain_buffer) -> Shown:
+    """Reads all that there is; Violation if an anchor can be read.
+
+    `buffer` gives memory for the contents of a head, by size and size of a block; the live one first.
+    """
+
+    def contents(head: Any) -> bytearray:
+        memory = buffer(head.size, head.block_size)
+        head.pread_into(memory, 0)
+        return memory
+
     handles = {name: volume.open_head(name) for name in volume.heads()[1:]}
     try:
         snapshots = volume.snapshots()
         return Shown(
-            volume.pread(volume.size, 0),
-            {name: clone.pread(clone.size, 0) for name, clone in handles.items()},
+            contents(volume),
+            {name: contents(clone) for name, clone in handles.items()},
             [ShownSnapshot(each.name, each.change_id, content_of(each), each.hold_reason) for each in snapshots],
             [loss.name for loss in volume.given_up()],
             volume.engine.space.losses_count,
@@ -400,7 +420,7 @@ def compare(shown: Shown, expected: Expectation) -> Found:
     raise Violation("neither the last acknowledged commit nor the one in flight: " + "; ".join(faults))
 
 
-def clones_fault(shown: dict[str, bytes], commit: Commit) -> str | None:
+def clones_fault(shown: dict[str, bytearray], commit: Commit) -> str | None:
     if list(shown) != [clone.old.name for clone in commit.clones]:
         return f"clones {list(shown)}, expected {[clone.old.name for clone in commit.clones]}"
     for clone in commit.clones:
@@ -446,13 +466,17 @@ def require_new_identities(shown: Shown, expected: Expectation) -> None:
             raise Violation(f"snapshots {snapshot.name} and {names[snapshot.change_id]} share {snapshot.change_id}")
 
 
-def live_fault(live: bytes, commit: Commit, expected: Expectation) -> str | None:
+def live_fault(
+    live: bytearray, commit: Commit, expected: Expectation, begin: int = 0, end: int | None = None
+) -> str | None:
+    """What is wrong with the live bytes, or those of some whole sectors."""
     if len(live) != commit.size:
         return f"{len(live)} bytes, expected {commit.size}"
-    for start in range(0, len(live), PIECE):
+    end = len(live) if end is None else end
+    for start in range(begin, end, PIECE):
         if live[start : start + PIECE] == commit.latest[start : start + PIECE]:
             continue
-        for index in range(start // SECTOR, min(start + PIECE, len(live)) // SECTOR):
+        for index in range(start // SECTOR, min(start + PIECE, end) // SECTOR):
             floor, ceiling = commit.floor[index], commit.ceiling[index]
             part = live[index * SECTOR : (index + 1) * SECTOR]
             if part not in expected.versions[index][floor:ceiling]:
@@ -463,19 +487,15 @@ def live_fault(live: bytes, commit: Commit, expected: Expectation) -> str | None
     return None
 
 
-def first_difference(one: bytes, other: bytes) -> int:
+def first_difference(one: bytes | bytearray, other: bytes) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def extents_fault(shown: Shown, commit: Commit, block_size: int) -> str | None:
     """Changed extents: exact between snapshots; for a head exact but for what was written since the commit."""
     assert shown.changed is not None
-    versions: list[tuple[str, ModelSnapshot, set[int]]] = [(each.name, each, set()) for each in commit.snapshots]
-    live = ModelSnapshot("live", shown.live, commit.births, (), line=commit.line)
-    versions.append(("live", live, touched_blocks(commit, block_size)))
-    for clone in commit.clones:
-        current = replace(clone.old, content=shown.clones[clone.old.name])
-        versions.append((f"clone {clone.old.name}", current, clone.touched()))
+    versions: list[Version] = [(each.name, each, set()) for each in commit.snapshots]
+    versions += heads_of(shown, commit, block_size)
     for (version, since), blocks in shown.changed.items():
         base, (name, target, maybe) = commit.snapshots[since], versions[version]
         what = f"changed extents {shown.snapshots[since].name}..{name}"
@@ -485,17 +505,27 @@ def extents_fault(shown: Shown, commit: Commit, block_size: int) -> str | None:
             continue
         if not ModelVolume.comparable(base, target):
             return f"{what} answered, although nobody can know"
-        fault = changed_fault(blocks, base, target, maybe, block_size)
+        fault = changed_fault(blocks, base, target, maybe, block_size, range(-(-target.size // block_size)))
         if fault is not None:
             return f"{what} {fault}"
     return None
 
 
+def heads_of(shown: Shown, commit: Commit, block_size: int) -> list[Version]:
+    """The live volume and the clones, as they are shown."""
+    live = ModelSnapshot("live", shown.live, commit.births, (), line=commit.line)
+    clones = [
+        (f"clone {each.old.name}", replace(each.old, content=shown.clones[each.old.name]), each.touched())
+        for each in commit.clones
+    ]
+    return [("live", live, touched_blocks(commit, block_size)), *clones]
+
+
 def changed_fault(
-    found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int
+    found: set[int], base: ModelSnapshot, target: ModelSnapshot, free: set[int], block_size: int, among: range
 ) -> str | None:
     """`free`: blocks that may be reported or not, unless their bytes differ. A negative birth is an unknown one."""
-    for block in range(-(-target.size // block_size)):
+    for block in among:
         old, new = base.birth(block), target.birth(block)
         span = slice(block * block_size, min((block + 1) * block_size, target.size))
         if base.content[span] != target.content[span]:  # also if the base ends before
@@ -506,3 +536,37 @@ def changed_fault(
         elif (old != new) != (block in found):
             return f"{'miss' if old != new else 'report'} block {block} (births {old}, {new})"
     return None
+
+
+def judges(shown: Shown, expected: Expectation, found: Found) -> list[Judge]:
+    """Per head, the live one first: what is wrong with some of its blocks, by the commit that was found.
+
+    They look into the memory of `shown`, of which only contents of heads may have changed since. `compare` says the
+    same of the whole.
+    """
+    commit, block_size = found.commit, expected.block_size
+    heads = heads_of(shown, commit, block_size)
+    return [judge_of(shown, expected, commit, number, head) for number, head in enumerate(heads)]
+
+
+def judge_of(shown: Shown, expected: Expectation, commit: Commit, number: int, head: Version) -> Judge:
+    (_, target, maybe), block_size = head, expected.block_size
+    lists = [
+        (blocks, commit.snapshots[since])
+        for (version, since), blocks in (shown.changed or {}).items()
+        if version == len(commit.snapshots) + number and blocks is not None
+    ]
+
+    def fault(begin: int, end: int) -> str | None:
+        among = range(begin // block_size, -(-end // block_size))
+        if number == 0:
+            problem = live_fault(shown.live, commit, expected, begin, end)
+        else:
+            clone = commit.clones[number - 1]
+            fits = clone.may_hold(shown.clones[clone.old.name], begin, end)
+            problem = None if fits else f"clone {clone.old.name} differs"
+        for blocks, base in lists:
+            problem = problem or changed_fault(blocks, base, target, maybe, block_size, among)
+        return problem
+
+    return fault

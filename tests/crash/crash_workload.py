@@ -22,11 +22,14 @@ from crash_oracle import (
     SECTOR,
     Expectation,
     Found,
+    Judge,
     Operation,
     Oracle,
     Shown,
     Violation,
     compare,
+    judges,
+    plain_buffer,
     show,
 )
 from memory_disk import MemoryDisk
@@ -169,16 +172,12 @@ class Runner:
         self.poisoned = False
         self.intruder: random.Random | None = None  # if set, another thread writes during some barriers
         self.current = ""
+        self.buffer = plain_buffer  # see `show`
 
     @cached_property
     def oracle(self) -> Oracle:
         """Of a new volume; whoever goes on after a crash sets it to what was found."""
         return Oracle(self.geometry.size, self.geometry.block_size)
-
-    @property
-    def shown_bytes(self) -> int:
-        """About what `show` returns takes."""
-        return 4 * self.geometry.size
 
     def engines(self) -> list[Any]:
         """What the process would take with it."""
@@ -219,7 +218,7 @@ class Runner:
 
     def show(self, extents: bool = True) -> Shown:
         """All that the open volume shows; it is checked, and every sealed block verified."""
-        shown = show(self.volume, extents)
+        shown = show(self.volume, extents, self.buffer)
         report = self.volume.check()
         if not report.ok:
             raise Violation(f"check: {report.problems[:3]}")
@@ -236,6 +235,10 @@ class Runner:
     def compare(self, shown: Shown, expected: Expectation) -> Found:
         """What was shown agrees with one of the commits that may be found."""
         return compare(shown, expected)
+
+    def judges(self, shown: Shown, expected: Expectation, found: Found) -> list[Judge]:
+        """Per buffer of `show`, what is wrong with some blocks of it, where all the rest agrees with what was found."""
+        return judges(shown, expected, found)
 
     def resume(self, expected: Expectation, found: Found) -> None:
         """Goes on from what was found, and notes that it was."""

@@ -34,6 +34,7 @@ sys.path[:0] = [str(TESTS / folder) for folder in ("crash", "model", "torture")]
 
 from adopt_explorer import AdoptExplorer, Score  # noqa: E402
 from crash_explorer import Explorer, Keeps, Plan, Tally, abandon  # noqa: E402
+from crash_memo import remembered  # noqa: E402
 from crash_workload import (  # noqa: E402
     ALPHABET,
     GEOMETRIES,
@@ -88,7 +89,7 @@ def run_task(
     """Runs a history and explores it; `steps` replaces those of the task."""
     kind, number = name.split(":")[0], int(name.split(":")[1])
     exhaustive = kind.startswith("exhaustive")
-    with determinism(0 if exhaustive else number):
+    with determinism(0 if exhaustive else number), remembered():
         if kind == "adopt":
             return adopted(number)
         runner, own = make_task(name)
@@ -215,8 +216,8 @@ def sweep(tasks: Iterable[str], states: int, workers: int) -> Sweep:
 
 def summary(tally: Tally, seconds: float) -> str:
     return (
-        f"{tally.distinct:,} distinct states ({tally.recoveries:,} opened, {tally.same_states:,} the same but for what "
-        f"nobody asks for), {tally.compared:,} compared with another promise, {tally.barriers:,} barriers; "
+        f"{tally.distinct:,} distinct states ({tally.recoveries:,} opened, {tally.same_states:,} known by what is "
+        f"read of them), {tally.compared:,} compared as a whole, {tally.barriers:,} barriers; "
         f"{tally.nested_states:,} after another crash, {tally.recovery_states:,} within a recovery, "
         f"{tally.second_recovery_states:,} within the second in a row, {tally.killed_states:,} by power cut behind "
         f"{tally.kills:,} kills, {tally.failed_states:,} behind {tally.failed_barriers:,} failed barriers, "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crash_oracle import Expectation, Found, Oracle, Shown, Violation, compare
+from crash_oracle import Expectation, Found, Judge, Oracle, Shown, Violation, compare, judges, plain_buffer
 from crash_workload import Geometry, Runner, Step, random_step
 
 STORE = "/disk/store"
@@ -71,6 +71,7 @@ class StoreRunner:
         self.intruder = None
         self.store: Any = None
         self.serial = serial
+        self.buffer = plain_buffer
         self.poisoned = False
         self.members = {name: Runner(disk, geometry, serial) for name, geometry in VOLUMES.items()}
         self.sets: dict[str, tuple[str, ...]] = {}
@@ -104,10 +105,6 @@ class StoreRunner:
             other.io = self.io
         return other
 
-    @property
-    def shown_bytes(self) -> int:
-        return sum(member.shown_bytes for member in self.members.values())
-
     def engines(self) -> list[Any]:
         return [each.volume.engine for each in self.members.values() if each.volume is not None]
 
@@ -125,6 +122,8 @@ class StoreRunner:
         for each in self.store.snapshot_sets():
             if each.missing:
                 raise Violation(f"set {each.name} lacks {each.missing}")
+        for member in self.members.values():
+            member.buffer = self.buffer
         volumes = {name: member.show(extents) for name, member in self.members.items()}
         return volumes, frozenset(each.name for each in self.store.snapshot_sets())
 
@@ -141,6 +140,13 @@ class StoreRunner:
                 continue
             return found, names
         raise Violation("no alternative holds for all volumes: " + " | ".join(faults))
+
+    def judges(self, shown: ShownStore, expected: Joint, found: Seen) -> list[Judge]:
+        """As `Runner`: the heads of all volumes, in the order in which they are shown."""
+        faults: list[Judge] = []
+        for name, each in shown[0].items():
+            faults += judges(each, *found[0][name])
+        return faults
 
     def resume(self, expected: Joint, found: Seen) -> None:
         each, shown = found

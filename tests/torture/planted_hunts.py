@@ -15,6 +15,7 @@ from typing import Any
 from adopt_explorer import PATH as IMAGE
 from adopt_explorer import RAW, VOLUME, AdoptExplorer, Score, flatten
 from crash_explorer import Explorer, Keeps, Plan, abandon
+from crash_reads import Node
 from crash_workload import GEOMETRIES, SMALL, WIDE, Runner, determinism, random_step
 from memory_disk import MemoryDisk
 from planting import Played, Trace
@@ -124,9 +125,8 @@ class Bounded(Explorer):
         super().__init__(seed, plan, "", keeps)
         self.recoveries_max = recoveries_max
 
-    def image(self, *args: Any, **kwargs: Any) -> None:
-        if self.tally.recoveries < self.recoveries_max:
-            super().image(*args, **kwargs)
+    def image(self, *args: Any, **kwargs: Any) -> Node | None:
+        return super().image(*args, **kwargs) if self.tally.recoveries < self.recoveries_max else None
 
     def kill(self, *args: Any, **kwargs: Any) -> None:
         if self.tally.recoveries < self.recoveries_max:
