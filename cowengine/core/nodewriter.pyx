@@ -4,13 +4,12 @@ Not durable; the caller's barrier makes it so. The nodes are immutable while the
 the mutex.
 """
 
-from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
-from cowengine.core.radix cimport NODE_BYTES, STATUS_MEMORY, Tree, link_t, node_t, runs_append, runs_clear
+from cowengine.core.radix cimport NODE_BYTES, STATUS_MEMORY, Tree, link_t, node_t, run_t, runs_clear
 from cowengine.core.status cimport check_status
 
 cdef enum:
@@ -21,11 +20,14 @@ cdef class NodeWriter:
     """One batch of nodes of one tree, into slots of `runs`, first to last."""
 
     def __cinit__(self, Tree tree not None, Mutex mutex not None, list runs not None):
-        cdef uint64_t slot, count
         self.tree, self.mutex = tree, mutex
-        for slot, count in reversed(runs):
-            if runs_append(&self.slots, slot, count) != 0:
-                raise MemoryError
+        self.slots.items = <run_t *>malloc(max(len(runs), 1) * sizeof(run_t))
+        if self.slots.items == NULL:
+            raise MemoryError
+        # The first run comes last. None is merged with its neighbour: whoever gave them goes by their order.
+        for run in reversed(runs):
+            self.slots.items[self.slots.count].slot, self.slots.items[self.slots.count].count = run
+            self.slots.count += 1
 
     def __dealloc__(self):
         free(self.written)
