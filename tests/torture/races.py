@@ -5,7 +5,8 @@
     python -P tests/torture/races.py --planted            # reads under two mutexes, which must be found
 
 Each seed is a process of its own (races_child.py): a volume in which threads read and write without the GIL while
-others take snapshots, delete, clone, seal, compact, discard, resize and roll back; then it is closed under them.
+others take snapshots, delete, clone, seal, compact, discard, resize and roll back; then it is closed under them. Before
+the first the C interface has its turn: the scenes with threads of tests/c_interface/program.c.
 Counted are calls; a violation is a race, or any other error that ThreadSanitizer tells, with a function of cowengine in
 it; a volume that is not sound afterwards; and a process that died.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,33 @@ def play(
     return told["calls"], [*wrong, *told["errors"]]
 
 
+def play_program(site: Path) -> list[str]:
+    """The C interface: what tests/c_interface/program.c does with threads; what was wrong."""
+    described = site / "cowengine" / "capi"
+    if not (described / "libcowengine.so").exists() or shutil.which("pkg-config") is None:
+        return []
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "cowengine"], capture_output=True, text=True, check=True,
+        env=os.environ | {"PKG_CONFIG_PATH": str(described)},
+    ).stdout.split()  # fmt: skip
+    wrong = []
+    with tempfile.TemporaryDirectory(prefix="cowengine-races-") as folder:
+        program = Path(folder) / "program"
+        source = ROOT / "tests" / "c_interface" / "program.c"
+        command = [os.environ.get("CC", "gcc"), "-std=c99", "-O1", "-g", "-pthread", "-fsanitize=thread"]
+        subprocess.run([*command, "-o", str(program), str(source), *flags], check=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment |= {**tsan_environment(Path(folder) / "report"), "COWENGINE_PYTHON": sys.executable}
+        del environment["LD_PRELOAD"]  # the program is linked with it
+        for scene in ("threads", "unlocked"):
+            command = [*(tsan_launcher() or []), str(program), scene, str(Path(folder) / scene)]
+            ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if (ended.returncode, ended.stdout) != (0, "ok\n"):
+                wrong.append(f"scene {scene} of program.c\nstatus {ended.returncode}, {ended.stdout}{ended.stderr}")
+        wrong += [f"{places}\n{report}" for places, report in races_in(sorted(Path(folder).glob("report.*"))).items()]
+    return wrong
+
+
 def work(seconds: float, seed: int, site: Path = TSAN_SITE, planted: bool = False) -> Tally:
     """One seed after the other until the time is over; at least one."""
     tally, late = Tally(), time.monotonic() + seconds
@@ -67,6 +96,9 @@ def work(seconds: float, seed: int, site: Path = TSAN_SITE, planted: bool = Fals
     if tally.skipped:
         return tally
     seen: set[str] = set()
+    if not planted:
+        for trace in play_program(site):
+            tally.violation(trace)
     with tempfile.TemporaryDirectory(prefix="cowengine-races-") as folder:
         hammer = compiled_hammer(Path(folder))
         while True:

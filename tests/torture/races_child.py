@@ -12,6 +12,7 @@ import ctypes
 import json
 import random
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Crowd:
 
     def _fail(self, error: Exception) -> None:
         with self.lock:
-            self.errors.append(f"{type(error).__name__}: {error}")
+            self.errors.append("".join(traceback.format_exception(error)))
         self.stop.set()
 
     def name(self) -> str:
