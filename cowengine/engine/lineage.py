@@ -77,6 +77,7 @@ class Lineage:
         self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
+        self._rooting = threading.Lock()  # readers ask for roots with no other lock, and two of a kind must not be made
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
         self._past_above = Shortcuts(self._empty_above)
         self._past_below = Shortcuts(self._empty_below)
@@ -342,7 +343,9 @@ class Lineage:
             if record is None:
                 raise NotFoundError("the snapshot was deleted")
             self.require_fit(record)
-            root = self._roots.setdefault(number, self._path.root_at(record.root.encode()))
+            made = self._path.root_at(record.root.encode())
+            with self._rooting:
+                root = self._roots.setdefault(number, made)
             # Without the lock: the record may have left memory, and another object that was read since be deleted.
             record = self.get(number)
             if record is None or not is_readable(record.flags):
