@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from cowengine import format as f
 from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError, CowEngineError, FormatError, UnsupportedVersionError
+from cowengine.format.intent import Intent, decode_intent, encode_intent
+from cowengine.format.layout import LOSSES_BYTES
 
 _spec = importlib.util.spec_from_file_location("format_strategies", Path(__file__).with_name("strategies.py"))
 make = importlib.util.module_from_spec(_spec)
@@ -339,6 +341,16 @@ def test_an_unknown_event_in_a_valid_record_is_a_newer_format():
         f.encode_event(f.SnapshotEvent(1, 2, 3, 4, "a"))[:-1] + b"x",
         f.encode_event(f.SnapshotEvent(0, 2, 3, 4, "a")),
         f.encode_event(f.SnapshotEvent(1, 2, 3, 4, "a", flags=f.LINEAGE_DELETED)),
+        f.encode_event(f.CloneEvent(1, 2, 3, 4, 5, "a"))[:-16].replace(b"\x40", b"\x30", 1),
+        f.encode_event(f.CloneEvent(1, 2, 3, 4, 5, "a"))[:-1] + b"x",
+        f.encode_event(f.CloneEvent(0, 2, 3, 4, 5, "a")),
+        f.encode_event(f.CloneEvent(1, 0, 3, 4, 5, "a")),
+        f.encode_event(f.CloneEvent(256, 2, 3, 4, 5, "a")),
+        f.encode_event(f.DeleteHeadEvent(0, 2)),
+        f.encode_event(f.RetainEvent(1, f.COUNTER_MAX, 0, 0, bytes(16))),
+        f.encode_event(f.RetainEvent(1, 0, f.COUNTER_MAX, 0, bytes(16))),
+        f.encode_event(f.RetainEvent(1, 0, 0, f.COUNTER_MAX, bytes(16))),
+        f.encode_event(f.PolicyEvent(f.WHEN_FULL_GIVE_UP + 1, 0, 0)),
     ],
 )
 def test_an_event_that_breaks_its_bounds_is_corrupt(data):
@@ -384,6 +396,93 @@ def test_a_lineage_record_with_impossible_contents_is_corrupt(what):
     struct.pack_into("<" + code, data, offset, value)
     with pytest.raises(CorruptionError):
         f.decode_lineage(bytes(data))
+
+
+def test_a_head_cannot_be_sealed():
+    data = bytearray(f.encode_lineage(f.LineageRecord(f.LINEAGE_HEAD, 0, "live", 5, 4096, root=f.hole(1))))
+    data[1] = f.LINEAGE_SEALED
+    with pytest.raises(CorruptionError, match="sealed"):
+        f.decode_lineage(bytes(data))
+
+
+def test_names_that_are_scanned_must_be_utf_8():
+    page = bytearray(f.encode_lineage(f.LineageRecord(f.LINEAGE_SNAPSHOT, 7, "daily", 12, 4096, root=f.hole(1))))
+    assert list(f.iter_essentials(bytes(page))) == [(f.LINEAGE_SNAPSHOT, 0, f.NONE_ID, 12, "daily")]
+    page[192] = 0xFF
+    with pytest.raises(CorruptionError, match="UTF-8"):
+        list(f.iter_essentials(bytes(page)))
+
+
+def test_a_run_needs_a_birth():
+    with pytest.raises(CorruptionError, match="birth"):
+        f.Pointer.decode(f.Pointer(f.POINTER_RUN, 90, 0, 0, 0).encode())
+
+
+# --- what was given up ------------------------------------------------------------------------------------------------
+
+
+def losses(count: int, name: str) -> list[f.Loss]:
+    return [f.Loss(number, 1, 2, 3, name) for number in range(1, count + 1)]
+
+
+def test_a_superblock_keeps_the_newest_losses_that_it_has_room_for():
+    many = losses(100, "n" * 248)
+    kept = f.newest_losses(many)
+    assert kept and list(kept) == many[-len(kept) :]
+    assert len(kept) == LOSSES_BYTES // (40 + 248)
+    assert f.newest_losses(many[:3]) == tuple(many[:3])
+    sb = sample_superblock(given_up=kept, given_up_count=100)
+    assert f.decode_superblock(f.encode_superblock(sb)).given_up == kept
+
+
+@pytest.mark.parametrize("changes", [{0: 40}, {0: 8}, {40: 9}, {40: 2**64 - 1}, {0: 2**64 - 1}])
+def test_losses_that_are_cut_off_are_corrupt(changes):
+    """The number of bytes that they take (at 0 here), and the length of the first name (at 40)."""
+    data = bytearray(f.encode_superblock(sample_superblock(given_up=tuple(losses(1, "n" * 8)), given_up_count=1)))
+    start = data.index(struct.pack("<5Q", 1, 1, 2, 3, 8)) - 8
+    assert struct.unpack_from("<Q", data, start) == (48,)
+    for offset, value in changes.items():
+        struct.pack_into("<Q", data, start + offset, value)
+    if 0 in changes and changes[0] < 48:
+        data[start + 8 + changes[0] : start + 8 + 48] = bytes(48 - changes[0])
+    with pytest.raises(CorruptionError, match="given_up"):
+        f.decode_superblock(sealed_superblock(data))
+
+
+# --- superblocks in the log -------------------------------------------------------------------------------------------
+
+
+def test_a_newer_superblock_in_the_log_is_found_and_what_only_looks_like_one_is_not():
+    here = sample_superblock(generation=5)
+    log = bytearray(8 * f.SLOT_BYTES)
+    others = {
+        1: b"COWENG\r\n" + bytes(4088),
+        2: f.encode_superblock(sample_superblock(generation=5)),
+        3: f.encode_superblock(sample_superblock(generation=9, volume_uuid=bytes(15) + b"x")),
+        4: sealed_superblock(bytearray(f.encode_superblock(sample_superblock(generation=9)))[:12] + bytes(4084)),
+    }
+    for slot, data in others.items():
+        log[slot * f.SLOT_BYTES : (slot + 1) * f.SLOT_BYTES] = data
+    assert f.superblock_astray(bytes(log), here) is None
+    log[6 * f.SLOT_BYTES : 7 * f.SLOT_BYTES] = f.encode_superblock(sample_superblock(generation=6))
+    assert f.superblock_astray(bytes(log), here) == 6
+
+
+# --- intent files -----------------------------------------------------------------------------------------------------
+
+
+def test_an_intent_file_is_whole_or_incomplete_or_none():
+    intent = Intent(4096, bytes(range(16)), b"head" * 1024)
+    data = encode_intent(intent)
+    assert decode_intent(data) == intent
+    for cut in (0, 8, 100, len(data) - 1):
+        with pytest.raises(CorruptionError, match="incomplete"):
+            decode_intent(data[:cut])
+    for incomplete in (bytes(len(data)), data[:-1] + b"x"):
+        with pytest.raises(CorruptionError, match="incomplete"):
+            decode_intent(incomplete)
+    with pytest.raises(FormatError):
+        decode_intent(b"x" + data[1:])
 
 
 # --- random bytes -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 
-SHOWN = 5  # violations in full
+SHOWN = 5  # violations in full, unless told
 STARTED = time.monotonic()
 
 
@@ -35,9 +35,9 @@ def harness_parser(description: str, seconds: float) -> ArgumentParser:
     return parser
 
 
-def tell(tally: Tally, arguments: Namespace, what: str) -> int:
+def tell(tally: Tally, arguments: Namespace, what: str, shown: int = SHOWN) -> int:
     """Prints the result; the exit status of the harness."""
-    for trace in tally.violations[:SHOWN]:
+    for trace in tally.violations[:shown]:
         print(trace)
     if tally.violations:
         print(f"again: python -P {sys.argv[0]} --seconds {arguments.seconds:g} --seed {arguments.seed}")
