@@ -31,7 +31,6 @@ from cowengine.engine.report import Report
 from cowengine.errors import (
     BusyError,
     CorruptionError,
-    CowEngineError,
     StorageError,
 )
 from cowengine.format import (
@@ -105,8 +104,6 @@ def examine(io: IOTable, fd: int, name: str) -> tuple[Problems, Check | None, di
         check = Check(io, fd, superblocks, problems, counts)
         check.run()
     except OSError as error:
-        if isinstance(error, CowEngineError):
-            raise
         raise StorageError(f"a read failed: {error.strerror}", name, error.errno or errno.EIO) from error
     return problems, check, counts
 
@@ -273,8 +270,6 @@ class Check:
     def _member_problem(
         self, i: int, record: LineageRecord, records: dict[int, LineageRecord], replay: Replay
     ) -> str | None:
-        if i == 0 and record.kind != LINEAGE_HEAD:
-            return f"has kind {record.kind}"
         if i >= replay.next_id:
             return f"is not below next_id {replay.next_id}"
         if record.cursor != NO_CURSOR and (not is_given_up(record) or record.flags & LINEAGE_EMPTY):
@@ -283,8 +278,6 @@ class Check:
             return "is held, and is a head or deleted"
         if record.root.birth > record.epoch:
             return f"of epoch {record.epoch} holds a block born in epoch {record.root.birth}"
-        if record.epoch > replay.epoch:
-            return f"has epoch {record.epoch}, and {replay.epoch} is the last that was given out"
         origin = records.get(record.origin)
         if record.number and (origin is None or origin.kind != LINEAGE_SNAPSHOT or is_given_up(origin)):
             return f"is a clone of {record.origin}, which is no snapshot with data"  # I38

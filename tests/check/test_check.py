@@ -255,6 +255,21 @@ def test_a_last_one_barrier_record_whose_block_is_not_on_the_disk_is_dropped_and
     assert report.problems == [] and report.counts["dropped"] == 0 and report.counts["records"] == 1
 
 
+def test_a_last_record_that_checks_a_block_twice_is_reported():
+    img = sample()
+    twice = commit(3, one_barrier=True, deltas=f.encode_delta(7, 1, 1, img.home(7), 3))
+    twice.checks = [(img.home(7), 1), (img.home(7), 1)]
+    img.records = [twice]
+    assert any("checks of record 1 overlap" in p for p in check(img.build()).problems)
+
+
+def test_a_superblock_that_was_written_over_the_log_is_reported():
+    img = sample()
+    img.build()
+    img.write_superblock(image.LOG_FIRST + 2, generation=7)
+    assert check(bytes(img.data)).problems == ["log: superblock 7 was written over it, not into its slot"]
+
+
 BAD_RECORDS = {
     "born too early": commit(4, deltas=f.encode_delta(5, 1, 1, 660, 2)),
     "beyond the end": commit(4, deltas=f.encode_delta(300, 1, 1, 660, 3)),
@@ -268,6 +283,9 @@ BAD_RECORDS = {
     "freed too early": commit(4, deltas=f.encode_delta(0, 1, 1, 660, 3), freed=[(650, 1), (651, 1)]),
     "freed and kept": commit(4, freed=[(651, 1)]),
     "node freed": commit(4, freed_nodes=[(image.HOME + 300, 1)]),
+    "hold of a deleted one": commit(4, events=[f.DeleteEvent(1), f.HoldEvent(1, "audit")]),
+    "retention of a deleted one": commit(4, events=[f.DeleteEvent(1), f.RetainEvent(1, 7, 0, 0, bytes(16))]),
+    "retention that is cut": commit(4, events=[f.RetainEvent(1, n, 0, 0, bytes(16)) for n in (7, 6)]),
     "delete of nothing": commit(4, events=[f.DeleteEvent(9)]),
     "delete of the head": commit(4, events=[f.DeleteEvent(0)]),
     "deleted twice": commit(4, events=[f.DeleteEvent(1), f.DeleteEvent(1)]),
@@ -429,6 +447,45 @@ def test_two_deleted_snapshots_may_share_a_name_with_a_live_one():
     report = check(img.build())
     assert report.problems == []
     assert report.counts["deleted"] == 1
+
+
+@pytest.mark.parametrize(("features", "problems"), [(0, ["the superblock does not say so"]), (f.FEATURE_HEADS, [])])
+def test_clones_that_the_superblock_does_not_tell_of_are_reported(features, problems):
+    """A cowengine that knows no clones must not open the file."""
+    img = sample()
+    img.lineage[0].next_head, img.next_id, img.epoch = 5, 6, 4
+    img.lineage[5] = f.LineageRecord(
+        f.LINEAGE_HEAD, 5, "clone", 4, 300 * 4096, parent=1, frozen=3, number=1, origin=1
+    )  # fmt: skip
+    img.maps[5] = img.maps[1]
+    img.build()
+    img.write_superblock(0, features_incompatible=features)
+    found = check(bytes(img.data)).problems
+    assert len(found) == len(problems)
+    assert all(told in problem for told, problem in zip(problems, found, strict=True))
+
+
+def test_metadata_in_the_slot_of_a_node_is_reported():
+    img = sample()
+    node, lineage_tree = img.node, img.lineage_tree
+
+    def over_the_lineage(tree, level, index, data, birth, slot=None):
+        slot = img.lineage[1].metadata_slot if tree == f.TREE_LINEAGE else slot
+        return node(tree, level, index, data, birth, slot)
+
+    img.node = over_the_lineage
+    problems = check(img.build()).problems
+    assert any("holds metadata of snapshot 1 and node" in p for p in problems)
+    img.node, img.lineage_tree = node, lineage_tree
+    assert check(img.build()).problems == []
+
+
+def test_a_snapshot_below_sealed_below_that_is_not_sealed_is_reported():
+    img = sample()
+    img.build()
+    img.write_superblock(0, sealed_below=2)
+    problems = check(bytes(img.data)).problems
+    assert problems == ["checkpoint: snapshot 1 is not sealed, and all below 2 should be"]
 
 
 # --- reclaim ----------------------------------------------------------------------------------------------------------

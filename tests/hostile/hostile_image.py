@@ -101,6 +101,11 @@ class Image:
         offsets = {field.name: self.superblock + field.offset for field in layout.SUPERBLOCK}
         return [(offsets[name], tree) for name, tree in TREES.items()]
 
+    def leaves(self, tree: int) -> dict[int, int]:
+        """Offsets of the leaves of one of the superblock's trees, by their index."""
+        root = next(root for root, one in self._roots() if one == tree)
+        return {place.index: slot * SLOT for slot, place in self.walk(root, tree) if place.level == 0}
+
     def _node(self, slot: int, place: Sealed) -> Iterator[Spot]:
         at = slot * SLOT
         if place.level:

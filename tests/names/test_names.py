@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_image import Image
 
 from cowengine import ExistsError, NoSpaceError, NotFoundError, Volume
 from cowengine.core.iotable import IOTable
 from cowengine.engine import hashindex, names
 from cowengine.engine.check import check_file
 from cowengine.engine.names import Names
-from cowengine.format import SLOT_BYTES, decode_superblock
+from cowengine.format import SLOT_BYTES, TREE_NAMES, decode_superblock
 from cowengine.format import names as format_names
-from cowengine.format.names import KIND_EPOCH, KIND_NAME, epoch_hash, name_hash
+from cowengine.format.layout import NAME_ENTRY_BYTES
+from cowengine.format.names import KIND_EPOCH, KIND_NAME, bucket_of_leaf, epoch_hash, name_hash
 
 COUNT = 300
 KIB = 1024
@@ -257,6 +259,90 @@ def test_a_damaged_index_is_given_up_and_written_anew(copy: Path, leaves: bool, 
     with Volume.open(copy, background=False) as volume:
         assert volume.get_snapshot("after").id == COUNT + 3
         assert volume.engine.lineage.names.kept
+
+
+def test_a_bucket_that_cannot_be_read_is_noticed_when_a_name_is_looked_for(copy: Path, caplog: Any) -> None:
+    image = Image(copy.read_bytes())
+    with open(copy, "r+b") as file:
+        for leaf, at in image.leaves(TREE_NAMES).items():
+            if bucket_of_leaf(leaf) is not None:
+                file.seek(at + 100)
+                file.write(b"damage")
+    with caplog.at_level("WARNING", "cowengine.engine"), Volume.open(copy, background=False) as volume:
+        assert volume.stats()["snapshots"] == len(expected())  # of the counts, which are sound
+        assert volume.engine.lineage.names.kept
+        verify(volume)
+        assert not volume.engine.lineage.names.kept
+    assert "given up: it is damaged" in caplog.text
+
+
+def test_a_bucket_that_cannot_be_read_is_noticed_when_it_is_to_change(copy: Path, caplog: Any) -> None:
+    with caplog.at_level("WARNING", "cowengine.engine"), Volume.open(copy, background=False) as volume:
+        volume.snapshot("new")
+        image = Image(copy.read_bytes())
+        with open(copy, "r+b") as file:  # what has been read stays in memory; the other buckets are gone
+            for at in image.leaves(TREE_NAMES).values():
+                file.seek(at + 100)
+                file.write(b"damage")
+        assert volume.engine.lineage.names.kept
+        volume.engine.checkpoint()
+        assert "given up: it is damaged" in caplog.text
+        assert volume.engine.lineage.names.kept  # a new one
+    with Volume.open(copy, background=False) as volume:
+        assert volume.get_snapshot("new").id == COUNT + 3
+        assert [snapshot.name for snapshot in volume.snapshots()] == [*expected(), "new"]
+
+
+def spoil(path: Path, change: Callable[[int, bytearray], None]) -> None:
+    """Changes leaves of the index of names; all checksums are right."""
+    image = Image(path.read_bytes())
+    for leaf, at in image.leaves(TREE_NAMES).items():
+        page = image.data[at : at + SLOT_BYTES]
+        change(leaf, page)
+        image.data[at : at + SLOT_BYTES] = page
+    image.seal()
+    path.write_bytes(image.data)
+
+
+@pytest.mark.parametrize(("count", "told"), [(100, "counts 100 snapshots"), (60, "counts 60 snapshots from id 0")])
+def test_counts_that_cannot_be_are_not_believed(copy: Path, caplog: Any, count: int, told: str) -> None:
+    def first_count(leaf: int, page: bytearray) -> None:
+        if bucket_of_leaf(leaf) is None:
+            page[0] = count
+
+    spoil(copy, first_count)
+    assert any("instead of" in problem for problem in check_file(str(copy)).problems)
+    with caplog.at_level("WARNING", "cowengine.engine"), Volume.open(copy, background=False) as volume:
+        assert [snapshot.name for snapshot in volume.snapshots()] == expected()
+        assert told in caplog.text
+        verify(volume)
+
+
+def test_the_checker_sees_what_stands_behind_the_last_entry_of_a_bucket(copy: Path) -> None:
+    def behind_the_last(leaf: int, page: bytearray) -> None:
+        if bucket_of_leaf(leaf) is not None and not page[-1]:
+            page[-1] = 1
+
+    spoil(copy, behind_the_last)
+    assert any("stands behind its last entry" in problem for problem in check_file(str(copy)).problems)
+
+
+def test_the_checker_sees_a_page_that_is_not_full_before_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(format_names, "stem_hash", lambda data, fold: 5)
+    path = tmp_path / "v"
+    with create(path) as volume:
+        for number in range(COUNT):
+            volume.snapshot(f"s{number}")
+    assert check_file(str(path)).problems == []
+
+    def no_last_entry(leaf: int, page: bytearray) -> None:
+        if bucket_of_leaf(leaf) is not None and any(page[-NAME_ENTRY_BYTES:]):
+            page[-NAME_ENTRY_BYTES:] = bytes(NAME_ENTRY_BYTES)
+
+    spoil(path, no_last_entry)
+    assert any("the one before it is not full" in problem for problem in check_file(str(path)).problems)
 
 
 def test_an_index_that_is_in_the_way_of_a_full_disk_goes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
