@@ -464,8 +464,8 @@ class Lineage:
         self.names.prepare()
         record = self._known(number)
         self._end_reading(record)  # first: it may load the names, as they are without this change
-        if not record.flags & LINEAGE_DELETED:
-            self.names.remove(record)
+        assert not record.flags & LINEAGE_DELETED, "whoever asks sees no deleted one, and replay refuses it"
+        self.names.remove(record)
         record.flags |= LINEAGE_DELETED
         self._give_up(number)
 
@@ -576,8 +576,7 @@ class Lineage:
             self._past_below.drop(number, [record.parent] if leads_here else [])
         for child in list(self.children(number)):
             below = self.get(child)
-            if below is None:
-                raise CorruptionError(f"the lineage is broken at snapshot {child}")
+            assert below is not None, "what is no record is no child"
             self.names.move(child, number, record.parent)
             below.parent = record.parent
             self._changed.add(child)
@@ -589,8 +588,7 @@ class Lineage:
 
     def _known(self, number: int) -> LineageRecord:
         record = self.get(number)
-        if record is None or record.kind != LINEAGE_SNAPSHOT:
-            raise CorruptionError(f"the log speaks of snapshot {number}, which does not exist")
+        assert record is not None and record.kind == LINEAGE_SNAPSHOT, "replay refuses events of what is no snapshot"
         return record
 
     # -- the free rule ------------------------------------------------------------------------------------------------

@@ -370,7 +370,8 @@ def apply_event(engine: Engine, event: Event) -> None:
         lineage.retain(event.id, event.retain_until_ns)
     elif isinstance(event, CloneEvent):
         cloned(engine, event)
-    elif isinstance(event, DeleteHeadEvent):
+    else:
+        assert isinstance(event, DeleteHeadEvent), "decode_events knows no other"
         clone_deleted(engine, event, _root_now(engine, engine.path.heads[event.number]))
     lineage.set_holders()
 
