@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +14,7 @@ import pytest
 
 from cowengine import BusyError, OutOfRangeError, PoisonedError, ReadOnlyError, Volume
 from cowengine.core.iotable import IOTable
+from cowengine.engine.compaction import Compaction, CompactionJob
 
 BLOCK = 4096
 BLOCKS = 512
@@ -155,3 +157,18 @@ def test_neither_a_fork_nor_the_end_of_the_process_waits_for_ever(displaced: Vol
     assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
     with Volume.open(displaced.path, background=False) as again:
         assert again.check().problems == []
+
+
+def test_a_job_that_ends_itself_does_not_wait_for_itself(displaced: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own thread may be the one that drops the volume, and so closes it."""
+    note, ends = CompactionJob._note, list[bool]()
+
+    def end_and_note(job: CompactionJob, progress: Compaction) -> None:
+        ends.append(threading.current_thread() is job._thread)
+        job.end()
+        note(job, progress)
+
+    monkeypatch.setattr(CompactionJob, "_note", end_and_note)
+    progress = displaced.start_compaction().wait()  # would raise what the thread met
+    assert ends and all(ends)
+    assert at_home(displaced) >= progress.moved_bytes // BLOCK

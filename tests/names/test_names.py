@@ -370,6 +370,45 @@ def test_an_index_that_is_in_the_way_of_a_full_disk_goes(copy: Path, monkeypatch
     assert check_file(str(copy)).problems == []
 
 
+def test_a_first_index_that_no_disk_ever_had_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v"
+    with create(path) as volume:
+        for number in range(names.KEPT_FROM + 5):
+            volume.snapshot(f"s{number}")
+        take = volume.engine.allocator.take
+
+        def refuse(count: int, *, dispensable: bool = False) -> Any:
+            if dispensable and count:
+                raise NoSpaceError("no space")
+            return take(count)
+
+        monkeypatch.setattr(volume.engine.allocator, "take", refuse)
+        volume.engine.checkpoint()
+        assert not volume.engine.lineage.names.kept
+        assert volume.get_snapshot("s7").id == 8
+    assert superblock(path).name_entries == 0
+    assert check_file(str(path)).problems == []
+
+
+def test_names_that_nobody_has_asked_for_are_not_kept_up(tmp_path: Path) -> None:
+    """Replay of a volume without an index needs no name, if what it deletes is sealed."""
+    path, crashed = tmp_path / "v", tmp_path / "crashed"
+    with create(path) as volume:
+        for name in ("one", "two"):
+            volume.pwrite(name.encode(), 0)
+            volume.snapshot(name)
+        volume.seal()
+    with Volume.open(path, background=False) as volume:
+        volume.get_snapshot("one").delete()
+        shutil.copyfile(path, crashed)
+    with Volume.open(crashed, background=False) as volume:
+        assert not volume.engine.lineage.names.kept
+        assert [snapshot.name for snapshot in volume.snapshots()] == ["two"]
+        with pytest.raises(NotFoundError):
+            volume.get_snapshot("one")
+    assert check_file(str(crashed)).problems == []
+
+
 def test_a_merge_that_was_interrupted_leaves_no_half_index(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = hashindex.HashIndex.add
     calls = iter(range(100))

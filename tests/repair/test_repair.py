@@ -14,6 +14,7 @@ from salvage_damage import Original, contents, flipped, original, structures
 from cowengine import BusyError, CorruptionError, RetentionError, Volume
 from cowengine import format as f
 from cowengine.core.checksum import xxh64
+from cowengine.engine import repair
 from cowengine.engine.check import check_file
 
 VOLUMES = ["snapshots", "logged", "half_reclaimed", "sealed", "named", "adopted", "clones_logged"]
@@ -191,3 +192,47 @@ def test_what_is_held_or_retained_stays_whatever_is_repaired(tmp_path):
         for snapshot in (retained, held):
             with pytest.raises((RetentionError, BusyError)):
                 snapshot.delete()
+
+
+def test_a_superblock_that_somebody_else_wrote_is_not_written_over(tmp_path):
+    path = tmp_path / "v"
+    with Volume.create(path, 600 * SLOT, background=False) as volume:
+        volume.engine.checkpoint()
+        other = 1 - volume.engine.newest_slot
+        foreign = replace(volume.engine.superblock, generation=volume.engine.superblock.generation + 5)
+        with path.open("r+b") as file:
+            file.seek(other * SLOT)
+            file.write(f.encode_superblock(foreign))
+        before = path.read_bytes()
+        with pytest.raises(CorruptionError, match="somebody else has written a superblock"):
+            volume.check(repair=True)
+        assert path.read_bytes() == before
+
+
+def test_what_so_many_rounds_do_not_repair_is_reported(tmp_path, monkeypatch):
+    sound, path = original("snapshots", tmp_path), tmp_path / "v"
+    end = len(sound.data) // SLOT
+    path.write_bytes(with_free_map(sound.data + bytes(20 * SLOT), range(end, end + 20), used=True))
+    with Volume.open(path, background=False) as volume:
+        monkeypatch.setattr(repair, "ROUNDS", 0)
+        report = volume.check(repair=True)
+        assert not report.ok and report.repaired == [] and "leaked" in report.problems[0]
+        monkeypatch.undo()
+        assert volume.check(repair=True).ok
+
+
+def test_a_snapshot_that_is_not_sealed_as_it_says_may_be_gone_since(tmp_path):
+    with Volume.create(tmp_path / "v", 600 * SLOT, background=False) as volume:
+        volume.pwrite(b"a" * 8 * SLOT, 0)
+        for name in ("goes", "stays"):
+            snapshot = volume.snapshot(name)
+            volume.pwrite(name.encode(), 0)
+            volume.engine.lineage.seal(snapshot.id)  # as a bug could: there is not one seal
+        volume.engine.checkpoint()
+        volume.get_snapshot("goes").delete()
+        assert [problem.split(" is sealed")[0] for problem in volume.check().problems] == [
+            "checkpoint: snapshot 1", "checkpoint: snapshot 2"]  # fmt: skip
+        assert volume.stats()["snapshots_unsealed"] == 0
+        report = volume.check(repair=True)
+        assert report.ok and report.repaired
+        assert volume.stats()["snapshots_unsealed"] == 1

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cowengine import CorruptionError, Snapshot, Volume
+from cowengine.engine import verifying
 
 BLOCK = 4096
 BLOCKS = 600
@@ -252,3 +253,14 @@ def test_a_damaged_table_of_seals_is_metadata_that_is_damaged(tmp_path: Path) ->
         with pytest.raises(CorruptionError, match=f"slot {slot} of the file does not hold the node"):
             again.pread(1, 0)
         assert not again.check().ok
+
+
+def test_of_many_damaged_blocks_some_are_named_and_all_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "PROBLEMS_MAX", 3)
+    volume, _, _ = sealed(tmp_path)
+    with volume:
+        for block in range(0, 12, 2):
+            flip(volume, block)
+        report = volume.verify()
+    assert report.counts["damaged"] == 6 and report.counts["verified"] == BLOCKS - 6
+    assert len(report.problems) == 4 and report.problems[3] == "more than 3 blocks; the counts have all"

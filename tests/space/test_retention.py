@@ -262,3 +262,24 @@ def test_the_command_line_retains(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["snapshot", "retain", f"{path}@one", "--until", "2001-01-01"]) == 5
     assert main(["snapshot", "retain", f"{path}@one", "--until", "next year"]) == 2
     assert main(["volume", "accept-clock", path]) == 0
+
+
+@pytest.mark.parametrize("boot_id", [None, "no uuid", ""])
+def test_a_machine_that_does_not_say_which_boot_this_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_id: str | None
+) -> None:
+    """The retention holds all the same, in this process and behind an open."""
+    if boot_id is not None:
+        (tmp_path / "boot_id").write_text(boot_id)
+    monkeypatch.setattr(retention, "BOOT_ID", str(tmp_path / "boot_id"))
+    retention._boot_id.cache_clear()
+    try:
+        assert retention._boot_id() == bytes(16)
+        with Volume.create(tmp_path / "v", SIZE) as volume:
+            volume.snapshot("one").retain_until = in_days(10)
+        with Volume.open(tmp_path / "v") as volume:
+            for give_back in ways_to_give_back(volume.get_snapshot("one")):
+                with pytest.raises(RetentionError, match="retained until"):
+                    give_back()
+    finally:
+        retention._boot_id.cache_clear()

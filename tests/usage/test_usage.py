@@ -359,3 +359,58 @@ def test_a_damaged_map_is_an_error_and_no_number(make_volume: MakeVolume) -> Non
     path.write_bytes(raw)
     with Volume.open(path, read_only=True) as damaged, pytest.raises(CorruptionError):
         damaged.get_snapshot("one").space()
+
+
+# -- beside others that delete ----------------------------------------------------------------------------------------
+@pytest.fixture
+def three(make_volume: MakeVolume) -> Volume:
+    """A volume whose three snapshots hold ten blocks each, alone."""
+    volume = make_volume()
+    for number in range(3):
+        volume.pwrite(bytes([number]) * 10 * BLOCK, 0)
+        volume.snapshot(f"s{number}")
+    volume.pwrite(b"live" * BLOCK, 0)
+    volume.pwrite(b"l" * 10 * BLOCK, 0)
+    return volume
+
+
+def test_a_snapshot_that_goes_before_its_turn_counts_for_nothing(
+    three: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, gone = usage._member, three.get_snapshot("s2").id
+
+    def behind_a_delete(engine: Any, number: int) -> Any:
+        if number == gone and engine.lineage.get(number) is not None:
+            three.get_snapshot("s2").delete()
+        return member(engine, number)
+
+    monkeypatch.setattr(usage, "_member", behind_a_delete)
+    space = usage.volume_space(three.engine)
+    assert space.snapshots_bytes == 20 * BLOCK and space.live_bytes == 10 * BLOCK
+    assert space.used_bytes == 30 * BLOCK == blocks_used(three)
+
+
+def test_a_walk_that_another_lineage_overtook_is_done_again(three: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with its neighbour gone does a snapshot hold alone what both had."""
+    amount, walked = usage._amount, list[Any]()
+    three.get_snapshot("s1").delete()
+    shared = three.snapshot("shared")
+
+    def behind_a_delete(engine: Any, part: Any) -> Any:
+        found = amount(engine, part)
+        walked.append(part)
+        if len(walked) == 1:
+            shared.delete()
+        return found
+
+    monkeypatch.setattr(usage, "_amount", behind_a_delete)
+    space = three.get_snapshot("s2").space()
+    assert space.exclusive_bytes == 10 * BLOCK
+    assert len(walked) > len(set(walked)) or len(walked) > 2
+
+
+def test_no_more_amounts_are_kept_than_there_is_room_for(three: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "KEPT_MAX", 2)
+    before = usage.volume_space(three.engine)
+    assert len(three.engine.amounts) == 2
+    assert usage.volume_space(three.engine) == before
