@@ -241,3 +241,23 @@ def test_a_volume_of_a_store_is_copied_or_detached_first(tmp_path: Path) -> None
     with Volume.open(alone) as volume:
         volume.flatten()
     assert Path(alone).read_bytes() == data
+
+
+def test_a_copy_that_another_process_begins_in_the_same_instant_is_left_to_it(tmp_path: Path) -> None:
+    """It locked the new file between our making it and our locking it."""
+    taken: list[int] = []
+
+    class Beaten(IOTable):
+        def lock(self, fd: int, exclusive: bool, start: int = 0, length: int = 0) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+                taken.append(fd)
+                raise BlockingIOError
+            super().lock(fd, exclusive, start, length)
+
+    with Volume.create(tmp_path / "v", MIB, background=False, io=Beaten()) as volume:
+        volume.pwrite(b"x" * 512, 0)
+        with pytest.raises(BusyError, match="another process writes this file"):
+            volume.flatten(tmp_path / "copy")
+        assert not os.path.lexists(f"/proc/self/fd/{taken[0]}")
+        assert not (tmp_path / "copy").exists() and (tmp_path / "copy.part").exists()
+        assert volume.pread(512, 0) == b"x" * 512
