@@ -287,6 +287,8 @@ BAD_RECORDS = {
     "retention of a deleted one": commit(4, events=[f.DeleteEvent(1), f.RetainEvent(1, 7, 0, 0, bytes(16))]),
     "retention that is cut": commit(4, events=[f.RetainEvent(1, n, 0, 0, bytes(16)) for n in (7, 6)]),
     "delete of nothing": commit(4, events=[f.DeleteEvent(9)]),
+    "delete of a held one": commit(4, events=[f.HoldEvent(1, "audit"), f.DeleteEvent(1)]),
+    "anchor of a deleted one": commit(4, events=[f.DeleteEvent(1), f.AnchorEvent(1)]),
     "delete of the head": commit(4, events=[f.DeleteEvent(0)]),
     "deleted twice": commit(4, events=[f.DeleteEvent(1), f.DeleteEvent(1)]),
     "reclaim of a live one": commit(4, events=[f.ReclaimEvent(1, 0)]),
@@ -463,6 +465,52 @@ def test_clones_that_the_superblock_does_not_tell_of_are_reported(features, prob
     found = check(bytes(img.data)).problems
     assert len(found) == len(problems)
     assert all(told in problem for told, problem in zip(problems, found, strict=True))
+
+
+def test_records_whose_epochs_fall_are_reported():
+    img = sample()
+    img.records = [commit(6), commit(4)]
+    assert any("epoch 4 after epoch 6" in problem for problem in check(img.build()).problems)
+
+
+def test_heads_in_a_chain_that_leads_past_one_are_reported():
+    img = sample()
+    img.next_id, img.epoch = 6, 4
+    img.lineage[5] = f.LineageRecord(f.LINEAGE_HEAD, 5, "clone", 4, 300 * 4096, parent=1, frozen=3, number=1, origin=1)
+    img.maps[5] = img.maps[1]
+    img.build()
+    img.write_superblock(0, features_incompatible=f.FEATURE_HEADS)
+    assert check(bytes(img.data)).problems == ["head 0, number 0, leads to 0, not 5"]
+
+
+def test_metadata_in_the_log_is_reported():
+    img = sample()
+    take = img.take
+
+    def in_the_log(data):
+        return image.LOG_FIRST if data == img.metadata[1] else take(data)
+
+    img.take = in_the_log
+    assert any("is a home, the log or a superblock" in problem for problem in check(img.build()).problems)
+
+
+@pytest.mark.parametrize("wrong", ["birth", "kind"])
+def test_a_pointer_that_cannot_be_in_a_tree_that_is_no_map_is_reported(wrong):
+    img = sample()
+    img.lineage[9], img.next_id, img.maps[9] = snapshot(9, 2, name="nine"), 10, {}
+    img.lineage[2].epoch = 1
+    node = img.node
+
+    def bad(tree, level, index, data, birth, slot=None):
+        if tree == f.TREE_LINEAGE and level == 1:
+            pointer = bytearray(data[:32])
+            pointer[8 if wrong == "birth" else 7] = 7
+            data = bytes(pointer) + data[32:]
+        return node(tree, level, index, data, birth, slot)
+
+    img.node = bad
+    told = "a birth or a run outside the map" if wrong == "birth" else "unknown kind 7"
+    assert any(told in problem for problem in check(img.build()).problems)
 
 
 def test_metadata_in_the_slot_of_a_node_is_reported():

@@ -164,3 +164,223 @@ def test_a_chain_of_heads_that_leads_nowhere_or_back_is_refused(tmp_path: Path, 
     )  # fmt: skip
     img.maps[5] = img.maps[1]
     refused(img.build(), tmp_path / "v", told)
+
+
+# --- what a record may not say of what is there -----------------------------------------------------------------------
+SNAPSHOT_OF_OLD_ID = f.SnapshotEvent(1, 2, 7, 7, "again")
+IMPOSSIBLE = {
+    "which does not exist": [f.DeleteEvent(9)],
+    "whose data was not given up": [f.ReclaimEvent(1, 0)],
+    "which was deleted": [f.DeleteEvent(1), f.DeleteEvent(1)],
+    "which is one": [f.AnchorEvent(1), f.AnchorEvent(1)],
+    "which is held": [f.HoldEvent(1, "audit"), f.DeleteEvent(1)],
+    "snapshot 1 where 2 is next": [SNAPSHOT_OF_OLD_ID],
+}
+
+
+@pytest.mark.parametrize("told", IMPOSSIBLE)
+def test_a_record_of_events_that_cannot_be_is_refused(tmp_path: Path, told: str) -> None:
+    img = sample()
+    img.records = [image.commit(3, events=IMPOSSIBLE[told])]
+    data = img.build()
+    assert not check_file("image", image.ImageIO(data)).ok
+    refused(data, tmp_path / "v", told)
+
+
+def test_events_of_the_policy_and_of_the_store_are_taken(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2, events=[f.PolicyEvent(f.WHEN_FULL_GIVE_UP, 5, 0), f.StoreEvent(9)])]
+
+    def work(volume: Volume) -> tuple[str, int]:
+        return volume.policy().when_full, volume.policy().keep_newest
+
+    assert opened(img.build(), tmp_path / "v", work) == ("give-up", 5)
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        assert volume.policy().keep_newest == 5
+
+
+def test_a_change_behind_the_end_of_the_volume_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2, deltas=f.encode_delta(40000, 1, f.ENTRY_HOLE, 0, 2))]
+    refused(img.build(), tmp_path / "v", "beyond the end of the volume")
+
+
+def test_a_change_of_a_head_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2, deltas=f.encode_delta(5, 1, f.ENTRY_HOLE, 0, 2, 9))]
+    data = img.build()
+    assert any("head 9, which does not exist" in p for p in check_file("image", image.ImageIO(data)).problems)
+    path = tmp_path / "v"
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError):
+        Volume.open(path, background=False)
+    assert path.read_bytes() == data
+
+
+def test_a_record_that_follows_a_lost_superblock_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2)]
+    img.records[0].generation = 5
+    data = img.build()
+    assert any("generation 5" in problem for problem in check_file("image", image.ImageIO(data)).problems)
+    refused(data, tmp_path / "v", "record 1 follows superblock 5, which is lost")
+
+
+def test_a_confirmed_record_that_is_missing_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.build()
+    img.write_superblock(0, tip_sequence=3, tip_checksum=7)
+    refused(bytes(img.data), tmp_path / "v", "record 1 of the commit log is missing; it was confirmed")
+
+
+def test_a_record_of_an_earlier_life_of_the_log_is_the_end_of_the_chain(tmp_path: Path) -> None:
+    """Its sequence fits, its salt does not: it was never acknowledged by who wrote the newest superblock."""
+    img = sample()
+    img.records = [image.commit(2, deltas=f.encode_delta(1, 1, f.ENTRY_HOLE, 0, 2))]
+    img.build()
+    img.write_superblock(0, salt=img.salt + 1)
+    (tmp_path / "v").write_bytes(img.data)
+    with Volume.open(tmp_path / "v", background=False) as volume:
+        assert records(volume) == 0
+
+
+def test_a_region_of_homes_that_the_file_does_not_reach_is_refused_to_who_writes(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2, size=400 * 4096, events=[
+        f.RegionEvent(300, 700, 100), f.ResizeEvent(0, 400 * 4096, 2)])]  # fmt: skip
+    (tmp_path / "v").write_bytes(img.build())
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        assert volume.size == 400 * 4096
+    with pytest.raises(CorruptionError, match="ends before a region of home slots"):
+        Volume.open(tmp_path / "v", background=False)
+
+
+def test_a_file_that_ends_before_what_the_superblock_needs_is_refused(tmp_path: Path) -> None:
+    data = sample().build()
+    refused(data[: 100 * 4096], tmp_path / "v", "it was cut short")
+
+
+def test_a_volume_without_epochs_left_can_only_be_read(tmp_path: Path) -> None:
+    img = sample()
+    img.build()
+    img.write_superblock(0, epoch=f.EPOCH_MAX - 5)
+    (tmp_path / "v").write_bytes(img.data)
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        assert volume.snapshots()[0].name == "s1"
+    with pytest.raises(CorruptionError, match="no epochs or ids left"):
+        Volume.open(tmp_path / "v", background=False)
+
+
+def test_slots_that_are_used_behind_the_end_of_the_file_are_not_given_out(tmp_path: Path) -> None:
+    img = sample(extra_used=tuple(range(700, 4000)))
+    (tmp_path / "v").write_bytes(img.build())
+    with pytest.raises(CorruptionError, match="in use: it was cut short"):
+        with Volume.open(tmp_path / "v", background=False) as volume:
+            volume.pwrite(b"x", 4096)  # a block of the snapshot: it needs another place
+
+
+# --- what a lineage record may not say --------------------------------------------------------------------------------
+def lineage_problem(img: Any, path: Path, told: str) -> None:
+    """The checker reports something, and an open, or the first look at the snapshot, is refused."""
+    data = img.build()
+    assert not check_file("image", image.ImageIO(data)).ok
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=told), Volume.open(path, read_only=True, background=False) as volume:
+        for snapshot in volume.snapshots():
+            snapshot.pread(512, 0)
+
+
+def test_a_record_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.lineage[2] = image.snapshot(3, 1)
+    lineage_problem(img, tmp_path / "v", "lineage record 2 says that it is 3")
+
+
+def test_a_record_of_an_id_that_was_not_given_out_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.lineage[5] = image.snapshot(5, 1, name="early")
+    img.maps[5] = {}
+    lineage_problem(img, tmp_path / "v", "lineage record 5 is there, and 2 is the next to be given out")
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_map_too_small_for_its_size_is_refused(tmp_path: Path, member: int) -> None:
+    img = sample(level=0)
+    img.lineage[1 - member].size = 200 * 4096
+    lineage_problem(img, tmp_path / "v", "has level 0, which does not span 300 blocks")
+
+
+def test_a_map_that_is_a_run_behind_the_end_of_the_file_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    map_tree = img.map_tree
+    img.map_tree = lambda blocks, level, index: (
+        f.Pointer(f.POINTER_RUN, 10, 2, 1, 0) if blocks is img.maps[1] else map_tree(blocks, level, index)
+    )
+    lineage_problem(img, tmp_path / "v", "is a run that ends behind slot 700")
+
+
+def test_metadata_behind_the_end_of_the_file_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.lineage[1] = image.snapshot(1, 1, metadata_bytes=3, metadata_slot=5000, metadata_checksum=1)
+    lineage_problem(img, tmp_path / "v", "metadata in slot 5000, behind the end of the file")
+
+
+def test_metadata_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.metadata[1] = b'{"why": "night"}'
+    img.build()
+    (tmp_path / "v").write_bytes(img.data)
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        assert volume.get_snapshot("s1").metadata == {"why": "night"}
+    img.data[img.lineage[1].metadata_slot * 4096] ^= 1
+    (tmp_path / "v").write_bytes(img.data)
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        with pytest.raises(CorruptionError, match="metadata is damaged"):
+            assert volume.get_snapshot("s1").metadata
+
+
+def branched(**of_the_second: Any) -> Any:
+    """Two snapshots; the live volume stands on the first."""
+    img = image.Image(epoch=4, next_id=3)
+    img.lineage[0].epoch, img.lineage[0].frozen, img.lineage[0].parent = 4, 3, 1
+    img.lineage[1] = image.snapshot(1, 1)
+    img.lineage[2] = image.snapshot(2, 3, **{"parent": 1, **of_the_second})
+    for member in (0, 1, 2):
+        img.maps[member] = {0: (img.home(0), 1)}
+    return img
+
+
+def test_a_branch_point_under_reclaim_is_refused(tmp_path: Path) -> None:
+    img = branched()
+    img.lineage[1].flags, img.lineage[1].cursor = f.LINEAGE_DELETED, 0
+    data = img.build()
+    assert any("is being reclaimed, and more than one" in p for p in check_file("image", image.ImageIO(data)).problems)
+    (tmp_path / "v").write_bytes(data)
+    with pytest.raises(CorruptionError, match="branch point under reclaim"):
+        with Volume.open(tmp_path / "v", background=False) as volume:
+            volume.reclaim()
+
+
+@pytest.mark.parametrize("parent", [0, 7])
+def test_a_snapshot_on_a_head_or_on_nothing_is_refused(tmp_path: Path, parent: int) -> None:
+    data = branched(parent=parent).build()
+    assert not check_file("image", image.ImageIO(data)).ok
+    (tmp_path / "v").write_bytes(data)
+    with pytest.raises(CorruptionError, match="the lineage is broken at snapshot"):
+        with Volume.open(tmp_path / "v", background=False) as volume:
+            volume.get_snapshot("s2").delete()
+            volume.reclaim()
+
+
+def test_a_child_that_is_older_than_what_it_stands_on_is_refused(tmp_path: Path) -> None:
+    """Through empty anchors, a lineage that is a ring would be walked for ever."""
+    img = branched(flags=f.LINEAGE_DELETED)
+    img.lineage[1] = image.snapshot(1, 3, flags=f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY, parent=2, root=f.hole(1))
+    del img.maps[1]
+    img.lineage[0].parent = 2
+    data = img.build()
+    assert not check_file("image", image.ImageIO(data)).ok
+    (tmp_path / "v").write_bytes(data)
+    with pytest.raises(CorruptionError, match="the lineage is broken at snapshot"):
+        with Volume.open(tmp_path / "v", background=False) as volume:
+            volume.reclaim()
