@@ -89,10 +89,20 @@ def test_a_volume_of_a_newer_format_is_never_put_back(path: Path) -> None:
         data[slot + 16] = 255  # features nobody knows yet
         struct.pack_into("<Q", data, slot + 4088, xxh64(bytes(data[slot : slot + 4088]), 0))
     path.write_bytes(data)
-    for call in (Volume.adopt, Volume.undo_adoption):
+    for call in (Volume.adopt, Volume.undo_adoption, Volume.open):
         with pytest.raises(UnsupportedVersionError):
             call(path)
     assert path.read_bytes() == data and intent.exists()
+
+
+def test_an_intent_that_never_became_durable_is_no_reason_to_touch_the_image(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.write_bytes(RAW)
+    intent = Path(intent_path(str(raw)))
+    intent.write_bytes(bytes(8192))
+    with Volume.adopt(raw, background=False) as volume:
+        assert volume.pread(len(RAW), 0) == RAW
+    assert not intent.exists()
 
 
 class Refusing(IOTable):

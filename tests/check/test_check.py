@@ -570,6 +570,15 @@ def test_a_node_below_the_cursor_of_a_reclaim_may_be_marked_or_be_free_and_overw
     assert check(bytes(again.data)).problems == []
 
 
+def test_a_snapshot_whose_reclaim_the_log_ends_shows_nothing_of_its_map():
+    img = sample()
+    reclaimed = [f.DeleteEvent(1), f.ReclaimEvent(1, 1 << 46)]
+    img.records = [commit(3, events=reclaimed, freed=[(img.home(0), 1), (img.home(260), 1)])]
+    assert check(img.build()).problems == []
+    img.records = [commit(3, events=reclaimed, freed=[(img.home(0), 1)])]
+    assert any("leaked" in problem for problem in check(img.build()).problems)
+
+
 # --- size of the report -----------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,9 @@ from hostile_image import Image
 from cowengine import ExistsError, NoSpaceError, NotFoundError, Volume
 from cowengine.core.iotable import IOTable
 from cowengine.engine import hashindex, names
+from cowengine.engine.changes import Changes
 from cowengine.engine.check import check_file
+from cowengine.engine.counts import Counts
 from cowengine.engine.names import Names
 from cowengine.format import SLOT_BYTES, TREE_NAMES, decode_superblock
 from cowengine.format import names as format_names
@@ -372,9 +374,10 @@ def test_an_index_that_is_in_the_way_of_a_full_disk_goes(copy: Path, monkeypatch
 
 def test_a_first_index_that_no_disk_ever_had_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "v"
-    with create(path) as volume:
-        for number in range(names.KEPT_FROM + 5):
-            volume.snapshot(f"s{number}")
+    monkeypatch.setattr(names, "KEPT_FROM", 5)
+    with create(path, log_size=1024 * KIB) as volume:
+        for number in range(20):
+            volume.snapshot(f"s{number}", metadata={"number": number})
         take = volume.engine.allocator.take
 
         def refuse(count: int, *, dispensable: bool = False) -> Any:
@@ -388,10 +391,53 @@ def test_a_first_index_that_no_disk_ever_had_is_given_up(tmp_path: Path, monkeyp
         assert volume.get_snapshot("s7").id == 8
     assert superblock(path).name_entries == 0
     assert check_file(str(path)).problems == []
+    with Volume.open(path, background=False) as volume:
+        assert [snapshot.metadata["number"] for snapshot in volume.snapshots()] == list(range(20))
 
 
-def test_names_that_nobody_has_asked_for_are_not_kept_up(tmp_path: Path) -> None:
-    """Replay of a volume without an index needs no name, if what it deletes is sealed."""
+def test_an_index_is_not_made_for_more_ids_than_its_superblock_may_say(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "NAMED_IDS_MAX", COUNT + 3)
+    with Volume.open(copy, background=False) as volume:
+        for _ in range(2):
+            volume.snapshot(f"new {volume.engine.lineage.next_id}")
+            volume.engine.checkpoint()
+        assert not volume.engine.lineage.names.kept
+        assert volume.get_snapshot("new 304").id == 304
+    assert superblock(copy).name_entries == 0
+    assert check_file(str(copy)).problems == []
+
+
+def test_counts_that_no_page_was_ever_written_of_are_zero(tmp_path: Path) -> None:
+    with create(tmp_path / "v") as volume:
+        counts = Counts()
+        assert counts.load(volume.engine.lineage.names.table, 10_000) == []
+        assert counts.total == 0 and list(counts.groups()) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changes_beside_a_table_say_what_the_table_would(seed: int) -> None:
+    """Pairs come, go and come again, on disk or not."""
+    rng, changes = random.Random(seed), Changes()
+    on_disk = {(rng.randrange(6), place) for place in range(0, 40, 2)}
+    pairs = set(on_disk)
+    for _ in range(400):
+        pair = rng.choice(sorted(pairs)) if pairs and rng.random() < 0.5 else (rng.randrange(6), rng.randrange(40))
+        if pair in pairs:
+            changes.remove(*pair)
+        else:
+            changes.add(*pair)
+        pairs ^= {pair}
+        for hashed in range(6):
+            found = changes.find(hashed, [place for one, place in on_disk if one == hashed])
+            assert found == {place for one, place in pairs if one == hashed}
+        assert changes.removed == on_disk - pairs and set(changes.added()) == pairs - on_disk
+
+
+@pytest.mark.parametrize("left", [["two"], ["one", "two"]])
+def test_names_that_nobody_has_asked_for_are_not_kept_up(tmp_path: Path, left: list[str]) -> None:
+    """Replay of a volume without an index needs no name, if what is given up there is sealed."""
     path, crashed = tmp_path / "v", tmp_path / "crashed"
     with create(path) as volume:
         for name in ("one", "two"):
@@ -399,14 +445,41 @@ def test_names_that_nobody_has_asked_for_are_not_kept_up(tmp_path: Path) -> None
             volume.snapshot(name)
         volume.seal()
     with Volume.open(path, background=False) as volume:
-        volume.get_snapshot("one").delete()
+        one = volume.get_snapshot("one")
+        if "one" in left:
+            one.to_anchor()
+        else:
+            one.delete()
         shutil.copyfile(path, crashed)
     with Volume.open(crashed, background=False) as volume:
         assert not volume.engine.lineage.names.kept
-        assert [snapshot.name for snapshot in volume.snapshots()] == ["two"]
-        with pytest.raises(NotFoundError):
-            volume.get_snapshot("one")
+        assert [snapshot.name for snapshot in volume.snapshots()] == left
+        assert [snapshot.is_anchor for snapshot in volume.snapshots()] == [name == "one" for name in left]
+        assert volume.stats()["reclaims_pending"] == 0
     assert check_file(str(crashed)).problems == []
+
+
+def test_who_stands_on_whom_is_told_with_an_index_as_without(copy: Path) -> None:
+    with Volume.open(copy, background=False) as volume:
+        lineage = volume.engine.lineage
+        assert lineage.names.kept and not lineage.names.linear
+        bases = [record for record in lineage.snapshots() if record.id % 20 == 9 or record.id > COUNT]
+        for number in [0, *(record.id for record in bases)]:
+            above = {record.id for record in lineage.ancestors(number)}
+            for base in bases:
+                assert lineage.stands_on(number, base) == (base.id in above)
+
+
+def test_nothing_stands_on_what_is_gone(tmp_path: Path) -> None:
+    with create(tmp_path / "v") as volume:
+        lineage = volume.engine.lineage
+        base = lineage.get(volume.snapshot("base").id)
+        assert base is not None and lineage.stands_on(0, base)
+        volume.rollback("base")
+        for snapshot in volume.snapshots():
+            snapshot.delete()
+        volume.reclaim()
+        assert volume.snapshots() == [] and not lineage.stands_on(0, base)
 
 
 def test_a_merge_that_was_interrupted_leaves_no_half_index(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

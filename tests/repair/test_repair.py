@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hostile_image import SLOT
+from hostile_image import SLOT, Image
 from salvage_damage import Original, contents, flipped, original, structures
 
 from cowengine import BusyError, CorruptionError, RetentionError, Volume
@@ -236,3 +236,22 @@ def test_a_snapshot_that_is_not_sealed_as_it_says_may_be_gone_since(tmp_path):
         report = volume.check(repair=True)
         assert report.ok and report.repaired
         assert volume.stats()["snapshots_unsealed"] == 1
+
+
+def test_of_a_damaged_table_of_seals_sound_leaves_are_kept(tmp_path):
+    path = tmp_path / "v"
+    with Volume.create(path, 4000 * SLOT, background=False) as volume:
+        for block in (0, 1, 2, 1500, 1501):
+            volume.pwrite(b"a" * SLOT, block * SLOT)
+        volume.snapshot("s")
+        volume.seal()
+    image = Image(path.read_bytes())
+    assert len(image.leaves(f.TREE_SEALS)) == 2
+    path.write_bytes(flipped(bytes(image.data), min(image.leaves(f.TREE_SEALS).items())[1], random.Random(1)))
+    report = Volume.repair(path)
+    assert report.ok and any("checksum is wrong" in one for one in report.repaired)
+    with Volume.open(path, background=False) as volume:
+        assert volume.check().ok
+        assert volume.verify().counts == {"blocks": 5, "verified": 2, "unsealed": 3, "damaged": 0}
+        assert volume.seal().done
+        assert volume.verify().counts["verified"] == 5

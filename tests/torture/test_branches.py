@@ -1,0 +1,41 @@
+"""The row of branches sees one that no test takes, and a test that fails; where all are taken it is content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCRIPT = "tests/torture/branches.py"
+RunHarness = Callable[..., dict[str, Any]]
+PART = "cowengine.engine.shortcuts"
+
+BLIND = """
+from cowengine.engine.shortcuts import Shortcuts
+
+def test_an_end():
+    assert Shortcuts({1: 2}.get).end(1) == 2
+"""
+WRONG = """
+def test_wrong():
+    assert False
+"""
+
+
+def test_where_every_branch_is_taken_nothing_is_told(run_harness: RunHarness) -> None:
+    row = run_harness(SCRIPT, "--tests", "tests/anchors/test_shortcuts.py", "--parts", PART)
+    assert row["violations"] == 0 and row["count"] == 10, row["said"]
+
+
+def test_a_branch_that_no_test_takes_is_named(run_harness: RunHarness, tmp_path: Path) -> None:
+    (tmp_path / "test_blind.py").write_text(BLIND)
+    row = run_harness(SCRIPT, "--tests", str(tmp_path / "test_blind.py"), "--parts", PART)
+    assert row["violations"] > 5 and row["count"] == 4, row["said"]
+    assert "cowengine/engine/shortcuts.py:35: never reached" in row["said"]
+
+
+def test_a_test_that_fails_is_named(run_harness: RunHarness, tmp_path: Path) -> None:
+    (tmp_path / "test_wrong.py").write_text(WRONG)
+    row = run_harness(SCRIPT, "--tests", "tests/anchors/test_shortcuts.py", str(tmp_path / "test_wrong.py"),
+                      "--parts", PART)  # fmt: skip
+    assert row["violations"] == 1 and "test_wrong" in row["said"], row["said"]
