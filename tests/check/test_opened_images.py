@@ -64,6 +64,13 @@ def refused(data: bytes, path: Path, told: str) -> None:
     assert path.read_bytes() == data
 
 
+def fails(data: bytes, path: Path, told: str, work: Callable[[Volume], object]) -> None:
+    """`work` with the volume, or already the open, is refused."""
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=told), Volume.open(path, background=False) as volume:
+        work(volume)
+
+
 def records(volume: Volume) -> int:
     return volume.engine.recovered["records"]
 
@@ -273,10 +280,8 @@ def test_a_volume_without_epochs_left_can_only_be_read(tmp_path: Path) -> None:
 
 def test_slots_that_are_used_behind_the_end_of_the_file_are_not_given_out(tmp_path: Path) -> None:
     img = sample(extra_used=tuple(range(700, 4000)))
-    (tmp_path / "v").write_bytes(img.build())
-    with pytest.raises(CorruptionError, match="in use: it was cut short"):
-        with Volume.open(tmp_path / "v", background=False) as volume:
-            volume.pwrite(b"x", 4096)  # a block of the snapshot: it needs another place
+    # A block of the snapshot needs another place.
+    fails(img.build(), tmp_path / "v", "in use: it was cut short", lambda volume: volume.pwrite(b"x", 4096))
 
 
 # --- what a lineage record may not say --------------------------------------------------------------------------------
@@ -333,10 +338,7 @@ def test_metadata_that_is_not_what_was_written_is_refused(tmp_path: Path) -> Non
     with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
         assert volume.get_snapshot("s1").metadata == {"why": "night"}
     img.data[img.lineage[1].metadata_slot * 4096] ^= 1
-    (tmp_path / "v").write_bytes(img.data)
-    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
-        with pytest.raises(CorruptionError, match="metadata is damaged"):
-            assert volume.get_snapshot("s1").metadata
+    fails(img.data, tmp_path / "v", "metadata is damaged", lambda volume: volume.get_snapshot("s1").metadata)
 
 
 def branched(**of_the_second: Any) -> Any:
@@ -355,21 +357,19 @@ def test_a_branch_point_under_reclaim_is_refused(tmp_path: Path) -> None:
     img.lineage[1].flags, img.lineage[1].cursor = f.LINEAGE_DELETED, 0
     data = img.build()
     assert any("is being reclaimed, and more than one" in p for p in check_file("image", image.ImageIO(data)).problems)
-    (tmp_path / "v").write_bytes(data)
-    with pytest.raises(CorruptionError, match="branch point under reclaim"):
-        with Volume.open(tmp_path / "v", background=False) as volume:
-            volume.reclaim()
+    fails(data, tmp_path / "v", "branch point under reclaim", Volume.reclaim)
 
 
 @pytest.mark.parametrize("parent", [0, 7])
 def test_a_snapshot_on_a_head_or_on_nothing_is_refused(tmp_path: Path, parent: int) -> None:
     data = branched(parent=parent).build()
     assert not check_file("image", image.ImageIO(data)).ok
-    (tmp_path / "v").write_bytes(data)
-    with pytest.raises(CorruptionError, match="the lineage is broken at snapshot"):
-        with Volume.open(tmp_path / "v", background=False) as volume:
-            volume.get_snapshot("s2").delete()
-            volume.reclaim()
+
+    def work(volume: Volume) -> None:
+        volume.get_snapshot("s2").delete()
+        volume.reclaim()
+
+    fails(data, tmp_path / "v", "the lineage is broken at snapshot", work)
 
 
 def test_a_child_that_is_older_than_what_it_stands_on_is_refused(tmp_path: Path) -> None:
@@ -380,7 +380,4 @@ def test_a_child_that_is_older_than_what_it_stands_on_is_refused(tmp_path: Path)
     img.lineage[0].parent = 2
     data = img.build()
     assert not check_file("image", image.ImageIO(data)).ok
-    (tmp_path / "v").write_bytes(data)
-    with pytest.raises(CorruptionError, match="the lineage is broken at snapshot"):
-        with Volume.open(tmp_path / "v", background=False) as volume:
-            volume.reclaim()
+    fails(data, tmp_path / "v", "the lineage is broken at snapshot", Volume.reclaim)
