@@ -70,7 +70,11 @@ class _SystemError(CowEngineError, OSError):
 
 
 class CorruptionError(_SystemError):
-    """A checksum or an invariant does not hold. Names the volume, snapshot and byte offset where they are known."""
+    """A checksum or an invariant does not hold.
+
+    Names, where they are known: the `volume`, the `snapshot`, the byte `offset` in it of the damaged block, and the
+    byte `file_offset` in the volume file of the block or of the metadata that is damaged.
+    """
 
     code: ClassVar[int] = 4
     default_errno: ClassVar[int] = errno.EIO
@@ -83,11 +87,13 @@ class CorruptionError(_SystemError):
         volume: str | None = None,
         snapshot: str | None = None,
         offset: int | None = None,
+        file_offset: int | None = None,
     ) -> None:
         super().__init__(message, filename)
         self.volume = volume
         self.snapshot = snapshot
         self.offset = offset
+        self.file_offset = file_offset
 
     def found_in(self, filename: str, snapshot: str | None = None) -> CorruptionError:
         """The same error, which names the volume file, and the snapshot that was read, from now on."""

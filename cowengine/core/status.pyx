@@ -37,11 +37,11 @@ cdef int check_status(int status, Tree tree) except -1:
     if status == STATUS_CORRUPT:
         raise errors.CorruptionError(
             f"metadata is damaged: slot {tree.damaged_slot} of the file does not hold the node that belongs there",
-            offset=tree.damaged_slot * 4096)
+            file_offset=tree.damaged_slot * 4096)
     if status == STATUS_DAMAGED:
         raise errors.CorruptionError(
             f"the block at byte {ce_damaged_offset} in slot {ce_damaged_slot}, byte {ce_damaged_slot * 4096} of the "
-            "file, does not hold what was sealed there", offset=ce_damaged_offset)
+            "file, does not hold what was sealed there", offset=ce_damaged_offset, file_offset=ce_damaged_slot * 4096)
     if status == STATUS_SHORT:
         raise errors.CorruptionError("the file ends before a block that it maps: it was cut short")
     if status == STATUS_MEMORY:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from cowengine.engine.check_standing import Standing
 from cowengine.engine.check_trees import Extent, Problems, Trees
 from cowengine.engine.intervals import Intervals, Run
 from cowengine.format import (
@@ -26,6 +27,7 @@ from cowengine.format import (
     LINEAGE_HELD,
     LINEAGE_SNAPSHOT,
     NO_CURSOR,
+    NONE_ID,
     SLOT_BYTES,
     SLOTS_MAX,
     AnchorEvent,
@@ -123,6 +125,7 @@ class Replay:
         self.dropped: dict[int, int] = {}
         self.pristine_nodes: set[int] = set()
         self.resized: list[Run] = []  # ranges of blocks gained or lost
+        self._standing: Standing | None = None  # from the first reclaim on
 
     def problem(self, text: str) -> None:
         """Note what a record says and cannot be."""
@@ -212,7 +215,8 @@ class Replay:
         )  # fmt: skip
         self.members[event.id] = Member(record, head.line, head.time)
         self.next_id = max(self.next_id, event.id + 1)
-        head.record.parent = event.id
+        self._stands(record, NONE_ID, record.parent)
+        self._stands(head.record, head.record.parent, event.id)
         head.record.frozen = max(head.record.frozen, event.epoch)
         head.record.epoch = max(head.record.epoch, event.epoch + 1)
 
@@ -228,7 +232,7 @@ class Replay:
             self.problem(f"rollback to {event.to} with epoch {event.epoch} and size {event.size}")
         head.line = Line(target.line.root, target.line.state(target.time))
         head.time = 0
-        head.record.parent = event.to
+        self._stands(head.record, head.record.parent, event.to)
         head.record.frozen = max(head.record.frozen, target.record.epoch)
         head.record.epoch = max(head.record.epoch, event.epoch)
         head.record.size = event.size
@@ -249,6 +253,7 @@ class Replay:
         )  # fmt: skip
         self.members[event.id] = Member(record, Line(target.line.root, target.line.state(target.time)), 0)
         self.heads[event.number] = event.id
+        self._stands(record, NONE_ID, event.snapshot)
         self.next_id = max(self.next_id, event.id + 1)
 
     def _delete_head(self, event: DeleteHeadEvent) -> None:
@@ -260,6 +265,21 @@ class Replay:
         record.kind, record.flags, record.epoch = LINEAGE_SNAPSHOT, LINEAGE_DELETED, event.epoch
         record.frozen = record.number = record.next_head = record.origin = 0
         del self.heads[event.number]
+
+    def _stands(self, record: LineageRecord, before: int, now: int) -> None:
+        record.parent = now
+        if self._standing is not None:
+            self._standing.move(record.id, before, now)
+
+    def _require_no_branch_point(self, number: int) -> None:
+        """I13: of those that stand on it one is compared, and what the others have would count as free."""
+        if self._standing is None:
+            self._standing = Standing((member.record.id, member.record.parent) for member in self.members.values())
+        if self._standing.is_branch_point(number, self._is_empty):
+            self.problem(f"snapshot {number} is being reclaimed, and more than one shares data with it")
+
+    def _is_empty(self, number: int) -> bool:
+        return bool(self.members[number].record.flags & LINEAGE_EMPTY)
 
     def _hold(self, record: LineageRecord, reason: str) -> None:
         if record.flags & LINEAGE_DELETED:
@@ -286,6 +306,7 @@ class Replay:
 
     def _reclaim(self, member: Member, cursor: int) -> None:
         record = member.record
+        self._require_no_branch_point(record.id)
         begun = record.cursor != NO_CURSOR
         if not is_given_up(record) or (begun and cursor < record.cursor):
             self.problem(f"reclaim of snapshot {record.id} moves to {cursor}, and it is not deleted or was further")
@@ -293,6 +314,7 @@ class Replay:
 
     def _reclaimed(self, member: Member) -> None:
         record = member.record
+        self._require_no_branch_point(record.id)
         if not is_given_up(record):
             self.problem(f"snapshot {record.id} is reclaimed and was not deleted")
         if record.flags & (LINEAGE_ANCHOR | LINEAGE_DELETED) == LINEAGE_ANCHOR:
@@ -302,6 +324,8 @@ class Replay:
             return
         del self.members[record.id]
         self.dropped[record.id] = record.parent
+        if self._standing is not None:
+            self._standing.drop(record.id, record.parent)
 
     @property
     def frozen(self) -> int:

@@ -504,7 +504,7 @@ class Engine:
             data = self.io.pread(self.fd, record.metadata_bytes, record.metadata_slot * SLOT_BYTES)
         if xxh64(data, blob_seed(self.fold, record.id)) != record.metadata_checksum:
             raise CorruptionError("the snapshot's metadata is damaged", self.name, snapshot=record.name,
-                                  offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip
+                                  file_offset=record.metadata_slot * SLOT_BYTES)  # fmt: skip
         return data
 
     # -- checkpoint, superblock, close ---------------------------------------------------------------------------------

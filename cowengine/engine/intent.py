@@ -29,6 +29,8 @@ def intent_path(path: str) -> str:
 def write_intent(io: IOTable, path: str, intent: Intent) -> None:
     """Durable when it returns; nothing is left of it if it fails."""
     name = intent_path(path)
+    # What has the image's name must have it for good, or a power cut brings the file before it back beside this one.
+    io.sync_directory(_folder(path))
     fd = io.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         try:

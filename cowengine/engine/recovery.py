@@ -435,6 +435,8 @@ def _impossible_of_snapshot(engine: Engine, event: EventOfSnapshot) -> str | Non
             return f"{what}, whose data was not given up"
         if isinstance(event, ReclaimEvent) and record.cursor != NO_CURSOR and event.cursor < record.cursor:
             return f"{what} goes back to block {event.cursor}"
+        if len(engine.lineage.sharers(event.id)) > 1:
+            return f"{what}, which more than one shares data with"  # I13
         return None
     if record.flags & LINEAGE_DELETED:
         return f"{what}, which was deleted"

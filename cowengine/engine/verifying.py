@@ -101,7 +101,8 @@ def require_undamaged(engine: Engine, root: Root, first: int, end: int) -> None:
         first, _, _, bad = verify_blocks(engine.path, root, first, end, sealed_only=True)
         for block, slot in bad:
             start = block * int(engine.path.block_bytes)
-            raise CorruptionError(f"the block at byte {start} {_in_slot(slot)} {NOT_SEALED}", offset=start)
+            message = f"the block at byte {start} {_in_slot(slot)} {NOT_SEALED}"
+            raise CorruptionError(message, offset=start, file_offset=slot * SLOT_BYTES)
 
 
 def _in_slot(slot: int) -> str:

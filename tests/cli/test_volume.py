@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cowengine import Volume
+from cowengine import Snapshot, Store, Volume
 
 MiB = 1 << 20
 
@@ -149,6 +149,21 @@ def test_delete_with_dry_run_deletes_nothing(run, written):
 def test_delete_removes_the_file(run, written):
     assert run("volume", "delete", written, "--with-snapshots", "--json").document["deleted"] is True
     assert not written.exists()
+
+
+def test_delete_asks_each_snapshot_once(run, store, monkeypatch):
+    """It asked all of them, and then the store asked all of them again."""
+    with Store.open(store) as opened, opened.open_volume("mail") as volume:
+        volume.snapshot("one")
+        volume.snapshot("two").hold("audit")
+    asked = []
+    require = Snapshot.require_deletable
+    monkeypatch.setattr(Snapshot, "require_deletable", lambda self: (asked.append(self.name), require(self)))
+    assert "audit" in run("volume", "delete", f"{store}:mail", "--with-snapshots", expect=5).err
+    assert asked == ["one", "two"]
+    assert "audit" in run("volume", "delete", f"{store}:mail", "--with-snapshots", "--dry-run", expect=5).err
+    with Store.open(store) as opened:
+        assert opened.volumes() == ["index", "mail"]
 
 
 def test_delete_of_what_is_no_volume_leaves_it_alone(run, path):

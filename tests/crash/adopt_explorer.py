@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import UUID
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "model")]
 
@@ -28,7 +27,6 @@ from crash_workload import determinism, shrink  # noqa: E402
 from memory_disk import DIRECTORY, Durable, MemoryDisk, instants  # noqa: E402
 
 from cowengine import Volume  # noqa: E402
-from cowengine.engine.intent import read_intent  # noqa: E402
 from cowengine.errors import CowEngineError  # noqa: E402
 
 PATH = "/disk/image"
@@ -181,9 +179,9 @@ class AdoptExplorer:
             self.compare(volume)
             disk.note(VOLUME)
             self.score.volumes += 1
-            if self.rng.random() < 0.2 and not self.foreign_intent(
-                disk, volume
-            ):  # what the crash left beside it is in nobody's way
+            if disk.is_file(INTENT):
+                raise Violation("an intent file is still there")
+            if self.rng.random() < 0.2:
                 disk.note(None)
                 flatten(disk)
                 disk.note(RAW)
@@ -201,17 +199,6 @@ class AdoptExplorer:
             if undone:  # else only the page cache may have it, as nobody promised more
                 disk.note(RAW)
         return RAW
-
-    @staticmethod
-    def foreign_intent(disk: MemoryDisk, volume: Volume) -> bool:
-        """Whether an intent of another file lies beside it, of one that had its name and lost it in a power cut.
-
-        A flattening finds that in its way, and says so. One of its own would be gone since it was opened.
-        """
-        found = read_intent(disk, PATH) if disk.is_file(INTENT) else None
-        if found is not None and str(UUID(bytes=found.volume_uuid)) == volume.id:
-            raise Violation("the intent file is still there")
-        return found is not None
 
     def require_image(self, disk: MemoryDisk) -> None:
         if disk.cache.files[disk.cache.entries[PATH]] != self.data:

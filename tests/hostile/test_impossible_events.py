@@ -15,6 +15,8 @@ from cowengine import format as f
 from cowengine.engine.check import check_file
 from cowengine.errors import CorruptionError
 
+BRANCH_POINT = 2  # deleted, and waiting until one is left of those that stand on it
+
 
 @dataclass
 class Here:
@@ -72,6 +74,12 @@ POSSIBLE: dict[str, Callable[[Here], list[f.Event]]] = {
         f.DeleteHeadEvent(at.numbers["one"], at.epoch), f.DeleteEvent(at.origins["one"])],
     "the origin of a clone that was rolled back elsewhere": lambda at: [
         f.RollbackEvent(at.numbers["one"], at.ids["s2"], at.epoch + 1, 300 * 4096), f.AnchorEvent(at.origins["one"])],
+    "the end of a branch is reclaimed": lambda at: [
+        f.DeleteEvent(at.ids["before-rollback-11"]), f.ReclaimedEvent(at.ids["before-rollback-11"])],
+    "a branch point that is none any more is reclaimed": lambda at: [
+        f.DeleteEvent(at.ids["before-rollback-11"]), f.ReclaimEvent(at.ids["before-rollback-11"], 5),
+        f.ReclaimedEvent(at.ids["before-rollback-11"]),
+        f.DeleteEvent(at.ids["of two"]), f.ReclaimEvent(at.ids["of two"], 5), f.ReclaimedEvent(at.ids["of two"])],
     "a snapshot of a clone": lambda at: [
         f.SnapshotEvent(at.next_id, at.epoch + 1, 1, 1, "new", head=at.numbers["two"])],
 }  # fmt: skip
@@ -81,6 +89,13 @@ IMPOSSIBLE: dict[str, Callable[[Here], list[f.Event]]] = {
     "the origin of a clone is given up": lambda at: [f.GiveUpEvent(at.origins["three"], 1)],
     "the origin goes, and then the clone": lambda at: [
         f.DeleteEvent(at.origins["one"]), f.DeleteHeadEvent(at.numbers["one"], at.epoch)],
+    "a branch point begins to be reclaimed": lambda at: [f.ReclaimEvent(BRANCH_POINT, 0)],
+    "a branch point is reclaimed to its end": lambda at: [f.ReclaimedEvent(BRANCH_POINT)],
+    "a branch point is deleted and reclaimed": lambda at: [
+        f.DeleteEvent(at.ids["of two"]), f.ReclaimedEvent(at.ids["of two"])],
+    "a branch point is reclaimed before what made it one": lambda at: [
+        f.DeleteEvent(at.ids["before-rollback-11"]), f.DeleteEvent(at.ids["of two"]),
+        f.ReclaimedEvent(at.ids["of two"]), f.ReclaimedEvent(at.ids["before-rollback-11"])],
     "a clone of nothing": lambda at: [at.clone(snapshot=1000)],
     "a clone of a head": lambda at: [at.clone(snapshot=0)],
     "a clone of an anchor": lambda at: [at.clone(snapshot=at.ids["s3"])],

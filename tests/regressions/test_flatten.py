@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -85,3 +86,37 @@ def test_a_superblock_that_is_half_gone_is_known_by_all_of_its_fields(tmp_path: 
         Volume.open(path)
     Volume.undo_adoption(path)
     assert path.read_bytes() == contents
+
+
+class Ordered(IOTable):
+    """Notes what makes names durable, and which files are made."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        if flags & os.O_CREAT:
+            self.calls.append(os.path.basename(path))
+        return super().open(path, flags, mode)
+
+    def rename(self, source: str, target: str) -> None:
+        self.calls.append(os.path.basename(target))
+        super().rename(source, target)
+
+    def sync_directory(self, path: str) -> None:
+        self.calls.append("sync")
+        super().sync_directory(path)
+
+
+def test_an_image_has_its_name_for_good_before_an_intent_file_lies_beside_it(tmp_path: Path) -> None:
+    """A flattening by copy was killed behind its rename, and the image adopted at once: a power cut could bring the
+    volume back under that name, and beside it the intent file of the other one.
+    """
+    path, table = tmp_path / "v", Ordered()
+    Volume.create(path, 1024 * BLOCK).close()
+    with Volume.open(path, io=table, background=False) as volume:
+        volume.flatten()
+    del table.calls[table.calls.index("v") + 1 :]  # killed here
+    Volume.adopt(path, raw=True, io=table).close()
+    renamed = table.calls.index("v")
+    assert "sync" in table.calls[renamed : table.calls.index("v.adopting")]

@@ -209,19 +209,29 @@ def cursor_of_a_branch_point(image: Image) -> None:
     image.put(next(at for at in records if image.data[at + 1] & f.LINEAGE_DELETED) + 96, 1)
 
 
-@pytest.mark.parametrize("change", [cursor_of_a_branch_point, appended(events=[f.ReclaimEvent(2, 0)])])
-def test_a_branch_point_is_not_reclaimed_whatever_the_file_says(
-    change: Callable[[Image], object], tmp_path: Path
-) -> None:
+def test_a_branch_point_is_not_reclaimed_whatever_the_file_says(tmp_path: Path) -> None:
     """Of those that stand on it one was compared, and what the others have was freed; `check` called the file sound."""
     image = Image(original("clones"))
-    change(image)
+    cursor_of_a_branch_point(image)
     image.seal()
     path = tmp_path / "v"
     path.write_bytes(image.data)
     assert any("is being reclaimed, and more than one" in problem for problem in check_file(str(path)).problems)
     with Volume.open(path, background=False) as volume, pytest.raises(CorruptionError, match="branch point"):
         volume.reclaim()
+
+
+@pytest.mark.parametrize("event", [f.ReclaimEvent(2, 0), f.ReclaimedEvent(2)], ids=lambda event: type(event).__name__)
+def test_nor_does_the_log_say_so_of_a_branch_point(event: f.Event, tmp_path: Path) -> None:
+    """Reclaimed to its end it was gone at once: blocks of all that stood on it but one counted as free."""
+    image = Image(original("clones"))
+    appended(events=[event])(image)
+    image.seal()
+    path = tmp_path / "v"
+    path.write_bytes(image.data)
+    assert any("is being reclaimed, and more than one" in problem for problem in check_file(str(path)).problems)
+    with pytest.raises(CorruptionError, match="more than one shares data with"):
+        Volume.open(path, background=False)
 
 
 def store_log(change: Callable[[bytearray, int], None]) -> dict[str, bytes]:

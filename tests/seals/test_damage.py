@@ -57,13 +57,36 @@ def test_a_read_of_a_damaged_block_names_it_and_others_stay_readable(tmp_path: P
                 with pytest.raises(CorruptionError, match=f"block at byte {start} in slot {slot}, byte ") as caught:
                     view.pread(length, offset)
                 assert caught.value.filename == caught.value.volume == volume.path
-                assert caught.value.offset == start
+                assert (caught.value.offset, caught.value.file_offset) == (start, slot * 4096)
                 assert caught.value.snapshot == (None if view is volume else "good")
                 buffer = bytearray(length)
                 with pytest.raises(CorruptionError, match=f"byte {slot * 4096} of the file"):
                     view.pread_into(buffer, offset)
             assert view.pread(start, 0) == data[:start]
             assert view.pread(SIZE - end, end) == data[end:]
+
+
+def test_damaged_metadata_says_where_in_the_file_it_lies(tmp_path: Path) -> None:
+    with filled(tmp_path)[0] as volume:
+        volume.snapshot("s", metadata={"a": 1})
+        volume.engine.checkpoint()
+        record = volume.engine.lineage.get(volume.get_snapshot("s").id)
+        assert record is not None
+        text, path = record.metadata_slot * 4096, Path(volume.path)
+    data = bytearray(path.read_bytes())
+    data[text] ^= 1
+    path.write_bytes(data)
+    with Volume.open(path) as volume, pytest.raises(CorruptionError) as caught:
+        assert volume.get_snapshot("s").metadata
+    assert (caught.value.snapshot, caught.value.offset, caught.value.file_offset) == ("s", None, text)
+    with Volume.open(path, read_only=True) as volume:
+        table = volume.engine.superblock.lineage_root.slot * 4096
+    data = bytearray(path.read_bytes())
+    data[table] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=f"slot {table // 4096} ") as caught:
+        Volume.open(path)
+    assert (caught.value.filename, caught.value.offset, caught.value.file_offset) == (str(path), None, table)
 
 
 def test_a_write_of_a_part_does_not_copy_damage(tmp_path: Path) -> None:
