@@ -28,6 +28,7 @@ from cowengine.core.pagedtable import PagedTable, lineage_table
 from cowengine.core.roots import Head, Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
+from cowengine.engine.commitlock import CommitLock
 from cowengine.engine.compaction import CompactionJob
 from cowengine.engine.files import Whereabouts
 from cowengine.engine.holds import claim, require_deletable
@@ -109,7 +110,7 @@ class Engine:
         self.uuid = sb.volume_uuid
         self.uuid_text = str(uuid.UUID(bytes=sb.volume_uuid))
         self.fold = fold_of(sb.volume_uuid)
-        self.lock = threading.RLock()
+        self.lock = CommitLock(name)
         self.closed = False
         self.failure: BaseException | None = None
         self.log = CommitLog(io, fd, sb.log_first, sb.log_slots, sb.log_shift)
@@ -534,7 +535,7 @@ class Engine:
         self.sealer.stop()
         if self.compaction is not None:
             self.compaction.end()
-        with self.lock:
+        with self.lock.to_close():
             if self.closed:
                 return
             try:
@@ -552,7 +553,7 @@ class Engine:
 
     def close_dropped(self) -> None:
         """Closes for the garbage collector, which may come in the middle of what this very thread does here."""
-        if self.lock._is_owned():  # type: ignore[attr-defined]
+        if self.lock.is_mine():
             threading.Thread(target=self.close, name="cowengine-close").start()
         else:
             self.close()
@@ -576,7 +577,7 @@ class Engine:
         self.closed = True
         self.sealer.abandon()
         self.compaction = None  # its thread is the parent's
-        self.lock = threading.RLock()  # a thread of the parent may have held the old one
+        self.lock = CommitLock(self.name)  # a thread of the parent may have held the old one
         with suppress(OSError):
             self.io.close(self.fd)  # by the table whose number it is
 

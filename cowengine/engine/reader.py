@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from cowengine.core.iotable import IOTable
 from cowengine.engine import memory
+from cowengine.engine.commitlock import CommitLock
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.recovery import choose_superblock, load, replay, whole_slots
@@ -46,7 +47,7 @@ class Look(Engine):
     def abandon(self) -> None:
         """In the child of a fork."""
         self.closed = True
-        self.lock = threading.RLock()
+        self.lock = CommitLock(self.name)
         self.reader.abandon()
 
 
