@@ -112,5 +112,5 @@ class ClonesMachine(VolumeMachine):
         self.choose(name)
 
     def versions(self) -> list[tuple[Any, ModelSnapshot]]:
-        found = super().versions()[:-1]
-        return [*found, *((self.handles[head.name], head.live()) for head in self.model.shared.heads)]
+        heads = ((self.handles[head.name], head.live()) for head in self.model.shared.heads)
+        return [*self.snapshots(), *heads]

@@ -257,21 +257,26 @@ class VolumeMachine(RuleBasedStateMachine):
             sealing.step(self.volume.engine, sealing.walk_of(self.volume.engine, number))
 
     # -- looking ----------------------------------------------------------------------------------------------------
-    def versions(self) -> list[tuple[Any, ModelSnapshot]]:
-        """The snapshots of both sides, and the live volume as the last one."""
+    def snapshots(self) -> list[tuple[Any, ModelSnapshot]]:
+        """Those of both sides."""
         shown = self.volume.snapshots()
         wanted = [(each.name, each.hold_reason, each.retain_until, each.anchor) for each in self.model.snapshots]
         assert [(each.name, each.hold_reason, each.retain_until, each.is_anchor) for each in shown] == wanted
-        return [*zip(shown, self.model.snapshots, strict=True), (self.volume, self.model.live())]
+        return list(zip(shown, self.model.snapshots, strict=True))
+
+    def versions(self) -> list[tuple[Any, ModelSnapshot]]:
+        """The snapshots of both sides, and the live volume as the last one."""
+        return [*self.snapshots(), (self.volume, self.model.live())]
 
     def readable(self) -> list[tuple[Any, ModelSnapshot]]:
         """The versions that hold data; that the others do not is seen."""
-        for shown, version in self.versions():
+        versions = self.versions()
+        for shown, version in versions:
             if version.anchor:
                 for call in (lambda s=shown: s.pread(1, 0), shown.allocated_extents, shown.open):
                     with pytest.raises(AnchorError):
                         call()
-        return [(shown, version) for shown, version in self.versions() if not version.anchor]
+        return [(shown, version) for shown, version in versions if not version.anchor]
 
     @rule(where=fractions, length=lengths)
     def read(self, where: float, length: int) -> None:
