@@ -83,8 +83,8 @@ class ClonesMachine(VolumeMachine):
             self.volume.open_head(name)
 
     def why_kept(self, chosen: ModelSnapshot) -> str | None:
-        clone = self.model.clone_on(chosen.name)
-        return super().why_kept(chosen) or (clone and f"clone '{clone.name}' stands on it")
+        on_it = "|".join(clone.name for clone in self.model.clones if clone.origin == chosen.name)
+        return super().why_kept(chosen) or (on_it and f"clone '({on_it})' stands on it") or None
 
     @rule()
     def reopen(self) -> None:

@@ -122,6 +122,12 @@ class FaultsMachine(ClonesMachine):
         self.wear_out(len(self.table.hits) > hits)
         self.compare_identities()
 
+    @rule()
+    def check(self) -> None:
+        hits = len(self.table.hits)
+        assert self.volume.check().problems == []
+        assert self.volume.verify().problems == [] or len(self.table.hits) > hits  # of blocks that could not be read
+
     def wear_out(self, hit: bool) -> None:
         if hit and self.armed is not None:
             self.armed.lasts -= 1
