@@ -151,6 +151,7 @@ class Check:
         self.unsealed: list[int] = []
         self.leaked: list[Run] = []
         self.taken: list[Run] = []
+        self.ends_late = False  # the free map calls slots used that the file does not reach: no open volume takes that
 
     def run(self) -> None:
         """The whole verification."""
@@ -445,9 +446,16 @@ class Check:
             self.problems.add(
                 f"{where}: slots {begin} to {end - 1} are in use and the free map calls them free", FREE_MAP
             )
+        behind = subtract(used, [(0, self.file_slots)])
+        for begin, end in behind:
+            self.problems.add(
+                f"{where}: slots {begin} to {end - 1} lie behind the end of the file, and the free map calls them used",
+                FREE_MAP,
+            )
+            self.ends_late = True
         if self.trees.damaged:
             return
-        self.leaked = subtract(subtract(used, required), optional)
+        self.leaked = subtract(subtract(subtract(used, required), optional), behind)
         for begin, end in self.leaked:
             self.problems.add(
                 f"{where}: slots {begin} to {end - 1} are leaked: marked used and reached by nothing", FREE_MAP

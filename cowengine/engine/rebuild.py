@@ -58,7 +58,7 @@ class Rebuilding:
         self._check = check
         if check.other is None:
             self.repaired.append("one superblock was damaged or torn: it was written anew from the other one")
-        if check.taken or TREE_FREE_MAP in check.trees.damaged_trees:
+        if check.taken or check.ends_late or TREE_FREE_MAP in check.trees.damaged_trees:
             self._tables.add(FREE_MAP)
         if TREE_SEALS in check.trees.damaged_trees:
             self._tables.add(SEALS)

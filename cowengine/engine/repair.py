@@ -120,7 +120,7 @@ def _read_superblock(engine: Engine, slot: int) -> Superblock | None:
 def _require_free(engine: Engine, check: Check) -> None:
     """What an open volume has in memory of a damaged table may be in use by now."""
     busy = any(engine.path.slots.count_busy(begin, end) for begin, end in check.taken)
-    if busy or TREE_SEALS in check.trees.damaged_trees:
+    if busy or check.ends_late or TREE_SEALS in check.trees.damaged_trees:
         raise CorruptionError(
             "the free map or the table of seals is damaged, and cannot be made anew while the volume is open; nothing "
             "was changed. Close it and repair the file (cowengine volume check --repair)",

@@ -1,8 +1,8 @@
 """Crash states by the hundred thousand: histories are made up, run and cut; crash_explorer.py says how.
 
-They are random, on one volume (`random:N`), a store (`set:N`) or an image that is adopted and flattened (`adopt:N`); or
-they are every sequence of a few steps (`exhaustive:N`, `exhaustive-set:N`), each of which is cut in its last step only:
-what comes before it is a shorter sequence.
+They are random, on one volume (`random:N`), a store (`set:N`), an image that is adopted and flattened (`adopt:N`) or a
+damaged volume that is repaired (`repair:N`); or they are every sequence of a few steps (`exhaustive:N`,
+`exhaustive-set:N`), each of which is cut in its last step only: what comes before it is a shorter sequence.
 
     python tests/crash/explorer.py --seconds 200             # random ones, with the next seed nobody has had
     python tests/crash/explorer.py --depth 2                 # every sequence of at most two steps
@@ -32,7 +32,8 @@ from typing import Any
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / folder) for folder in ("crash", "model", "torture")]
 
-from adopt_explorer import AdoptExplorer, Score  # noqa: E402
+from adopt_explorer import AdoptExplorer  # noqa: E402
+from adopt_explorer import Score as AdoptScore  # noqa: E402
 from crash_explorer import Explorer, Keeps, Plan, Tally, abandon  # noqa: E402
 from crash_memo import remembered  # noqa: E402
 from crash_workload import (  # noqa: E402
@@ -50,11 +51,14 @@ from crash_workload import (  # noqa: E402
     shrink,
 )
 from memory_disk import MemoryDisk  # noqa: E402
+from repair_explorer import RepairExplorer  # noqa: E402
+from repair_explorer import Score as RepairScore  # noqa: E402
 from set_workload import SET_ALPHABET, SET_PRELUDE, StoreRunner, random_set_steps  # noqa: E402
 from torture_ledger import LEDGER, Ledger  # noqa: E402
 
 WIDE_ONE_IN = 16
-SETS_ONE_IN, ADOPT_ONE_IN = 60, 40  # as many random histories on one volume for one on a store, or of an image
+# As many random histories on one volume for one on a store, of an image, or of repairs.
+SETS_ONE_IN, ADOPT_ONE_IN, REPAIR_ONE_IN = 60, 40, 200
 TASKS_A_SEED = 1_000_000
 VIOLATIONS_MAX = 20  # a sweep ends with this many
 MINIMAL_SECONDS = 60.0
@@ -92,6 +96,8 @@ def run_task(
     with determinism(0 if exhaustive else number), remembered():
         if kind == "adopt":
             return adopted(number)
+        if kind == "repair":
+            return repaired(number)
         runner, own = make_task(name)
         steps = own if steps is None else steps
         explorer = Explorer(number, plan or PLANS.get(kind, Plan()), f"task {name}, steps {steps}", keeps)
@@ -113,7 +119,7 @@ def run_task(
 
 def adopted(seed: int) -> Tally:
     """A task of the explorer of adopting and flattening."""
-    score = Score()
+    score = AdoptScore()
     try:
         AdoptExplorer(seed, score).run()
     except Exception as error:  # whatever comes out of it is a violation
@@ -121,6 +127,19 @@ def adopted(seed: int) -> Tally:
     return Tally(
         score.states, recoveries=score.volumes + score.images, barriers=score.barriers, failed_barriers=score.refused,
         violations=score.violations,
+    )  # fmt: skip
+
+
+def repaired(seed: int) -> Tally:
+    """A task of the explorer of repairs."""
+    score = RepairScore()
+    try:
+        RepairExplorer(seed, score).run()
+    except Exception as error:  # whatever comes out of it is a violation
+        score.violations.append(f"task repair:{seed}, before any crash: {error!r}")
+    return Tally(
+        score.states, recoveries=score.repaired + score.refused + score.looked, barriers=score.barriers,
+        failed_barriers=score.failed, violations=score.violations,
     )  # fmt: skip
 
 
@@ -132,6 +151,8 @@ def random_tasks(seed: int) -> Iterator[str]:
             yield f"set:{number}"
         if number % ADOPT_ONE_IN == 0:
             yield f"adopt:{number}"
+        if number % REPAIR_ONE_IN == 0:
+            yield f"repair:{number}"
 
 
 def exhaustive_tasks(depth: int) -> list[str]:
@@ -254,7 +275,7 @@ def one_task(name: str) -> int:
     started = time.monotonic()
     tally = run_task(name)
     print(*tally.violations[:5], sep="\n\n")
-    if tally.violations and not name.startswith("adopt"):
+    if tally.violations and not name.startswith(("adopt", "repair")):
         print(f"shortest form found: {shortest(name)}")
     print(f"{name}: {summary(tally, time.monotonic() - started)}")
     return 1 if tally.violations else 0
@@ -309,7 +330,7 @@ def report(running: Sweep, seed: int) -> None:
         name = violation.split("task ")[-1].split(",")[0]
         print(violation, f"\n  again, alone: python tests/crash/explorer.py --task {name}\n")
     if running.total.violations and ":" in (name := running.total.violations[0].split("task ")[-1].split(",")[0]):
-        print(f"shortest form found: {shortest(name) if not name.startswith('adopt') else name}")
+        print(f"shortest form found: {name if name.startswith(('adopt', 'repair')) else shortest(name)}")
     print(f"seed {seed}, {running.tasks:,} histories: {summary(running.total, running.seconds)}")
 
 

@@ -255,3 +255,20 @@ def test_of_a_damaged_table_of_seals_sound_leaves_are_kept(tmp_path):
         assert volume.verify().counts == {"blocks": 5, "verified": 2, "unsealed": 3, "damaged": 0}
         assert volume.seal().done
         assert volume.verify().counts["verified"] == 5
+
+
+@pytest.mark.parametrize("also", [None, SEALS, NAMES])
+def test_slots_behind_the_end_that_are_called_used(tmp_path, also):
+    """No bitmap in memory takes them: repair wrote some of the file, and then refused (found by its crash explorer)."""
+    sound, path, rng = original("named", tmp_path), tmp_path / "v", random.Random(1)
+    image = Image(sound.data)
+    (bits,) = (spot for spot in image.spots if spot.what == "free_map.bits")
+    image.data[bits.offset + image.slots // 8 + 3] |= 1
+    image.seal()
+    damaged = bytes(image.data)
+    if also and structures(damaged)[also]:
+        damaged = flipped(damaged, structures(damaged)[also][0], rng)
+    assert any("free map" in line for line in repaired(sound, path, damaged))
+    path.write_bytes(damaged)
+    with Volume.open(path, background=False) as volume, pytest.raises(CorruptionError, match="Close it"):
+        volume.check(repair=True)

@@ -20,6 +20,7 @@ class Tally:
     violations: list[str] = field(default_factory=list)
     skipped: str = ""
     more: str = ""  # for people
+    also: dict[str, int] = field(default_factory=dict)  # what it counts for other rows of the scoreboard, by name
 
     def violation(self, trace: str) -> None:
         """A promise was broken: the seed, and the shortest story that tells how."""
@@ -49,5 +50,5 @@ def tell(tally: Tally, arguments: Namespace, what: str, shown: int = SHOWN) -> i
     )
     if arguments.row:
         row = {"count": tally.count, "violations": len(tally.violations), "seed": arguments.seed}
-        print(json.dumps({**row, "skipped": tally.skipped}), flush=True)
+        print(json.dumps({**row, "skipped": tally.skipped, "also": tally.also}), flush=True)
     return 1 if tally.violations else 0

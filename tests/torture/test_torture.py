@@ -37,6 +37,14 @@ def test_each_harness_becomes_a_row_and_one_that_dies_fails_alone(tmp_path: Path
     assert "below its goal" not in printed.splitlines()[1]
 
 
+def test_a_line_that_goes_along_with_another_has_the_count_that_this_one_tells(tmp_path: Path) -> None:
+    both = GOOD.replace('"skipped": ""', '"skipped": "", "also": {"R99": 123}')
+    lines = [Line("R99", "told by the other one", "", 0, 100, along="both"), harness(tmp_path, "both", both)]
+    along, own = run_lines(lines, 0.1, 7, 2, tmp_path / "ledger")
+    assert (along.count, own.count) == (123, 5)
+    assert along.good
+
+
 def test_a_harness_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torture, "GRACE_SECONDS", 1)
     (row,) = run_lines(
@@ -55,7 +63,10 @@ def test_the_ledger_sums_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_harness_of_the_scoreboard_is_there_and_knows_its_arguments() -> None:
     assert len({line.name for line in torture.LINES}) == len(torture.LINES)
-    for script in {line.script for line in torture.LINES}:
+    assert {line.along for line in torture.LINES if not line.script} <= {
+        each.name for each in torture.LINES if each.script
+    }
+    for script in {line.script for line in torture.LINES if line.script}:
         command = [sys.executable, "-P", str(torture.ROOT / script), "--help"]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert all(argument in told for argument in ("--row", "--seconds", "--seed")), script

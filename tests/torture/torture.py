@@ -5,8 +5,9 @@
     python -P tests/torture/torture.py --totals                        # what all runs in the ledger come to
 
 A harness is a script that works for `--seconds` from `--seed` on and tells people what it found; with `--row` its last
-line is JSON: {"count": .., "violations": .., "seed": .., "skipped": ".."}. Each runs in a process of its own: one that
-dies is a row that failed, and the others go on. Exit status 1 if a row has a violation or told nothing.
+line is JSON: {"count": .., "violations": .., "seed": .., "skipped": "..", "also": {}}; `also` has counts of rows that
+it looks after on its way. Each runs in a process of its own: one that dies is a row that failed, and the others go on.
+Exit status 1 if a row has a violation or told nothing.
 
 No seed is used twice: those of a run begin at a thousand for each second since 2026, and no harness uses as many.
 """
@@ -19,9 +20,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]
@@ -46,6 +47,7 @@ class Line:
     arguments: tuple[str, ...] = ()
     every_core: bool = False  # it has workers of its own, and runs alone
     grows: bool = True  # more time finds more; else the count is of a list
+    along: str = ""  # the row whose harness counts this as well, without time of its own
 
 
 OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than long ones
@@ -65,6 +67,7 @@ LINES: tuple[Line, ...] = (
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 60, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
+    Line("R18", "snapshots read again behind a step", "", 0, 100_000, along="R11"),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
     Line("R21", "paths, rights, locks, forks, nonces", "tests/torture/security_row.py", 30, 60, grows=False),
 )
@@ -80,6 +83,7 @@ class Row:
     violations: int = 0
     skipped: str = ""
     failure: str = ""
+    also: Mapping[str, int] = field(default_factory=dict)  # counts of rows that have no harness of their own
 
     @property
     def good(self) -> bool:
@@ -100,26 +104,36 @@ def run_line(line: Line, seconds: int, seed: int, workers: int) -> Row:
     sys.stderr.writelines(f"{line.name}: {text}\n" for text in said)
     try:
         told = json.loads(last)
-        return Row(told["seed"], took, told["count"], told["violations"], told["skipped"])
+        also = told.get("also", {})
+        return Row(told["seed"], took, told["count"], told["violations"], told["skipped"], also=also)
     except (ValueError, KeyError, TypeError):
         return Row(seed, took, failure=f"it told nothing and ended with status {run.returncode}")
 
 
 def run_lines(lines: Sequence[Line], minutes: float, seed: int, workers: int, ledger: Path) -> list[Row]:
-    """The rows, in the order of `lines`. What takes every core runs first and alone, then the others side by side."""
+    """The rows, in the order of `lines`. What takes every core runs first and alone, then the others side by side.
+
+    A line that goes along with another is told by that one's harness, and needs it among the lines.
+    """
     needed = sum(line.seconds * (workers if line.every_core else 1) for line in lines) / workers
 
     def run(line: Line) -> Row:
         kept = Ledger(ledger, line.what)
         kept.begin(seed)
-        row = run_line(line, max(1, round(minutes * 60 * line.seconds / needed)), seed, workers)
+        if line.along:
+            told = rows[next(other for other in lines if other.name == line.along)]
+            row = replace(told, count=told.also.get(line.name, 0))
+        else:
+            row = run_line(line, max(1, round(minutes * 60 * line.seconds / needed)), seed, workers)
         kept.note(done=not row.failure, count=row.count, violations=row.violations, seconds=round(row.seconds, 1))
         return row
 
     rows = {line: run(line) for line in lines if line.every_core}
-    longest_first = sorted((line for line in lines if not line.every_core), key=lambda line: -line.seconds)
+    rest = (line for line in lines if not line.every_core and not line.along)
+    longest_first = sorted(rest, key=lambda line: -line.seconds)
     with ThreadPoolExecutor(workers) as lanes:
         rows |= dict(zip(longest_first, lanes.map(run, longest_first), strict=True))
+    rows |= {line: run(line) for line in lines if line.along}
     return [rows[line] for line in lines]
 
 
@@ -152,7 +166,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=GOAL_MINUTES)
     parser.add_argument("--seed", type=int, help="default: one that no run before had")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    names = [line.name for line in LINES]
+    names = [line.name for line in LINES if not line.along]
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"some of {', '.join(names)}")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help=f"file that sums all runs; default {LEDGER}")
     parser.add_argument("--totals", action="store_true", help="print what the ledger comes to, and run nothing")
@@ -161,7 +175,7 @@ def main() -> int:
         print(totals(arguments.ledger))
         return 0
     seed = int((time.time() - YEAR_2026) * 1000) if arguments.seed is None else arguments.seed
-    lines = [line for line in LINES if not arguments.only or line.name in arguments.only]
+    lines = [line for line in LINES if not arguments.only or (line.along or line.name) in arguments.only]
     rows = run_lines(lines, arguments.minutes, seed, arguments.workers, arguments.ledger)
     print(table(lines, rows, arguments.minutes))
     return 0 if all(row.good for row in rows) else 1
