@@ -111,6 +111,8 @@ class RepairExplorer:
         kinds = self.rng.choices(DERIVED, k=self.rng.choice((1, 1, 2)))
         if self.rng.random() < 0.3:
             kinds.append(self.rng.choice(OTHERS))
+        if "log" in kinds:
+            kinds = ["log"]  # whether a record was lost is seen by an open, if nothing else is wrong
         damaged = sound
         for kind in sorted(kinds, key=lambda kind: kind in ("leaked", "called free", "seal"), reverse=True):
             damaged = self.damage_one(damaged, kind)

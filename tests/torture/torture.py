@@ -68,8 +68,10 @@ LINES: tuple[Line, ...] = (
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 60, 100_000),
     Line("R18", "snapshots read again behind a step", "", 0, 100_000, along="R11"),
+    Line("R19", "snapshots deleted, and nothing leaked", "", 0, 10_000, along="R22"),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 10, 40, grows=False),
     Line("R21", "paths, rights, locks, forks, nonces", "tests/torture/security_row.py", 30, 60, grows=False),
+    Line("R22", "commits and snapshots of a soak", "tests/torture/soak.py", 25, 150_000),
 )
 
 
