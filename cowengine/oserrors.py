@@ -8,11 +8,17 @@ from contextlib import contextmanager
 
 from cowengine.errors import CowEngineError, NoSpaceError, ReadOnlyError, StorageError
 
+# What is said of a name, an argument or a lock that somebody has, not of the disk.
+TOLD = frozenset({
+    errno.EAGAIN, errno.EBADF, errno.EBUSY, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.ETXTBSY, errno.EXDEV,
+})  # fmt: skip
+
 
 @contextmanager
 def typed(path: str) -> Iterator[None]:
-    """Within it a full disk is NoSpaceError, what may not be read or written ReadOnlyError, and what the disk failed to
-    do StorageError; the rest stays.
+    """Within it a full disk is NoSpaceError, what may not be read or written ReadOnlyError, and what the system failed
+    to do StorageError. What an error tells of names and locks stays: the caller knows what it means.
     """
     try:
         yield
@@ -25,6 +31,6 @@ def typed(path: str) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise ReadOnlyError(f"this may not be read or written ({error.strerror})", path) from error
-        if error.errno in (errno.EIO, errno.ENXIO, errno.EUCLEAN):
-            raise StorageError(f"the file system failed: {error.strerror}", path, error.errno) from error
-        raise
+        if error.errno in TOLD:
+            raise
+        raise StorageError(f"the file system failed: {error.strerror}", path, error.errno or errno.EIO) from error

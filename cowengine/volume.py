@@ -42,6 +42,7 @@ from cowengine.errors import ClosedError, CorruptionError, ExistsError, NoSpaceE
 from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
+from cowengine.oserrors import typed
 from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, head_walk
 
@@ -705,7 +706,7 @@ class Volume(Closing):
         took: upper bounds of median and 99th percentile, the longest, and the calls by powers of two of a microsecond.
         """
         engine, path = self.engine, self._path
-        with engine.lock:
+        with engine.lock, typed(self.path):
             return {
                 "size_bytes": self.size,
                 "block_bytes": self.block_size,

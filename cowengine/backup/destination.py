@@ -73,8 +73,9 @@ class _Folder:
         self._path = path
         self._io = io
         self._made = False
-        if io.is_file(path):
-            raise ExistsError("a file is in the way of the folder to restore into", path)
+        with system_errors(path):
+            if io.is_file(path):
+                raise ExistsError("a file is in the way of the folder to restore into", path)
 
     def check(self, name: str) -> None:
         with system_errors(self._path):

@@ -28,6 +28,7 @@ from cowengine.errors import (
     ExistsError,
     NotFoundError,
     OutOfRangeError,
+    StorageError,
 )
 from cowengine.oserrors import typed
 
@@ -94,6 +95,21 @@ class Target:
                         raise
                     problems.append(str(error))
         return sorted(found, key=lambda backup: (backup.chain, backup.number, backup.id))
+
+    def next_number(self, chain: str) -> int:
+        """The number of the chain's next backup. One with a damaged manifest does not count.
+
+        Raises StorageError if one cannot be read now: a number that is given twice breaks the chain.
+        """
+        last = 0
+        for backup_id in self._ids(chain):
+            try:
+                last = max(last, self._load(chain, backup_id).number)
+            except StorageError:
+                raise
+            except CowEngineError:
+                continue
+        return last + 1
 
     def find(self, backup_id: str) -> Backup:
         """The backup with this id. Raises NotFoundError, or BackupError if its manifest is damaged."""

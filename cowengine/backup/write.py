@@ -76,8 +76,7 @@ def write_backup(
     folder = Target(target, io)
     with ChainLock(folder, chain) as lock:
         found = _chosen_base(folder, kind, chain, base)
-        problems: list[str] = []
-        number = max((backup.number for backup in folder.backups(chain, problems)), default=0) + 1
+        number = folder.next_number(chain)
         with NewBackup(folder, lock, job.backup_id) as new:
             backup = job.run(new, found, number)
             if verify:

@@ -50,6 +50,7 @@ from cowengine.errors import (
 )
 from cowengine.format import ENTRY_MAPPED, SLOT_BYTES, Region, encode_delta
 from cowengine.format.intent import Intent
+from cowengine.oserrors import typed
 
 FIRST_EPOCH, LIVE_HEAD = 1, 0
 DELTAS_AT_ONCE = 1024
@@ -64,9 +65,9 @@ def adopt_engine(
 
     An adoption that was interrupted is taken up: the file is the raw image again first, or the volume already.
     """
-    fd = open_regular(io, path, read_only=False)
-    size = io.size(fd)
+    fd, size = open_regular(io, path, read_only=False), 0
     try:
+        size = io.size(fd)
         _take(io, fd, path)
         if not _settle(io, fd, path):
             size = io.size(fd)
@@ -93,12 +94,13 @@ def adopt_as(
     """
     folder, target_folder = os.path.dirname(path) or ".", os.path.dirname(target) or "."
     try:
-        if os.path.basename(target) in io.names(target_folder):
-            raise ExistsError("something is in the way; choose another name or remove it", target)
+        with typed(target):
+            if os.path.basename(target) in io.names(target_folder):
+                raise ExistsError("something is in the way; choose another name or remove it", target)
+            if io.is_file(path) and not io.same_file_system(folder, target_folder):
+                raise OutOfRangeError("lies in another file system; adopting moves a file and never copies it", target)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError("there is no such directory", target_folder) from None
-    if io.is_file(path) and not io.same_file_system(folder, target_folder):
-        raise OutOfRangeError("lies in another file system; adopting moves a file and never copies it", target)
     adopt_engine(io, path, block_size=block_size, log_size=log_size, raw=raw).close()
     try:
         io.rename(path, target)

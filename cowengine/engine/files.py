@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 
 from cowengine.core.iotable import IOTable
 from cowengine.errors import BusyError, CorruptionError, FormatError, NotFoundError, ReadOnlyError, StorageError
+from cowengine.oserrors import typed
 
 SOLE_TRIES, SOLE_PAUSE = 50, 0.02  # seconds; tries, not a deadline: a machine that stands still uses none up
 
@@ -31,9 +33,13 @@ def open_regular(io: IOTable, path: str, *, read_only: bool) -> int:
         if number in (errno.EACCES, errno.EPERM):
             raise StorageError("the file may not be read by this user; run as its owner", path, number) from error
         raise StorageError(f"the file cannot be opened: {error.strerror}", path, number) from error
-    if not io.is_file(path):
+    try:
+        with typed(path):
+            if not io.is_file(path):
+                raise FormatError(f"{path}: not a regular file")
+    except BaseException:
         io.close(fd)
-        raise FormatError(f"{path}: not a regular file")
+        raise
     return fd
 
 
@@ -56,7 +62,10 @@ def open_unfinished(io: IOTable, path: str) -> int:
         fd = io.open(path, new, 0o600)
     try:
         _lock(io, fd, path)
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, BusyError):  # else it is somebody else's by now
+            with suppress(OSError):
+                io.unlink(path)
         io.close(fd)
         raise
     return fd
@@ -87,7 +96,8 @@ class Whereabouts:
 
     def lost(self) -> str:
         """What happened to the file, for a message; empty if nothing did."""
-        size, names = self._io.stands(self._fd)
+        with typed(self._path):
+            size, names = self._io.stands(self._fd)
         if self._names and not names:
             return "the file was deleted or replaced while it was open"
         return f"the file was cut to {size} bytes while it was open" if size < self._size else ""

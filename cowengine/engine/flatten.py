@@ -26,6 +26,7 @@ from cowengine.engine.verifying import require_undamaged
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NoSpaceError, NotFoundError, ReadOnlyError
 from cowengine.format import SLOT_BYTES
 from cowengine.format.intent import Intent
+from cowengine.oserrors import typed
 
 PART_SUFFIX = ".part"
 COPY_BYTES = 1 << 20
@@ -39,7 +40,7 @@ def flatten_file(engine: Engine, *, in_place: bool) -> None:
     A crash leaves the volume or the raw image, whole. Raises BusyError if the file holds more than that image; with
     `in_place` also if it takes a copy.
     """
-    with engine.lock:
+    with engine.lock, typed(engine.name):
         engine.require_writable()
         with engine.paused(engine.path.live):
             _require_alone(engine)
@@ -100,10 +101,18 @@ def _flatten_in_place(engine: Engine, header: int) -> None:
     engine.checkpoint()
     block_bytes = engine.path.block_bytes
     for block, slot, count in _runs(engine, header):
-        if slot == 0:  # reads as zeros in the file as well
-            engine.io.punch(engine.fd, block * block_bytes, count * block_bytes)
+        if slot == 0:
+            _clear(engine.io, engine.fd, block * block_bytes, (block + count) * block_bytes)
     with engine.undivided(NoSpaceError, ReadOnlyError):
         _turn(engine, header)
+
+
+def _clear(io: IOTable, fd: int, start: int, end: int) -> None:
+    """Bytes [start, end) read as zeros in the file as well, whether it can have holes or not."""
+    try:
+        io.punch(fd, start, end - start)
+    except OSError:
+        write_zeros(io, fd, start, end)
 
 
 def _turn(engine: Engine, header: int) -> None:
@@ -144,6 +153,7 @@ def _replace(engine: Engine) -> None:
             engine.io.rename(part, engine.name)
             engine.read_only = True  # nobody finds this file any more
             path.shut()
+        engine.io.sync_directory(os.path.dirname(engine.name) or ".")
 
     write_image(engine.io, path.live.size, engine.name, partial(_copy, engine, None, path.live.size), take_name)
 
@@ -165,13 +175,23 @@ def write_new_image(io: IOTable, size: int, target: str, fill: Callable[[int], N
             raise ExistsError("something is in the way; choose another name or remove it", target)
     except OSError as error:
         raise _typed(error, target, size) from error
-    write_image(io, size, target, fill, lambda part: io.rename(part, target))
+
+    def take_name(part: str) -> None:
+        io.rename(part, target)
+        try:
+            io.sync_directory(os.path.dirname(target) or ".")
+        except BaseException:
+            with suppress(OSError):
+                io.unlink(target)
+            raise
+
+    write_image(io, size, target, fill, take_name)
 
 
 def write_image(
     io: IOTable, size: int, target: str, fill: Callable[[int], None], name: Callable[[str], None]
 ) -> None:  # fmt: skip
-    """Writes the image durably under another name, which `name` is called with, to make it `target`."""
+    """Writes the image durably under another name, which `name` is called with, to make it `target`, durably."""
     part = target + PART_SUFFIX
     try:
         fd = open_unfinished(io, part)
@@ -181,12 +201,11 @@ def write_image(
             io.fdatasync(fd)
             name(part)
         except BaseException:
-            with suppress(FileNotFoundError):  # it has its name
+            with suppress(OSError):  # it has its name; or the disk is broken, and the first error says more
                 io.unlink(part)
             raise
         finally:
             io.close(fd)
-        io.sync_directory(os.path.dirname(target) or ".")
     except OSError as error:
         raise _typed(error, target, size) from error
 

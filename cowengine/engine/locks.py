@@ -9,9 +9,12 @@ Threads   Callers take the engine's or the reader's lock.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from cowengine.core.iotable import IOTable
 from cowengine.errors import BusyError
 from cowengine.format import LOCK_COMMITS, LOCK_FIRST
+from cowengine.oserrors import typed
 
 LIVE_HEAD = 0
 
@@ -41,7 +44,7 @@ class FileLocks:
 
     def published(self) -> int | None:
         """The last record that the owner said is durable; None if there is no owner."""
-        found = self._io.locked(self._fd, False, LOCK_COMMITS)
+        found = self._locked(False, LOCK_COMMITS)
         return None if found is None else sum(found) - LOCK_COMMITS - 1
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
@@ -55,19 +58,26 @@ class FileLocks:
 
     def is_read(self, number: int) -> bool:
         """Whether another process (or handle) reads the snapshot."""
-        return self._io.locked(self._fd, True, LOCK_FIRST + number, 1) is not None
+        return self._locked(True, LOCK_FIRST + number, 1) is not None
 
     def release(self, number: int) -> None:
         """Ends `pin` or `claim`."""
-        self._io.unlock(self._fd, LOCK_FIRST + number, 1)
+        with typed(self._name):
+            self._io.unlock(self._fd, LOCK_FIRST + number, 1)
 
     def release_all(self) -> None:
         """Before the descriptor is closed: a process forked just now may have another one of the same description."""
-        self._io.unlock(self._fd)
+        with suppress(OSError):  # then they end with the descriptor
+            self._io.unlock(self._fd)
+
+    def _locked(self, exclusive: bool, start: int, length: int = 0) -> tuple[int, int] | None:
+        with typed(self._name):
+            return self._io.locked(self._fd, exclusive, start, length)
 
     def _take(self, number: int, *, exclusive: bool) -> bool:
         try:
-            self._io.lock(self._fd, exclusive, LOCK_FIRST + number, 1)
+            with typed(self._name):
+                self._io.lock(self._fd, exclusive, LOCK_FIRST + number, 1)
         except BlockingIOError:
             return False
         return True

@@ -24,8 +24,9 @@ from cowengine.engine.commitlock import CommitLock
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.recovery import choose_superblock, load, replay, whole_slots
-from cowengine.errors import BusyError, ClosedError, CorruptionError, FormatError, NotFoundError
+from cowengine.errors import BusyError, ClosedError, CorruptionError, FormatError, NotFoundError, StorageError
 from cowengine.format import SLOT_BYTES, LineageRecord, Superblock
+from cowengine.oserrors import typed
 
 T = TypeVar("T")
 
@@ -82,7 +83,8 @@ class Reader:
                 if self._look is not None and seen == self._seen:
                     return self._look
                 try:
-                    look = self._new_look(seen[1])
+                    with typed(self._name):
+                        look = self._new_look(seen[1])
                 except (CorruptionError, FormatError) as error:
                     if self._signs()[0] == seen[0]:
                         raise
@@ -95,7 +97,8 @@ class Reader:
     def _signs(self) -> tuple[bytes, int | None]:
         """What moves with every commit and checkpoint of an owner: both superblocks, and the last durable record."""
         durable = self._locks.published()
-        return self._io.pread(self._fd, 2 * SLOT_BYTES, 0), durable
+        with typed(self._name):
+            return self._io.pread(self._fd, 2 * SLOT_BYTES, 0), durable
 
     def _new_look(self, durable: int | None) -> Look | None:
         """Loads and replays; None if a superblock was written meanwhile: then parts of the log may be, too."""
@@ -172,7 +175,8 @@ class Reader:
         if not self._pins[number]:
             del self._pins[number]
             if not self.closed:
-                self._locks.release(number)
+                with suppress(StorageError):  # then it ends with the descriptor
+                    self._locks.release(number)
 
     # -- end ----------------------------------------------------------------------------------------------------------
     def close(self) -> None:

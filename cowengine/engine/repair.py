@@ -30,6 +30,7 @@ from cowengine.format import (
     decode_superblock,
     encode_superblock,
 )
+from cowengine.oserrors import typed
 
 ROUNDS = 4
 SEAL_BYTES = 4
@@ -109,7 +110,8 @@ def _superblocks(engine: Engine, *, only_if_both: bool = False) -> list[str]:
 
 
 def _read_superblock(engine: Engine, slot: int) -> Superblock | None:
-    data = engine.io.pread(engine.fd, SLOT_BYTES, slot * SLOT_BYTES)
+    with typed(engine.name):
+        data = engine.io.pread(engine.fd, SLOT_BYTES, slot * SLOT_BYTES)
     try:
         return decode_superblock(data + bytes(SLOT_BYTES - len(data)))
     except (FormatError, CorruptionError):

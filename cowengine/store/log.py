@@ -281,7 +281,8 @@ class StoreLog:
         with self._lock:
             if self._fd >= 0 and not self.read_only:
                 # A child that was forked just now has the file open until it gets to run, and the lock is the file's.
-                self._io.unlock(self._fd)
+                with suppress(OSError):
+                    self._io.unlock(self._fd)
             self.abandon()
 
     def abandon(self) -> None:

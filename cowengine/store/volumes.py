@@ -118,7 +118,7 @@ class VolumeTable:
 
         Raises NotFoundError, OutOfRangeError, and whatever opening a volume raises.
         """
-        with self._lock:
+        with self._lock, typed(self._folder):
             path = self._require(name)
             volume = self._volumes.get(name)
             if volume is None or volume.closed:

@@ -114,8 +114,15 @@ class Durable:
         else:
             for path in change.removed:
                 self.entries.pop(path, None)
+                if change.inode == DIRECTORY and change.added is not None:
+                    self._move(path + "/", change.added + "/")
             if change.added is not None:
                 self.entries[change.added] = change.inode
+
+    def _move(self, source: str, target: str) -> None:
+        """What lies in a directory goes with it."""
+        for path in [path for path in self.entries if path.startswith(source)]:
+            self.entries[target + path.removeprefix(source)] = self.entries.pop(path)
 
     def reachable(self) -> Iterator[tuple[str, bytearray]]:
         """Path and content of every file that has a name."""

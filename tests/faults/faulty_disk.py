@@ -39,6 +39,8 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "open": OPENED,
     "create": OPENED + kinds(*FULL),
     "size": kinds(EIO),
+    "stands": kinds(EIO),
+    "is_folder": kinds(EIO),
     "space": kinds(EIO, EINTR),
     "pread_into": kinds(EIO, EINTR),
     "pread": kinds(EIO, EINTR),

@@ -1,160 +1,86 @@
-"""Each call of a workload fails once or from then on: nothing acknowledged is lost, no byte wrong, errors are typed."""
+"""Every call fails: a part of what tests/faults/every_call.py goes through, and planted faults that it finds."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from crash_workload import SMALL
+from every_call import all_cases, faults_in, violation
 from failing_table import FailingTable
+from faulty_disk import KINDS, FaultyDisk
+from memory_disk import MemoryDisk
+from planted import BUGS, Bug
+from planted_files import Faults, step_faults
+from planting import Plant
+from torture import LINES
 
-from cowengine.errors import CowEngineError, NoSpaceError, PoisonedError
+from cowengine.core.iotable import IOTable
+from cowengine.engine.engine import Engine
+from cowengine.errors import NoSpaceError
 from cowengine.volume import Volume
 
 SIZE = 40 * 4096
-BLOCK = 4096
+STRIDE = 41  # of the faults, one in so many; prime, so that no kind is left out
 
 
-class History:
-    """What was acknowledged, and what may have happened since."""
-
-    def __init__(self) -> None:
-        self.live = bytearray(SIZE)
-        self.flushed = bytes(SIZE)
-        self.since: list[bytes] = []  # live contents since the last acknowledged flush
-        self.snapshots: dict[str, bytes] = {}
-        self.maybe: dict[str, bytes] = {}  # taken or deleted by a call that failed
-        self.doubtful_live = False
-        self.anchored = False  # s2 is an anchor, acknowledged
-
-    def wrote(self) -> None:
-        self.since.append(bytes(self.live))
-
-    def acknowledged(self) -> None:
-        self.flushed = bytes(self.live)
-        self.since = []
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
+    yield
 
 
-def workload(volume: Volume, history: History) -> None:
-    """Some of everything; each step may raise."""
-    for round_ in range(3):
-        for block in (1, 5, 6, 30):
-            data = bytes([16 * round_ + block]) * (BLOCK + 100)
-            history.live[block * BLOCK : block * BLOCK + len(data)] = data
-            history.wrote()
-            volume.pwrite(data, block * BLOCK)
-        name = f"s{round_}"
-        history.maybe[name] = bytes(history.live)
-        volume.snapshot(name)
-        history.snapshots[name] = history.maybe.pop(name)
-        history.acknowledged()
-        history.live[5 * BLOCK : 9 * BLOCK] = bytes(4 * BLOCK)
-        history.wrote()
-        volume.discard(5 * BLOCK, 4 * BLOCK)
-        volume.flush()
-        history.acknowledged()
-        volume.engine.checkpoint()
-    history.maybe["s1"] = history.snapshots.pop("s1")
-    volume.get_snapshot("s1").delete()
-    history.maybe.pop("s1")
-    history.maybe["s2"] = history.snapshots.pop("s2")
-    volume.get_snapshot("s2").to_anchor()
-    history.maybe.pop("s2")
-    history.anchored = True
-    history.doubtful_live = True
-    before = bytes(history.live)
-    history.maybe["before-rollback-4"] = before
-    kept = volume.rollback("s0")
-    history.doubtful_live = False
-    history.snapshots[kept.name] = history.maybe.pop("before-rollback-4")
-    history.live[:] = history.snapshots["s0"]
-    history.acknowledged()
-    assert volume.check().ok
+# Where it found bugs: descriptors and files that stayed, errors without a type, a number of a backup given twice.
+FOUND_THERE = {
+    ("backup:incremental", "open"), ("backup:restore", "lock"), ("backup:restore", "is_file"),
+    ("open:clean", "is_file"), ("adopt:3", "size"), ("flatten:3", "punch"), ("flatten:3", "is_sole"), ("flatten-snapshot", "sync_directory"),
+    ("flatten-snapshot", "lock"), ("busy:delete-1", "lock"), ("busy:delete-1", "locked"), ("busy:close", "unlock"),
+    ("busy:repair", "pread"), ("sealed:reader_beside", "pread"), ("store:close", "unlock"), ("store:set", "is_file"),
+}  # fmt: skip
 
 
-def verify(path: Path, history: History) -> None:
-    """What a fresh handle finds."""
-    with Volume.open(path, io=FailingTable(), background=False) as volume:
-        report = volume.check()
-        assert report.ok, report.problems
-        anchors = [snapshot.name for snapshot in volume.snapshots() if snapshot.is_anchor]
-        assert anchors == ["s2"] or (anchors == [] and not history.anchored)
-        found = {snapshot.name: snapshot.pread(SIZE, 0) for snapshot in volume.snapshots() if not snapshot.is_anchor}
-        for name, contents in history.snapshots.items():
-            assert found.pop(name) == contents, f"snapshot {name} is lost or wrong"
-        for name, contents in found.items():
-            assert history.maybe.get(name) == contents, f"snapshot {name} from nowhere"
-        live = volume.pread(SIZE, 0)
-        allowed = [history.flushed, *history.since]
-        if history.doubtful_live:
-            allowed += history.snapshots.values()
-        for sector in range(0, SIZE, 512):
-            got = live[sector : sector + 512]
-            assert any(got == state[sector : sector + 512] for state in allowed), f"live byte {sector} is wrong"
+def test_a_part_of_the_list_breaks_no_promise() -> None:
+    faults = [(case, fault) for case in all_cases() for fault in faults_in(case)]
+    (line,) = [line for line in LINES if line.name == "R3"]
+    assert len(faults) >= line.goal
+    assert {fault.call for _, fault in faults} == KINDS.keys()
+    assert {(case.name, fault.call) for case, fault in faults} >= FOUND_THERE
+    again = [(case, fault) for case, fault in faults if (case.name, fault.call) in FOUND_THERE]
+    chosen = faults[::STRIDE] + again
+    broken = [problem for case, fault in chosen if (problem := violation(case, fault)) is not None]
+    assert not broken, broken[:3]
 
 
-def calls_of_the_workload(path: Path) -> tuple[int, int]:
-    """Calls until the volume is created, and in all."""
-    table = FailingTable()
-    with Volume.create(path, SIZE, log_size=16384, io=table, background=False) as volume:
-        created = table.calls
-        workload(volume, History())
-    return created, table.calls
+def test_the_table_of_kinds_knows_every_call() -> None:
+    calls = {name for name in vars(IOTable) if not name.startswith("_")} & {*vars(FaultyDisk), *vars(MemoryDisk)}
+    cannot_fail = {"close", "forget"}
+    assert calls - cannot_fail == KINDS.keys() - {"create"}
 
 
-@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for_ever"])
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_nothing_acknowledged_is_lost_when_a_call_fails(tmp_path: Path, number: int, for_ever: bool) -> None:
-    created, total = calls_of_the_workload(tmp_path / "dry")
-    assert total > 80
-    kinds: set[str] = set()
-    for fail_at in range(1, total + 1):
-        path = tmp_path / f"v{fail_at}"
-        table = FailingTable(fail_at, number, for_ever=for_ever)
-        history = History()
-        try:
-            volume = Volume.create(path, SIZE, log_size=16384, io=table, background=False)
-        except CowEngineError:
-            assert fail_at <= created
-            assert not path.exists(), "a volume that could not be made leaves no file"
-            kinds.update(table.failed)
-            continue
-        # A full disk may cost a new volume its reserve for checkpoints, and nothing else.
-        assert fail_at > created or number != errno.EIO
-        try:
-            workload(volume, history)
-        except CowEngineError:
-            pass
-        try:
-            volume.close()
-        except CowEngineError:
-            pass
-        assert volume.closed
-        assert table.failed
-        kinds.update(table.failed)
-        verify(path, history)
-        path.unlink()
-    assert {"pwrite", "fdatasync", "pread", "punch"} <= kinds
+def descriptor_is_left(plant: Plant) -> None:
+    @plant.method(Engine, "close")
+    def close(original: Any, self: Engine) -> None:
+        if self.failure is None:
+            original(self)
+        self.closed = True
 
 
-def test_a_failed_barrier_poisons_and_the_next_open_tells(tmp_path: Path) -> None:
-    path = tmp_path / "v"
-    table = FailingTable()
-    volume = Volume.create(path, SIZE, log_size=16384, io=table, background=False)
-    volume.pwrite(b"old" * 100, 0)
-    volume.snapshot("kept")
-    volume.pwrite(b"new" * 100, 0)
-    table.fail_at, table.number = table.calls + 1, errno.EIO
-    with pytest.raises(PoisonedError):
-        volume.flush()
-    calls = (volume.flush, lambda: volume.pwrite(b"x", 0), lambda: volume.pread(1, 0), lambda: volume.snapshot("no"))
-    for call in calls:
-        with pytest.raises(PoisonedError):
-            call()
-    volume.close()
-    with Volume.open(path) as volume:
-        assert volume.get_snapshot("kept").pread(300, 0) == b"old" * 100
-        assert volume.check().ok
+LEAK = Bug("descriptor-is-left", "", "a poisoned volume keeps its descriptor", Faults(), descriptor_is_left)
+FOUND = ("failed-barrier-does-not-poison", "failed-write-of-nodes-ignored", "failed-write-told-as-done")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("one", [*(BUGS[name] for name in FOUND), LEAK], ids=lambda one: one.name)
+def test_a_planted_fault_is_found(one: Bug) -> None:
+    faults = step_faults()
+    with one.planted():
+        found = next((each for each in faults if violation(*each) is not None), None)
+    assert found is not None
+    assert violation(*found) is None
 
 
 def test_a_volume_goes_on_after_running_out_of_space(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from memory_disk import MemoryDisk
 
 from cowengine import ClosedError, FormatError, StorageError, Volume
 from cowengine.core.iotable import IOTable
@@ -120,3 +121,24 @@ def test_an_image_has_its_name_for_good_before_an_intent_file_lies_beside_it(tmp
     Volume.adopt(path, raw=True, io=table).close()
     renamed = table.calls.index("v")
     assert "sync" in table.calls[renamed : table.calls.index("v.adopting")]
+
+
+class WithoutHoles(MemoryDisk):
+    """A file system that cannot give a range back."""
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_a_file_system_without_holes_is_no_obstacle() -> None:
+    """What was discarded is zeros in the raw image, written where it cannot be punched (found by every_call.py)."""
+    disk, data = WithoutHoles(), bytearray(b"data" * 12 * 1024)
+    image = disk.open("/disk/image", os.O_RDWR | os.O_CREAT)
+    disk.pwrite(image, data, 0)
+    disk.close(image)
+    with Volume.adopt("/disk/image", log_size=16384, raw=True, io=disk, background=False) as volume:
+        for block in (1, 9):
+            volume.discard(block * 4096, 4096)
+            data[block * 4096 : (block + 1) * 4096] = bytes(4096)
+        volume.flatten(in_place=True)
+    assert disk.cache.files[disk.cache.entries["/disk/image"]] == data

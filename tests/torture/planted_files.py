@@ -2,66 +2,51 @@
 
 from __future__ import annotations
 
-import errno
 import random
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 from crash_explorer import Keeps
-from failing_table import FailingTable
+from every_call import faults_in, violation
+from fault_cases import Case
+from fault_volumes import volume_cases
+from faulty_disk import Fault
 from flip import Original, flip
 from hostile_steps import work_folder
 from ledger import Ledger
 from planting import Played, Trace
 from small_disk import QuotaDisk
-from test_every_call_fails import SIZE, History, calls_of_the_workload, verify, workload
 
-from cowengine import Volume
-from cowengine.errors import CowEngineError, NoSpaceError
+from cowengine.errors import NoSpaceError
+
+STEPS = ("busy:write-12-2", "busy:partial-4000-700", "busy:snapshot", "busy:checkpoint")
+
+
+@cache
+def step_faults() -> list[tuple[Case, Fault]]:
+    """Some steps, with each way in which a call of theirs can fail."""
+    cases = [case for case in volume_cases() if case.name in STEPS]
+    return [(case, fault) for case in cases for fault in faults_in(case)]
 
 
 @dataclass(frozen=True)
 class Faults:
-    """The fault table: one call of the workload fails, once or from then on. A history is a choice of calls."""
+    """The fault table: a call of a step fails, once or from then on. A history is a choice of steps and calls."""
 
-    calls: int = 40
-    number: int = errno.EIO
+    calls: int = 60
     harness: str = "fault table"
 
     def trace(self, number: int) -> Trace:
-        with work_folder() as folder:
-            created, total = calls_of_the_workload(folder / "dry")
-        rng = random.Random(number)
-        return tuple((rng.randrange(created + 1, total + 1), rng.random() < 0.5) for _ in range(self.calls))
+        faults = step_faults()
+        return tuple(random.Random(number).sample(range(len(faults)), self.calls))
 
     def play(self, number: int, trace: Trace, keeps: Keeps | None, effort: int = 0) -> Played:
-        for count, (fail_at, for_ever) in enumerate(trace[: effort or None], 1):
-            with work_folder() as folder:
-                problem = self._one(folder / "v", fail_at, for_ever)
-            if problem:
-                return Played(f"call {fail_at} fails{' for ever' if for_ever else ''}: {problem}", count)
+        for count, place in enumerate(trace[: effort or None], 1):
+            problem = violation(*step_faults()[place])
+            if problem is not None:
+                return Played(problem, count)
         return Played(None, len(trace))
-
-    def _one(self, path: Path, fail_at: int, for_ever: bool) -> str | None:
-        table, history = FailingTable(fail_at, self.number, for_ever=for_ever), History()
-        volume = Volume.create(path, SIZE, log_size=16384, io=table, background=False)
-        try:
-            with suppress(CowEngineError):
-                workload(volume, history)
-            killed = path.with_name("killed")
-            shutil.copyfile(path, killed)  # as the process would leave it if it died now
-            verify(killed, history)
-            with suppress(CowEngineError):
-                volume.close()
-            verify(path, history)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        finally:
-            with suppress(Exception):
-                volume.close()
-        return None
 
 
 @dataclass(frozen=True)

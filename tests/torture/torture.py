@@ -55,6 +55,7 @@ OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than l
 LINES: tuple[Line, ...] = (
     Line("R1", "crash states", "tests/crash/explorer.py", 180, 500_000, every_core=True),
     Line("R2", "crash sequences", "tests/crash/explorer.py", 70, 2_073, ("--depth", "2"), every_core=True, grows=False),
+    Line("R3", "calls that fail", "tests/faults/every_call.py", 70, 16_000, grows=False),
     Line("R4", "kills of volumes, stores, backups", "tests/crash/kill_nine.py", 60, 2_000),
     Line("R5", "power cuts, ext4 and XFS", "tests/torture/power_cut.py", 15, 40),
     Line("R6", "states of a block log, mounted", "tests/torture/block_log.py", 30, 500),

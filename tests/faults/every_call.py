@@ -1,0 +1,103 @@
+"""Every call of the I/O table fails, in every way, once and for ever, in everything that is done to what is durable.
+
+A *case* is something that is done; tests/faults/fault_cases.py says what has to hold then. Each is played once to learn
+the calls it makes, and then once for each (call, way to fail, once or for ever). The list is played to its end whatever
+the time, and is the same for every seed.
+
+    python -P tests/faults/every_call.py
+    python -P tests/faults/every_call.py --list                                   # the cases, and what they cost
+    python -P tests/faults/every_call.py --only busy:delete-0                     # these cases, a regular expression
+    python -P tests/faults/every_call.py --only busy:delete-0 --fault 3/pwrite/EIO/once
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS / folder) for folder in ("faults", "crash", "model", "torture")]
+
+from crash_workload import shrink  # noqa: E402
+from fault_backups import backup_cases  # noqa: E402
+from fault_cases import Case  # noqa: E402
+from fault_files import file_cases  # noqa: E402
+from fault_states import StateCase  # noqa: E402
+from fault_stores import SetCase, set_cases, store_cases  # noqa: E402
+from fault_volumes import volume_cases  # noqa: E402
+from faulty_disk import Fault, faults_of  # noqa: E402
+from row import Tally, harness_parser, tell  # noqa: E402
+
+BRIEF = (SetCase, StateCase)  # several files, each of which has cases of its own in full
+
+
+def all_cases() -> Iterator[Case]:
+    """Everything that is done."""
+    yield from volume_cases()
+    yield from file_cases()
+    yield from set_cases()
+    yield from store_cases()
+    yield from backup_cases()
+
+
+def faults_in(case: Case) -> list[Fault]:
+    """All ways in which a call of the case can fail. Plays it without any; Violation if that breaks a promise."""
+    return faults_of(case.play(None), briefly=isinstance(case, BRIEF))
+
+
+def violation(case: Case, fault: Fault) -> str | None:
+    """What the case breaks with the fault."""
+    try:
+        case.play(fault)
+    except Exception as error:  # whatever comes out of it is a violation
+        again = f"--only '{re.escape(case.name)}$' --fault {fault}"
+        return f"{case.name}, {fault}: {type(error).__name__}: {error}\n  python -P tests/faults/every_call.py {again}"
+    return None
+
+
+def play(case: Case, only: str, tally: Tally) -> int:
+    """All faults of a case, or only one; how many there were."""
+    try:
+        faults = [fault for fault in faults_in(case) if only in ("", str(fault))]
+    except Exception as error:
+        tally.violation(f"{case.name}, without a fault: {type(error).__name__}: {error}")
+        return 0
+    for fault in faults:
+        problem = violation(case, fault)
+        if problem is not None:
+            tally.violation(problem)
+    return len(faults)
+
+
+def main() -> int:
+    """The command line."""
+    parser = harness_parser("Lets every call fail, in every way, once and for ever.", seconds=60)
+    parser.add_argument("--only", default="", help="cases by name: a regular expression that fits its beginning")
+    parser.add_argument("--fault", default="", help="this fault alone")
+    parser.add_argument("--list", action="store_true", help="say what each case came to")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # what is injected is no news
+    shrink()
+    tally, cases, started = Tally(), 0, time.monotonic()
+    for case in all_cases():
+        if not re.match(arguments.only, case.name):
+            continue
+        before, broken = time.process_time(), len(tally.violations)
+        count = play(case, arguments.fault, tally)
+        tally.count, cases = tally.count + count, cases + 1
+        if arguments.list:
+            took, found = time.process_time() - before, len(tally.violations) - broken
+            print(f"{case.name:44} {count:5} faults {found:5} violations {took:6.2f} s", flush=True)
+    used = time.monotonic() - started
+    tally.more = f"{cases} cases"
+    if used > arguments.seconds:
+        tally.more += f"; {arguments.seconds:g} s are too short for the list, which took {used:.0f} s"
+    return tell(tally, arguments, "calls failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
