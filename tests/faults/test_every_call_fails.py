@@ -37,9 +37,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # Where it found bugs: descriptors and files that stayed, errors without a type, a number of a backup given twice.
 FOUND_THERE = {
     ("backup:incremental", "open"), ("backup:restore", "lock"), ("backup:restore", "is_file"),
-    ("open:clean", "is_file"), ("adopt:3", "size"), ("flatten:3", "punch"), ("flatten:3", "is_sole"), ("flatten-snapshot", "sync_directory"),
-    ("flatten-snapshot", "lock"), ("busy:delete-1", "lock"), ("busy:delete-1", "locked"), ("busy:close", "unlock"),
-    ("busy:repair", "pread"), ("sealed:reader_beside", "pread"), ("store:close", "unlock"), ("store:set", "is_file"),
+    ("open:clean", "is_file"), ("adopt:3", "size"), ("flatten:3", "punch"), ("flatten:3", "is_sole"),
+    ("flatten-snapshot", "sync_directory"), ("flatten-snapshot", "lock"), ("busy:delete-1", "lock"),
+    ("busy:delete-1", "locked"), ("busy:close", "unlock"), ("busy:repair", "pread"),
+    ("sealed:reader_beside", "pread"), ("store:close", "unlock"), ("store:set", "is_file"),
 }  # fmt: skip
 
 
@@ -73,7 +74,6 @@ LEAK = Bug("descriptor-is-left", "", "a poisoned volume keeps its descriptor", F
 FOUND = ("failed-barrier-does-not-poison", "failed-write-of-nodes-ignored", "failed-write-told-as-done")
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("one", [*(BUGS[name] for name in FOUND), LEAK], ids=lambda one: one.name)
 def test_a_planted_fault_is_found(one: Bug) -> None:
     faults = step_faults()
