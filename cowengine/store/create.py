@@ -22,8 +22,6 @@ def create_folder(io: IOTable, folder: str, log_size: int) -> None:
     with typed(folder):
         _make_folder(io, folder)
         _fill_folder(io, folder, log_size)
-        io.sync_directory(folder)
-        io.sync_directory(os.path.dirname(folder))
 
 
 def _make_folder(io: IOTable, folder: str) -> None:
@@ -36,7 +34,7 @@ def _make_folder(io: IOTable, folder: str) -> None:
 
 
 def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
-    """Everything a new store has; undone if it fails."""
+    """Everything a new store has, durably; undone if it fails."""
     path = os.path.join(folder, LOG_NAME)
     created = []
     try:
@@ -46,10 +44,13 @@ def _fill_folder(io: IOTable, folder: str, log_size: int) -> None:
         create_log(io, path + UNFINISHED_SUFFIX, uuid.uuid4().bytes, log_size)
         io.sync_directory(folder)  # the log appears last: with it the store is whole
         io.rename(path + UNFINISHED_SUFFIX, path)
+        io.sync_directory(folder)
+        io.sync_directory(os.path.dirname(folder))
     except BaseException:
         with suppress(OSError):  # a file system that failed may refuse that as well
-            if io.is_file(path + UNFINISHED_SUFFIX):
-                io.unlink(path + UNFINISHED_SUFFIX)
+            for log in (path, path + UNFINISHED_SUFFIX):
+                if io.is_file(log):
+                    io.unlink(log)
             for name in created:
                 io.rmdir(os.path.join(folder, name))
             io.rmdir(folder)

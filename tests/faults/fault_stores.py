@@ -233,7 +233,9 @@ def store_cases() -> Iterator[Case]:
     yield StateCase("store:open", NO_WORLD, start, open_well)
     for what in ("delete-set", "set"):
         yield StateCase(f"store:open-cut-{what}", NO_WORLD, cut(start, steps[what]), open_well, LEDGERS)
-    yield StateCase("store:create", World(lambda disk: disk, lambda disk: None, shown_if_there), Durable(), create)
+    yield StateCase(
+        "store:create", World(lambda disk: disk, lambda disk: None, shown_if_there), Durable(), create, ("/store/",)
+    )
 
 
 def open_well(disk: MemoryDisk) -> None:
@@ -253,7 +255,7 @@ def opened_and_used(disk: MemoryDisk) -> Store:
 
 
 def shown_if_there(disk: MemoryDisk) -> Any:
-    return shown(disk) if STORE in disk.cache.entries else None
+    return shown(disk) if f"{STORE}/store.log" in disk.cache.entries else None
 
 
 def create(disk: MemoryDisk) -> None:
