@@ -64,6 +64,7 @@ LINES: tuple[Line, ...] = (
     Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 120, 100_000),
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 120, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 100, 2_000, OFTEN, every_core=True),
+    Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 100, 1_900, grows=False),
     Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 60, 100_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 60, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 40, 30, grows=False),
