@@ -40,7 +40,7 @@ class Plan:
     """
 
     images: int = 40
-    beside: int = 32
+    beside: int = 48
     nested: float = 0.04
     kills: float = 0.15
     rot: float = 0.25

@@ -183,9 +183,12 @@ class ModelVolume:
 
     # -- snapshots --------------------------------------------------------------------------------------------------
     def live(self, name: str = "live", automatic: bool = False) -> ModelSnapshot:
+        return replace(self.live_now(name, automatic), content=bytes(self.content))
+
+    def live_now(self, name: str = "live", automatic: bool = False) -> ModelSnapshot:
+        """As `live`, for one look: its content is not copied, and changes with the volume."""
         births, mapped = tuple(self.births), tuple(self.mapped)
-        content = bytes(self.content)
-        return ModelSnapshot(name, content, births, mapped, automatic, epoch=self.epoch, line=self.line)
+        return ModelSnapshot(name, self.content, births, mapped, automatic, epoch=self.epoch, line=self.line)
 
     def snapshot(self, name: str, automatic: bool = False) -> ModelSnapshot:
         taken = self.live(name, automatic)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from model_volume import ModelSnapshot
-from other_process import Failed, OtherProcess, digest
+from other_process import Failed, Nursery, OtherProcess, digest
 from volume_machine import SNAPSHOTS_MAX, FileMachine, fractions, lengths, rows
 
 from cowengine import Volume
@@ -31,10 +31,12 @@ class Others:
 
     def __init__(self) -> None:
         self._processes: dict[str, OtherProcess] = {}
+        self._nursery: Nursery | None = None
 
     def get(self, name: str) -> OtherProcess:
+        self._nursery = self._nursery or Nursery()
         if name not in self._processes:
-            self._processes[name] = OtherProcess()
+            self._processes[name] = self._nursery.fork()
         return self._processes[name]
 
     def kill(self, name: str) -> None:
@@ -44,6 +46,9 @@ class Others:
     def end(self) -> None:
         for name in list(self._processes):
             self.kill(name)
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
 
 
 OTHERS = Others()
