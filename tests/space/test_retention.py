@@ -268,13 +268,16 @@ def test_the_command_line_retains(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_machine_that_does_not_say_which_boot_this_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_id: str | None
 ) -> None:
-    """The retention holds all the same, in this process and behind an open."""
+    """Each process takes it for a boot of its own; the retention holds all the same, here and behind an open."""
     if boot_id is not None:
         (tmp_path / "boot_id").write_text(boot_id)
     monkeypatch.setattr(retention, "BOOT_ID", str(tmp_path / "boot_id"))
     retention._boot_id.cache_clear()
     try:
-        assert retention._boot_id() == bytes(16)
+        first = retention._boot_id()
+        assert retention._boot_id() == first
+        retention._boot_id.cache_clear()
+        assert retention._boot_id() != first
         with Volume.create(tmp_path / "v", SIZE) as volume:
             volume.snapshot("one").retain_until = in_days(10)
         with Volume.open(tmp_path / "v") as volume:

@@ -110,7 +110,7 @@ def work(seconds: float, seed: int, site: Path = TSAN_SITE, planted: bool = Fals
                     seen.add(trace.partition("\n")[0])
                     tally.violation(f"seed {seed}: {trace}")
             seed += 1
-            if time.monotonic() >= late:
+            if time.monotonic() >= late or (planted and seen):
                 return tally
 
 
