@@ -23,10 +23,10 @@ PYTEST = PYTHONPATH=$(call site,$(1)) COWENGINE_EXPECT_SITE=$(call site,$(1)) CO
 # The debug build, with bounds checks and assertions, passes the same tests. Left out is what does not depend on the build.
 BUILD_INDEPENDENT := tests/tidy tests/package/test_release.py tests/crash/test_barriers.py
 # Builds for the harnesses that run under a sanitizer: make build/asan-site, make build/tsan-site.
-# They compile the C that was generated for the release.
+# They compile the C that was generated for the release; so does build/gcov-site, in which gcc counts branches.
 SANITIZERS_asan := address,undefined
 SANITIZERS_tsan := thread
-build/asan-site build/tsan-site: | build/release-site
+build/asan-site build/tsan-site build/gcov-site: | build/release-site
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -q --no-build-isolation
 
 .PHONY: all venv build lint test test-release test-debug test-asan demo bench torture sdist wheel clean
@@ -50,7 +50,8 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml $(EXTENSIONS)
 
 build/%-site: $(VENV)/.installed $(SOURCES)
 	rm -rf $@ build/$*/lib*
-	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) COWENGINE_SANITIZE=$(SANITIZERS_$*) $(INSTALL) --no-deps --target $@ .
+	COWENGINE_DEBUG=$(if $(filter debug,$*),1,0) COWENGINE_SANITIZE=$(SANITIZERS_$*) COWENGINE_COVERAGE=$(if $(filter gcov,$*),1,0) \
+		$(INSTALL) --no-deps --target $@ .
 	touch $@
 
 lint: build
@@ -62,8 +63,8 @@ lint: build
 
 test: lint test-release test-debug
 
-# tests/torture/test_races.py looks for races in the build for ThreadSanitizer.
-test-release: build/release-site build/tsan-site
+# tests/torture/test_races.py looks for races in the build for ThreadSanitizer, test_kernel_branches.py for branches.
+test-release: build/release-site build/tsan-site build/gcov-site
 	$(call PYTEST,release,0) tests
 	$(call PYTEST,release,0) bench --benchmark-disable
 
@@ -80,7 +81,7 @@ bench: build
 	$(BIN)/python -P -m pytest bench --benchmark-only
 
 # Fuzzing needs atheris, which has no wheel for every Python: its row says so then.
-torture: build/release-site build/asan-site build/tsan-site
+torture: build/release-site build/asan-site build/tsan-site build/gcov-site
 	-$(BIN)/python -m pip install -q --only-binary :all: atheris
 	PYTHONPATH=$(call site,release) $(BIN)/python -P tests/torture/torture.py --minutes $(MINUTES)
 

@@ -5,6 +5,7 @@ all, because one kernel may call another's helper; the linker drops what is not 
 libcowengine.so, the library for C programs, is one more, if this Python has a shared library to link it with.
 COWENGINE_DEBUG=1 builds with bounds checks and assertions, in a build directory of its own. So does
 COWENGINE_SANITIZE=address,undefined (or thread) with the sanitizers of gcc or clang, whose runtimes must be preloaded.
+COWENGINE_COVERAGE=1 builds what gcc counts branches in, for tests/torture/kernel_branches.py.
 """
 
 import os
@@ -20,8 +21,9 @@ from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("COWENGINE_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("COWENGINE_SANITIZE", "")
+COVERAGE = os.environ.get("COWENGINE_COVERAGE", "0") not in ("", "0")
 SANITIZED = f"build/{'tsan' if 'thread' in SANITIZE else 'asan'}"
-BUILD = SANITIZED if SANITIZE else "build/debug" if DEBUG else "build/release"
+BUILD = SANITIZED if SANITIZE else "build/gcov" if COVERAGE else "build/debug" if DEBUG else "build/release"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -49,6 +51,9 @@ if SANITIZE:  # fortified functions would hide reads and writes from it
     FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", f"-fsanitize={SANITIZE}"]
     HARDENING = ["-U_FORTIFY_SOURCE"]
     LINK += [f"-fsanitize={SANITIZE}"]
+if COVERAGE:  # as it stands in the C, with no branch folded into another
+    FLAGS, HARDENING = ["-O0", "--coverage", "-fprofile-update=atomic"], ["-U_FORTIFY_SOURCE"]
+    LINK += ["--coverage"]
 COMPILE = ["-std=gnu11", *FLAGS, *SECTIONS, *HARDENING]
 HELPERS = sorted(glob("cowengine/core/*_impl.c"))
 
@@ -137,7 +142,7 @@ class BuildExtensions(build_ext):
 setup(
     ext_modules=cythonize(
         [extension(pyx) for pyx in sorted(glob("cowengine/core/*.pyx"))],
-        build_dir=f"build/{'debug' if DEBUG else 'release'}/cython",  # sanitizers take the release's
+        build_dir=f"build/{'debug' if DEBUG else 'release'}/cython",  # the others take the release's
         compiler_directives=DIRECTIVES,
         quiet=True,
     )
