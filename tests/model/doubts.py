@@ -13,9 +13,13 @@ from typing import Any
 
 from model_volume import ModelSnapshot, ModelVolume
 
+from cowengine.extents import collect
+from cowengine.snapshot import head_walk
+
 SECTOR = 512
 
 Block = tuple[int, bool]  # when it was born, and whether it is mapped
+Differences = Sequence[tuple[ModelSnapshot, set[int]]]  # from what, and the blocks
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,10 @@ def settle(head: ModelVolume, shown: Any, possible: Possible, snapshots: Sequenc
     mapped = blocks_of(shown.allocated_extents(), head.block_size)
     bases = [base for base in snapshots if head.comparable(base, head.live())]
     changed = [(base, blocks_of(shown.changed_extents(base.name), head.block_size)) for base in bases]
+    born = [(base, born_since(shown, base)) for base in snapshots if base.epoch in head.line]
     for block in range(head.block_count):
         candidates = [(head.births[block], head.mapped[block]), *possible.blocks.get(block, ())]
-        fitting = (each for each in candidates if fits(head, block, each, block in mapped, changed))
+        fitting = (each for each in candidates if fits(head, block, each, block in mapped, changed, born))
         found = next(fitting, None)
         if found is None:
             since = [base.name for base, blocks in changed if block in blocks]
@@ -109,11 +114,21 @@ def settle(head: ModelVolume, shown: Any, possible: Possible, snapshots: Sequenc
     return None
 
 
+def born_since(shown: Any, base: ModelSnapshot) -> set[int]:
+    """The blocks of a head that were born behind a snapshot it stands on.
+
+    A list of changes cannot tell it of the block in which a smaller snapshot ends: it always has that one.
+    """
+    walk = head_walk(shown.engine, shown._head_id, shown.get_snapshot(base.name).epoch)
+    return blocks_of(collect([walk], shown.size, shown.block_size, 0, None, None), shown.block_size)
+
+
 def fits(
-    head: ModelVolume, block: int, state: Block, is_mapped: bool, changed: Sequence[tuple[ModelSnapshot, set[int]]]
+    head: ModelVolume, block: int, state: Block, is_mapped: bool, changed: Differences, born: Differences
 ) -> bool:  # fmt: skip
-    """Whether a block may be in this state, by what is mapped and by the lists of changes."""
+    """Whether a block may be in this state, by what is mapped, by the lists of changes and by the births."""
     birth, mapped = state
     end = head.span(block)[1]
-    lists = ((base.birth(block) != birth or base.size < end, block in blocks) for base, blocks in changed)
+    lists = [(base.birth(block) != birth or base.size < end, block in blocks) for base, blocks in changed]
+    lists += [(birth > base.epoch, block in blocks) for base, blocks in born]
     return mapped == is_mapped and all(wanted == found for wanted, found in lists)

@@ -2,9 +2,10 @@
 
     python -P tests/model/play.py --seconds 3600 --seed 1
 
-A difference is printed with its shortest history, which is also what to turn into a test; the run then goes on with the
-next seed. Seeds that were played are not worth playing again: what a seed gives follows from it and from the code. A
-seed is many histories here; the scoreboard counts these. The last one is cut off when the time is up.
+A difference is printed with its shortest history, which is also what to turn into a test; the run goes on with the next
+seed. Looking for the shortest takes minutes: with `--row` it is printed as it was found. Seeds that were played are
+not worth playing again: what a seed gives follows from it and from the code. A seed is many histories here; the
+scoreboard counts these. The last one is cut off when the time is up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ sys.path[:0] = [str(TESTS / folder) for folder in ("model", "crash", "faults", "
 import hypothesis  # noqa: E402
 from clones_machine import ClonesMachine  # noqa: E402
 from faults_machine import FaultsMachine, FaultsOnFileMachine  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 from hypothesis.stateful import invariant, run_state_machine_as_test  # noqa: E402
 from row import Tally as Row  # noqa: E402
 from row import tell  # noqa: E402
@@ -101,20 +102,21 @@ def counted(machine: type[VolumeMachine], tally: Tally, check_every: int) -> Any
     return Counted
 
 
-def play(machine: type[VolumeMachine], seed: int, steps: int, tally: Tally, check_every: int) -> None:
+def play(machine: type[VolumeMachine], seed: int, chosen: argparse.Namespace, tally: Tally) -> None:
     """The histories of one seed on one machine; what differs goes into the tally."""
     tally.differing = False
-    chosen = hypothesis.seed(seed)(counted(machine, tally, check_every))
+    played = hypothesis.seed(seed)(counted(machine, tally, chosen.check_every))
     limits = settings(
         max_examples=HISTORIES_OF_A_SEED,
-        stateful_step_count=steps,
+        stateful_step_count=chosen.steps,
+        phases=[Phase.generate] if chosen.row else list(Phase),
         database=None,
         deadline=None,
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
     try:
-        run_state_machine_as_test(chosen, settings=limits)
+        run_state_machine_as_test(played, settings=limits)
     except TimeUp:
         return
     except Exception as error:
@@ -128,7 +130,7 @@ def play_some(chosen: argparse.Namespace, first: int, late: float) -> Tally:
     machines = [MACHINES[name] for name in chosen.machine or MACHINES]
     tally, reported, seed = Tally(late), time.monotonic(), first
     while time.monotonic() < late:
-        play(machines[seed % len(machines)], seed, chosen.steps, tally, chosen.check_every)
+        play(machines[seed % len(machines)], seed, chosen, tally)
         seed += chosen.workers
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
