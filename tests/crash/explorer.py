@@ -6,6 +6,7 @@ damaged volume that is repaired (`repair:N`); or they are every sequence of a fe
 
     python tests/crash/explorer.py --seconds 200             # random ones, with the next seed nobody has had
     python tests/crash/explorer.py --depth 2                 # every sequence of at most two steps
+    python tests/crash/explorer.py --depth 2 --seconds 200   # these, and random ones until the time is up
     python tests/crash/explorer.py --task random:1000017     # that history again, and its shortest form
     python tests/crash/explorer.py --totals                  # what all runs so far have seen
 
@@ -25,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,15 @@ class Sweep:
     def __init__(self) -> None:
         self.total = Tally()
         self.tasks = 0
+        self.sequences = 0  # tasks that are one of all sequences of some length
         self.started = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def run(self, tasks: Iterable[str], workers: int) -> Iterator[None]:
-        """Yields behind each task that is over; whoever leaves the loop ends all others."""
+    def run(self, tasks: Iterable[str], workers: int) -> Iterator[str]:
+        """Yields the name of each task that is over; whoever leaves the loop ends all others."""
         ahead = threading.Semaphore(4 * workers)  # the pool would take an endless list of tasks as fast as it can
         done = threading.Event()
 
@@ -205,11 +207,12 @@ class Sweep:
         gc.freeze()  # what is there now stays, and need not be looked at by each worker
         with multiprocessing.get_context("fork").Pool(workers) as pool:
             try:
-                for tally in pool.imap_unordered(worked, feed()):
+                for name, tally in pool.imap_unordered(worked, feed()):
                     ahead.release()
                     self.total.add(tally)
                     self.tasks += 1
-                    yield
+                    self.sequences += name.startswith("exhaustive")
+                    yield name
                     if len(self.total.violations) >= VIOLATIONS_MAX:
                         return
             finally:
@@ -218,12 +221,12 @@ class Sweep:
                 pool.terminate()
 
 
-def worked(name: str) -> Tally:
+def worked(name: str) -> tuple[str, Tally]:
     """In a worker: the tally of a task, with a number in the place of images that no other task can have."""
     tally = run_task(name)
     if not name.startswith("exhaustive"):
         tally.other_states, tally.states = len(tally.states), set()
-    return tally
+    return name, tally
 
 
 def sweep(tasks: Iterable[str], states: int, workers: int) -> Sweep:
@@ -253,7 +256,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="ends then")
     parser.add_argument("--states", type=int, help="ends with so many distinct states")
     parser.add_argument("--seed", type=int, help="default: the first that the ledger does not have")
-    parser.add_argument("--depth", type=int, help="every sequence of at most so many steps, instead of random ones")
+    parser.add_argument(
+        "--depth", type=int, default=0,
+        help="begins with every sequence of at most so many steps; with neither --seconds nor --states, ends with them",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--row", action="store_true", help="the last line is JSON")
     parser.add_argument("--ledger", default=str(LEDGER), help=f"file that keeps the counts; default {LEDGER}")
@@ -263,8 +269,7 @@ def main() -> int:
     logging.disable(logging.WARNING)  # every torn superblock is worth a warning
     shrink()
     if arguments.totals:
-        for harness in ("crash states", "crash sequences"):
-            print(json.dumps(Ledger(arguments.ledger, harness).totals()))
+        print(json.dumps(Ledger(arguments.ledger, "crash states").totals()))
         return 0
     if arguments.task:
         return one_task(arguments.task)
@@ -282,36 +287,35 @@ def one_task(name: str) -> int:
 
 
 def many_tasks(arguments: argparse.Namespace) -> int:
-    depth, running = arguments.depth, Sweep()
-    ledger = Ledger(arguments.ledger, "crash states" if depth is None else "crash sequences")
+    running, ledger = Sweep(), Ledger(arguments.ledger, "crash states")
     seed = ledger.begin(arguments.seed)
-    tasks = exhaustive_tasks(depth) if depth is not None else random_tasks(seed)
+    sequences = exhaustive_tasks(arguments.depth) if arguments.depth else []
+    is_over = arguments.depth and arguments.seconds is None and arguments.states is None
+    tasks = chain(sequences, () if is_over else random_tasks(seed))
     told = 0.0
     for _ in running.run(tasks, arguments.workers):
         if running.seconds > told + 30:
             told = running.seconds
-            ledger.note(**counts(running, depth))
+            ledger.note(**counts(running))
             print(summary(running.total, told), file=sys.stderr, flush=True)
         if arguments.seconds is not None and running.seconds > arguments.seconds:
             break
         if arguments.states is not None and running.total.distinct >= arguments.states:
             break
-    found = counts(running, depth)
+    found = counts(running)
     ledger.note(done=True, **found)
     report(running, seed)
     if arguments.row:
-        skipped = ""
-        if depth is not None and running.tasks < len(tasks):
-            skipped = f"{len(tasks) - running.tasks} of {len(tasks)} sequences: the time was up"
-        print(json.dumps({"seed": seed, "skipped": skipped, **found}))
+        left = len(sequences) - running.sequences
+        skipped = f"{left} of {len(sequences)} sequences" if left else ""
+        print(json.dumps({"seed": seed, "skipped": skipped, **found, "also": {"R2": running.sequences}}))
     return 1 if running.total.violations else 0
 
 
-def counts(running: Sweep, depth: int | None) -> dict[str, Any]:
+def counts(running: Sweep) -> dict[str, Any]:
     """What the ledger and the scoreboard are told."""
     tally = running.total
-    found: dict[str, Any] = {"count": tally.distinct if depth is None else running.tasks}
-    found |= {"violations": len(tally.violations), "seconds": round(running.seconds, 1), "states": tally.distinct}
+    found = {"count": tally.distinct, "violations": len(tally.violations), "seconds": round(running.seconds, 1)}
     names = (
         "recoveries",
         "same_states",
@@ -322,7 +326,8 @@ def counts(running: Sweep, depth: int | None) -> dict[str, Any]:
         "failed_states",
         "rotten",
     )
-    return found | {"tasks": running.tasks} | {name: getattr(tally, name) for name in names}
+    found |= {"tasks": running.tasks, "sequences": running.sequences}
+    return found | {name: getattr(tally, name) for name in names}
 
 
 def report(running: Sweep, seed: int) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import os
 import random
 import sys
 import time
@@ -233,7 +232,6 @@ def main() -> int:
     parser.add_argument("--one", metavar="VOLUME:KIND:PLACE")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    os.nice(5)
     if options.one:
         for writable in (False, True):
             problem, errors = wrong(options.one, writable)
