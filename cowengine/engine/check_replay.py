@@ -273,10 +273,13 @@ class Replay:
 
     def _require_no_branch_point(self, number: int) -> None:
         """I13: of those that stand on it one is compared, and what the others have would count as free."""
+        if self._who_stands().is_branch_point(number, self._is_empty):
+            self.problem(f"snapshot {number} is being reclaimed, and more than one shares data with it")
+
+    def _who_stands(self) -> Standing:
         if self._standing is None:
             self._standing = Standing((member.record.id, member.record.parent) for member in self.members.values())
-        if self._standing.is_branch_point(number, self._is_empty):
-            self.problem(f"snapshot {number} is being reclaimed, and more than one shares data with it")
+        return self._standing
 
     def _is_empty(self, number: int) -> bool:
         return bool(self.members[number].record.flags & LINEAGE_EMPTY)
@@ -324,8 +327,7 @@ class Replay:
             return
         del self.members[record.id]
         self.dropped[record.id] = record.parent
-        if self._standing is not None:
-            self._standing.drop(record.id, record.parent)
+        self._who_stands().drop(record.id, record.parent)
 
     @property
     def frozen(self) -> int:
@@ -353,9 +355,7 @@ class Replay:
             lowest = 0 if cursor == NO_CURSOR else cursor
             lines.setdefault(id(member.line), (member.line, []))[1].append((member.time, lowest))
         for line, moments in sorted(lines.values(), key=lambda pair: not pair[0].pristine):
-            visible = self._reach_line(line, moments, out)
-            if visible.starts:
-                trees.collect(line.root, visible, out)
+            trees.collect(line.root, self._reach_line(line, moments, out), out)
             if line.pristine:
                 pristine = len(trees.nodes)
         self.pristine_nodes = set(islice(trees.nodes, pristine))

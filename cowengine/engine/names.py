@@ -200,9 +200,9 @@ class Names:
 
     def settle(self, number: int) -> None:
         """Its reclaim is complete."""
-        if self.loaded:
-            self.pending.pop(number, None)
-            self.counts.touch(number)
+        assert self.loaded, "who shares its data was asked for before, and is found in what is loaded"
+        self.pending.pop(number, None)
+        self.counts.touch(number)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def merge(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,17 @@ from pathlib import Path
 import pytest
 from raw_images import write_image
 
-from cowengine import BusyError, ExistsError, NoSpaceError, NotFoundError, OutOfRangeError, ReadOnlyError, Store, Volume
+from cowengine import (
+    BusyError,
+    ExistsError,
+    NoSpaceError,
+    NotFoundError,
+    OutOfRangeError,
+    ReadOnlyError,
+    StorageError,
+    Store,
+    Volume,
+)
 from cowengine.core.iotable import KERNEL, IOTable
 
 MIB = 1 << 20
@@ -139,6 +150,27 @@ def test_in_place_once_a_growth_was_taken_back(tmp_path: Path) -> None:
     assert path.stat().st_ino == inode
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_in_place_is_refused_where_no_file_may_be_made_beside_it(tmp_path: Path, number: int) -> None:
+    class Closed(IOTable):
+        def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+            if flags & os.O_CREAT:
+                raise OSError(number, os.strerror(number))
+            return super().open(path, flags, mode)
+
+    path = tmp_path / "disk.img"
+    data = write_image(path, 20 * MIB)
+    Volume.adopt(path).close()
+    with Volume.open(path, io=Closed()) as volume:
+        with pytest.raises(ReadOnlyError, match="its directory may not be written"):
+            volume.flatten()
+        volume.pwrite(b"goes on", 0)
+    assert os.listdir(tmp_path) == ["disk.img"]
+    with Volume.open(path) as volume:
+        volume.flatten()
+    assert path.read_bytes() == b"goes on" + data[7:]
+
+
 def test_a_full_disk_leaves_the_volume_that_a_copy_would_have_replaced(tmp_path: Path) -> None:
     class Full(IOTable):
         def copy_range(self, source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
@@ -261,3 +293,30 @@ def test_a_copy_that_another_process_begins_in_the_same_instant_is_left_to_it(tm
         assert not os.path.lexists(f"/proc/self/fd/{taken[0]}")
         assert not (tmp_path / "copy").exists() and (tmp_path / "copy.part").exists()
         assert volume.pread(512, 0) == b"x" * 512
+
+
+@pytest.mark.parametrize("call", ["lock", "sync_directory"])
+def test_a_copy_that_cannot_be_locked_or_made_durable_leaves_nothing(tmp_path: Path, call: str) -> None:
+    class Failing(IOTable):
+        failing = ""
+
+        def lock(self, fd: int, exclusive: bool, start: int = 0, length: int = 0) -> None:
+            if self.failing == "lock" and os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            super().lock(fd, exclusive, start, length)
+
+        def sync_directory(self, path: str) -> None:
+            if self.failing == "sync_directory":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().sync_directory(path)
+
+    io = Failing()
+    with Volume.create(tmp_path / "v", MIB, background=False, io=io) as volume:
+        volume.pwrite(b"x" * 512, 0)
+        io.failing = call
+        with pytest.raises(StorageError):
+            volume.flatten(tmp_path / "copy")
+        io.failing = ""
+        assert os.listdir(tmp_path) == ["v"]
+        volume.flatten(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"x" * 512 + bytes(MIB - 512)

@@ -14,6 +14,7 @@ from cowengine import (
     NoSpaceError,
     NotFoundError,
     OutOfRangeError,
+    PoisonedError,
     ReadOnlyError,
     StorageError,
     Volume,
@@ -83,3 +84,13 @@ def test_an_engine_that_is_closed_twice_closes_its_descriptor_once(tmp_path: Pat
         engine.close()
         other.write(b"still open")
     assert (tmp_path / "other").read_bytes() == b"still open"
+
+
+def test_a_create_whose_first_barrier_fails_leaves_nothing(tmp_path: Path) -> None:
+    class NoBarrier(IOTable):
+        def fdatasync(self, fd: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(PoisonedError):
+        Volume.create(tmp_path / "v", 1 << 20, background=False, io=NoBarrier())
+    assert os.listdir(tmp_path) == []

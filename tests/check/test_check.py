@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 from cowengine import format as f
 from cowengine.core.checksum import xxh64
 from cowengine.engine.check import check_file
-from cowengine.errors import FormatError, NotFoundError, UnsupportedVersionError
+from cowengine.errors import FormatError, NotFoundError, StorageError, UnsupportedVersionError
 
 _spec = importlib.util.spec_from_file_location("check_image", Path(__file__).with_name("image.py"))
 image = importlib.util.module_from_spec(_spec)
@@ -589,3 +590,17 @@ def test_the_report_of_a_thoroughly_damaged_image_is_bounded():
     img.maps[0] |= {block: (300 + block, 2) for block in range(1, 298, 2)}
     report = check(img.build())
     assert 100 < len(report.problems) <= 201
+
+
+def test_a_node_that_the_disk_does_not_give_is_an_error_and_no_problem_of_the_file():
+    class Sick(ImageIO):
+        def pread(self, fd, length, offset):
+            if offset == img.superblock.lineage_root.slot * 4096:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().pread(fd, length, offset)
+
+    img = sample()
+    data = img.build()
+    with pytest.raises(StorageError, match="a read failed: Input/output error") as caught:
+        check_file("image", Sick(data))
+    assert caught.value.errno == errno.EIO

@@ -262,6 +262,19 @@ def test_a_region_of_homes_that_the_file_does_not_reach_is_refused_to_who_writes
         Volume.open(tmp_path / "v", background=False)
 
 
+def test_a_region_of_homes_over_the_log_is_refused(tmp_path: Path) -> None:
+    img = sample()
+    img.records = [image.commit(2, events=[f.RegionEvent(300, image.LOG_FIRST, 100)])]
+    data = img.build()
+    told = check_file("image", image.ImageIO(data)).problems
+    assert any(problem.startswith("record 1: superblock: ") for problem in told), told
+    path = tmp_path / "v"
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError):
+        Volume.open(path, background=False)
+    assert path.read_bytes() == data
+
+
 def test_a_file_that_ends_before_what_the_superblock_needs_is_refused(tmp_path: Path) -> None:
     data = sample().build()
     refused(data[: 100 * 4096], tmp_path / "v", "it was cut short")
@@ -381,3 +394,16 @@ def test_a_child_that_is_older_than_what_it_stands_on_is_refused(tmp_path: Path)
     data = img.build()
     assert not check_file("image", image.ImageIO(data)).ok
     fails(data, tmp_path / "v", "the lineage is broken at snapshot", Volume.reclaim)
+
+
+def test_a_child_that_is_older_than_the_empty_anchor_it_stands_on_is_refused(tmp_path: Path) -> None:
+    img = image.Image(epoch=5, next_id=4)
+    img.lineage[0].epoch, img.lineage[0].frozen, img.lineage[0].parent = 5, 4, 3
+    img.lineage[1] = image.snapshot(1, 1, flags=f.LINEAGE_DELETED)
+    img.lineage[2] = image.snapshot(2, 4, flags=f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY, parent=1, root=f.hole(1))
+    img.lineage[3] = image.snapshot(3, 3, parent=2)
+    for member in (0, 1, 3):
+        img.maps[member] = {0: (img.home(0), 1)}
+    data = img.build()
+    assert not check_file("image", image.ImageIO(data)).ok
+    fails(data, tmp_path / "v", "the lineage is broken at snapshot 3", Volume.reclaim)

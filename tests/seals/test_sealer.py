@@ -83,6 +83,32 @@ def test_a_branch_that_is_deleted_during_a_walk_beside_it_is_looked_at_no_more(v
     assert walk.next(volume.engine) == (2, BLOCKS)  # nobody else has them now
 
 
+def test_a_snapshot_whose_ancestor_goes_during_the_walk_is_sealed_by_the_next(volume: Volume) -> None:
+    """The walk passes over what the ancestor holds, which nobody has sealed."""
+    first = volume.get_snapshot("one")
+    volume.pwrite(b"two", 0)
+    second = volume.snapshot("two")
+    walk = sealing.walk_of(volume.engine, second.id)
+    first.delete()
+    volume.reclaim()
+    assert sealing.step(volume.engine, walk) == (BLOCK, True)
+    assert volume.stats()["snapshots_unsealed"] == 1 and volume.unsealed_bytes() == SIZE - BLOCK
+    assert volume.seal() == sealing.Sealing(SIZE - BLOCK, 1, done=True)
+    assert second.verify().counts["unsealed"] == 0
+
+
+def test_a_snapshot_that_is_deleted_between_two_pieces_is_left_for_the_next_one(volume: Volume) -> None:
+    second, work = volume.snapshot("two"), sealing.Work(set())
+    assert work.piece(volume.engine) == 1 << 20
+    volume.get_snapshot("one").delete()
+    volume.reclaim()
+    assert work.piece(volume.engine) == 0 and not work.is_done(volume.engine)
+    while work.piece(volume.engine) is not None:
+        pass
+    assert work.snapshots == 1 and work.damage == {} and work.is_done(volume.engine)
+    assert second.verify().counts["unsealed"] == 0
+
+
 def test_what_is_sealed_already_is_passed_over_without_being_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

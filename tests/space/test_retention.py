@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,3 +287,20 @@ def test_a_machine_that_does_not_say_which_boot_this_is(
                     give_back()
     finally:
         retention._boot_id.cache_clear()
+
+
+def test_only_where_nobody_moves_the_boot_clock_is_the_machine_asked_which_boot_this_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = uuid.uuid4()
+    (tmp_path / "boot_id").write_text(f"{told}\n")
+    monkeypatch.setattr(retention, "BOOT_ID", str(tmp_path / "boot_id"))
+    here, found = os.stat(retention.TIME_NAMESPACE).st_ino, list[bytes]()
+    for machines_own in (here, here + 1):
+        monkeypatch.setattr(retention, "MACHINES_OWN", machines_own)
+        for _ in range(2):
+            retention._boot_id.cache_clear()
+            found.append(retention._boot_id())
+    retention._boot_id.cache_clear()
+    assert found[:2] == [told.bytes] * 2
+    assert len({*found}) == 3, "elsewhere each process takes it for a boot of its own"

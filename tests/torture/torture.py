@@ -65,7 +65,7 @@ LINES: tuple[Line, ...] = (
     Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 150, 100_000),
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 125, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 60, 2_000, OFTEN, every_core=True),
-    Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 120, 1_900, grows=False),
+    Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 90, 2_000, grows=False),
     Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 60, 60_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 70, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30, grows=False),
