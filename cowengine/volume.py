@@ -153,9 +153,10 @@ class Volume(Closing):
         """Makes a raw image a volume without copying it, and opens it; durable when it returns.
 
         With `path` the file gets that name, in the same file system. A crash leaves the raw image or the volume, whole;
-        adopting again goes on. Some megabytes are added to the file. Raises OutOfRangeError (empty, no multiple of 512
-        bytes, `block_size`, another file system), BusyError (open or owned elsewhere), FormatError (a volume already,
-        or it looks like another format and `raw` was not passed), ExistsError (`path`), NotFoundError, NoSpaceError.
+        adopting again goes on, or, if only the name is missing, a rename. Some megabytes are added to the file. Raises
+        OutOfRangeError (empty, no multiple of 512 bytes, `block_size`, another file system), BusyError (open or owned
+        elsewhere), FormatError (a volume already, or it looks like another format and `raw` was not passed),
+        ExistsError (`path`), NotFoundError, NoSpaceError.
         """
         source, table = check_path(raw_path), io or KERNEL
         block_size = whole_number(block_size, "block_size")

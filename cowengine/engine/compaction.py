@@ -22,6 +22,7 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +104,9 @@ def _settle(engine: Engine, head: Head, unsettled: _Unsettled) -> None:
         if unsettled.seals:  # their slots lost what was sealed there with the record that brought the blocks home (I40)
             enter_seals(engine.path, head, unsettled.seals)
             bound_dirty(engine)
-    for part in unsettled.homes:
-        engine.io.forget(engine.fd, part * READ_AGAIN_BYTES, READ_AGAIN_BYTES)
+    with suppress(OSError):  # all is durable, and only the next read is slower
+        for part in unsettled.homes:
+            engine.io.forget(engine.fd, part * READ_AGAIN_BYTES, READ_AGAIN_BYTES)
 
 
 class CompactionJob:

@@ -11,10 +11,12 @@ Durability  the files are durable when `extract` returns. The database itself ap
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.errors import ExistsError, FormatError, NotFoundError
+from cowengine.oserrors import typed
 from cowengine.sqlite import layout
 from cowengine.sqlite.raw import RawVolume
 
@@ -32,8 +34,8 @@ def extract(
 
     `source` is a snapshot of a database's volume, or the path of the volume's content as a raw file (what a restore to
     a folder writes). Every file gets its exact length. Returns the paths written. Raises ExistsError if one of them is
-    in the way, NotFoundError if there is no database in it, FormatError if it is something else. Leaves nothing on
-    failure.
+    in the way, NotFoundError if there is no database in it or no such directory, FormatError if it is something else,
+    NoSpaceError and StorageError. Leaves nothing on failure.
     """
     table = io or KERNEL
     if not isinstance(source, str | os.PathLike):
@@ -53,31 +55,40 @@ def _extract(source: Snapshot | RawVolume, destination: str, table: IOTable) -> 
         raise NotFoundError("there is no database in this volume")
     directory = found[0]
     targets = [destination + suffix for suffix in layout.SUFFIXES]
-    part = destination + ".part"
-    for path in (*targets, part):
-        if os.path.lexists(path):
-            raise ExistsError("refusing to overwrite", path)
+    part, folder = destination + ".part", os.path.dirname(os.path.abspath(destination))
     written: list[str] = []
     try:
-        for file in (layout.JOURNAL, layout.WAL, layout.MAIN):
-            if directory.exists[file]:
-                path = part if file == layout.MAIN else targets[file]
-                written.append(path)
-                _copy(source, directory.areas[file].offset, directory.lengths[file], path, table)
-        table.rename(part, destination)
-        written.append(destination)
-        table.sync_directory(os.path.dirname(os.path.abspath(destination)))
+        with typed(destination):
+            _refuse_existing(table, folder, (*targets, part))
+            for file in (layout.JOURNAL, layout.WAL, layout.MAIN):
+                if directory.exists[file]:
+                    path = part if file == layout.MAIN else targets[file]
+                    _copy(source, directory.areas[file].offset, directory.lengths[file], path, table, written)
+            table.rename(part, destination)
+            written.append(destination)
+            table.sync_directory(folder)
     except BaseException:
         for path in written:
-            if os.path.lexists(path):
+            with suppress(OSError):  # it is not there any more, or what failed fails again
                 table.unlink(path)
         raise
     return [targets[file] for file in range(layout.FILE_COUNT) if directory.exists[file]]
 
 
-def _copy(source: Snapshot | RawVolume, first: int, length: int, path: str, table: IOTable) -> None:
-    """`length` bytes from `first`, to a new file; pieces of zeros become holes."""
+def _refuse_existing(table: IOTable, folder: str, paths: tuple[str, ...]) -> None:
+    try:
+        there = table.names(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError("there is no such directory", folder) from None
+    for path in paths:
+        if os.path.basename(path) in there:
+            raise ExistsError("refusing to overwrite", path)
+
+
+def _copy(source: Snapshot | RawVolume, first: int, length: int, path: str, table: IOTable, written: list[str]) -> None:
+    """`length` bytes from `first`, to a new file, which is `written` from then on; pieces of zeros become holes."""
     fd = table.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    written.append(path)
     try:
         for offset in range(0, length, _PIECE):
             piece = source.pread(min(_PIECE, length - offset), first + offset)

@@ -165,7 +165,12 @@ class DatabaseVFS(apsw.VFS):
         if database is None:
             raise apsw.CantOpenError(f"no database {database_name!r}")
         self._opened(database)
-        if not self._provide(database, file, flags[0]):
+        try:
+            is_there = self._provide(database, file, flags[0])
+        except BaseException:
+            self._closed(database)
+            raise
+        if not is_there:
             self._closed(database)
             raise apsw.CantOpenError(f"no file {path!r}")
         flags[1] = flags[0]

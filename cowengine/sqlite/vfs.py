@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -125,17 +126,22 @@ class VFS(DatabaseVFS):
             source.close()
 
     def release(self, database: str) -> None:
-        """Let go of the database's volume and of space no file uses. Raises BusyError while a connection is open."""
+        """Let go of the database's volume and of space no file uses. Raises BusyError while a connection is open.
+
+        What else is raised kept space from coming back, or the volume from a clean close: it is let go all the same.
+        """
         with self._mutex:
             known = self._databases.get(database)
             if known is None:
                 return
             if known.open_files:
                 raise BusyError(f"database {database!r} has open connections: close them first")
-            if not known.read_only:
-                known.trim()
-            del self._databases[database]
-            self._close_volume(known.storage)
+            try:
+                if not known.read_only:
+                    known.trim()
+            finally:
+                del self._databases[database]
+                self._close_volume(known.storage)
 
     def database(self, name: str) -> Database | None:
         """What is known of a database: its files and its lock. For writers; None if there is no such database."""
@@ -152,11 +158,16 @@ class VFS(DatabaseVFS):
         return known is not None and known.open_files > 0
 
     def close(self) -> None:
-        """Release every database and unregister the VFS. Raises BusyError while a connection is open."""
-        with self._mutex:
-            for name in list(self._databases):
-                self.release(name)
-            self._retire()
+        """Release every database and unregister the VFS. Raises BusyError while a connection is open; nothing is done.
+
+        Else the VFS is closed, whatever is raised: what `release` raised.
+        """
+        with self._mutex, ExitStack() as ending:
+            for name in filter(self.in_use, self._databases):
+                raise BusyError(f"database {name!r} has open connections: close them first")
+            ending.callback(self._retire)
+            for name in self._databases:
+                ending.callback(self.release, name)
 
     def _retire(self) -> None:
         self._is_open = False

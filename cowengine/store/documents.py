@@ -82,10 +82,11 @@ class Documents:
         except NotFoundError:
             raise NotFoundError(f"there is no document {kind} {document_id}") from None
         try:
-            length = self._io.size(fd)
-            if length > DOCUMENT_BYTES_MAX:
-                raise CorruptionError(f"the document has more than {DOCUMENT_BYTES_MAX} bytes", name)
-            return decode_document(self._io.pread(fd, length, 0), name)
+            with typed(self._folder):
+                length = self._io.size(fd)
+                if length > DOCUMENT_BYTES_MAX:
+                    raise CorruptionError(f"the document has more than {DOCUMENT_BYTES_MAX} bytes", name)
+                return decode_document(self._io.pread(fd, length, 0), name)
         finally:
             self._io.close(fd)
 

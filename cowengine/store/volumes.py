@@ -79,7 +79,9 @@ class VolumeTable:
     def names(self) -> list[str]:
         """Names of all volumes, sorted."""
         found = []
-        for file_name in self._place.io.names(self._folder):
+        with typed(self._folder):
+            file_names = self._place.io.names(self._folder)
+        for file_name in file_names:
             name = file_name.removesuffix(VOLUME_SUFFIX)
             if name != file_name and name:
                 found.append(name)

@@ -60,7 +60,7 @@ class Checks:
         self.begin: dict[tuple[str, int], Read] = {}
 
     def __call__(self, io: Any, fd: int, name: str) -> Report:
-        if not isinstance(io, MemoryDisk):
+        if not isinstance(io, MemoryDisk) or io.watched:
             return self.real(io, fd, name)
         first = self.begin.setdefault((name, io.size(fd)), Read())
         read: Read | None = first

@@ -235,7 +235,10 @@ class MemoryDisk(IOTable):
     """The I/O table over memory. `durable` is taken over; `pending` lies in the page cache only."""
 
     # `before_barrier(inode)` runs inside fdatasync, which covers no write made there.
+    # `watched`: somebody counts the calls, and they may fail.
     # `fail_barrier`: how many further barriers succeed before one fails; its fates come from `fate()`.
+
+    watched = False
 
     def __init__(
         self,

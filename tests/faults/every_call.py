@@ -22,10 +22,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / folder) for folder in ("faults", "crash", "model", "torture")]
 
+from crash_memo import remembered  # noqa: E402
 from crash_workload import shrink  # noqa: E402
+from fault_applications import application_cases  # noqa: E402
 from fault_backups import backup_cases  # noqa: E402
 from fault_cases import Case  # noqa: E402
 from fault_files import file_cases  # noqa: E402
+from fault_moves import move_cases  # noqa: E402
 from fault_states import StateCase  # noqa: E402
 from fault_stores import SetCase, set_cases, store_cases  # noqa: E402
 from fault_volumes import volume_cases  # noqa: E402
@@ -44,7 +47,9 @@ def all_cases() -> Iterator[Case]:
     yield from file_cases()
     yield from set_cases()
     yield from store_cases()
+    yield from move_cases()
     yield from backup_cases()
+    yield from application_cases()
 
 
 def faults_in(case: Case) -> list[Fault]:
@@ -94,15 +99,16 @@ def main() -> int:
     logging.disable(logging.CRITICAL)  # what is injected is no news
     shrink()
     tally, cases, started = Tally(), 0, time.monotonic()
-    for case in all_cases():
-        if not re.match(arguments.only, case.name):
-            continue
-        before, broken = time.process_time(), len(tally.violations)
-        count = play(case, arguments.fault, tally)
-        tally.count, cases = tally.count + count, cases + 1
-        if arguments.list:
-            took, found = time.process_time() - before, len(tally.violations) - broken
-            print(f"{case.name:44} {count:5} faults {found:5} violations {took:6.2f} s", flush=True)
+    with remembered():
+        for case in all_cases():
+            if not re.match(arguments.only, case.name):
+                continue
+            before, broken = time.process_time(), len(tally.violations)
+            count = play(case, arguments.fault, tally)
+            tally.count, cases = tally.count + count, cases + 1
+            if arguments.list:
+                took, found = time.process_time() - before, len(tally.violations) - broken
+                print(f"{case.name:44} {count:5} faults {found:5} violations {took:6.2f} s", flush=True)
     used = time.monotonic() - started
     tally.more = f"{cases} cases"
     if used > arguments.seconds:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from crash_oracle import Violation
 from crash_workload import determinism
 from fault_cases import SEED, Case
-from fault_states import StateCase, World
+from fault_states import Asked, StateCase, World
 from memory_disk import Durable, MemoryDisk
 
 from cowengine import Volume
-from cowengine.backup import copy_backup, delete_backup, list_backups, restore, verify_backup, write_backup
+from cowengine.backup import (
+    copy_backup,
+    delete_backup,
+    get_backup,
+    last_backup,
+    list_backups,
+    load_documents,
+    restore,
+    restore_stream,
+    verify_backup,
+    write_backup,
+)
 from cowengine.core.checksum import xxh64
 from cowengine.errors import StorageError
 
@@ -80,8 +92,12 @@ def backup_cases() -> Iterator[Case]:
     last = written[-1].id
     yield case("backup:full", SOURCES, start, lambda volume: write(volume, "three", "full"))
     yield case("backup:incremental", SOURCES, start, lambda volume: write(volume, "three", "incremental"))
+    yield case("backup:differential", SOURCES, start, lambda volume: write(volume, "three", "differential"))
+    yield case("backup:pipe", SOURCES, start, into_a_pipe)
     yield case("backup:restore", NO_SOURCE, start, lambda disk: restore(TARGET, last, RESTORED, io=disk))
     yield case("backup:verify", NO_SOURCE, start, verify)
+    yield case("backup:look", NO_SOURCE, start, Asked(looked))
+    yield case("backup:restore-stream", NO_SOURCE, start, Stream(start))
     yield case("backup:delete", NO_SOURCE, start, lambda disk: delete_backup(TARGET, last, io=disk))
     yield case("backup:copy", NO_SOURCE, start, lambda disk: copy_backup(TARGET, written[0].id, OTHER, io=disk))
 
@@ -102,3 +118,31 @@ def verify(disk: MemoryDisk) -> None:
     report = verify_backup(TARGET, io=disk)
     if not report.ok:
         raise StorageError(str(report.problems))
+
+
+def into_a_pipe(volume: Volume) -> None:
+    write_backup(io.BytesIO(), {"v": volume.get_snapshot("one")}, kind="full", compression="none")
+
+
+def looked(disk: MemoryDisk) -> Any:
+    """What a damaged manifest or a stream that cannot be read would hide counts as an error."""
+    problems: list[str] = []
+    found = [each.id for each in list_backups(TARGET, problems=problems, io=disk)]
+    if problems:
+        raise StorageError("; ".join(problems))
+    last = last_backup(TARGET, io=disk)
+    assert last is not None
+    return found, last.id, get_backup(TARGET, last.id, io=disk).root, load_documents(TARGET, last.id, io=disk)
+
+
+class Stream:
+    """Restores what comes out of a pipe."""
+
+    def __init__(self, start: Durable) -> None:
+        disk, file = MemoryDisk(start), io.BytesIO()
+        with opened(disk) as volume:
+            write_backup(file, {"v": volume.get_snapshot("one")}, kind="full", compression="none")
+        self.stream = file.getvalue()
+
+    def __call__(self, disk: MemoryDisk) -> None:
+        restore_stream(io.BytesIO(self.stream), RESTORED, io=disk)

@@ -34,7 +34,7 @@ from cowengine.errors import CowEngineError, PoisonedError
 SEED = 1
 SHOWN: dict[int, Shown] = {}  # what files showed to a new process, by fingerprint: many faults leave the same
 SHOWN_MAX = 64
-FLUSHES = ("retain", "accept_clock", "repair", "rename_head")  # steps that show like a flush
+FLUSHES = ("retain", "accept_clock", "repair", "compact_beside")  # steps that show like a flush
 WHOLE = ("flush", "resize", "rollback", "snapshot", "delete")  # done or not, as far as live bytes can tell
 GO_ON: tuple[Step, ...] = (
     ("write", 3, 2),
@@ -128,6 +128,9 @@ class FaultRunner(Runner):
             self.oracle.acknowledge(result)
         return error
 
+    def _snapshot(self, name: str) -> Any:
+        return self.volume.snapshot(name, metadata={"of": name})
+
     def _retain(self) -> None:
         from datetime import UTC, datetime
 
@@ -141,6 +144,10 @@ class FaultRunner(Runner):
         report = self.volume.check(repair=True)
         if not report.ok:
             raise Violation(f"check: {report.problems[:3]}")
+
+    def _compact_beside(self) -> None:
+        """In a thread of its own, while this one waits."""
+        self.volume.start_compaction().wait()
 
     def _delete_only(self, name: str) -> None:
         """Without giving its space back."""

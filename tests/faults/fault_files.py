@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from fault_volumes import BUSY, NARROW
 from faulty_disk import Fault, FaultyDisk
 from memory_disk import Durable, MemoryDisk, instants
 
-from cowengine import FormatError, Volume
+from cowengine import FormatError, StorageError, Volume
 
 COPY = "/disk/copy"
 NAMED = "/disk/named"
@@ -228,10 +229,33 @@ def repair(disk: FaultyDisk) -> None:
 def salvage(disk: FaultyDisk) -> None:
     """What it cannot read is a hole, and it says so."""
     report = Volume.salvage(PATH, COPY, io=disk)
+    with untroubled(disk):
+        with Volume.open(PATH, read_only=True, io=disk, background=False) as volume:
+            content = volume.pread(volume.size, 0)
+        require_salvaged(disk, report, content)
+
+
+def salvaged(runner: FaultRunner, source: Any, content: Callable[[FaultRunner], bytes]) -> None:
+    """Out of an open volume. A copy with holes counts as an error here, and goes."""
+    report = source.export(COPY, salvage=True)
+    with untroubled(runner.disk):
+        require_salvaged(runner.disk, report, content(runner))
+        if not report.ok:
+            runner.disk.unlink(COPY)
+            raise StorageError(str(report.problems))
+
+
+@contextmanager
+def untroubled(disk: FaultyDisk) -> Iterator[None]:
+    """Calls neither count nor fail."""
     disk.inside = True
-    with Volume.open(PATH, read_only=True, io=disk, background=False) as volume:
-        content = volume.pread(volume.size, 0)
-    disk.inside = False
+    try:
+        yield
+    finally:
+        disk.inside = False
+
+
+def require_salvaged(disk: FaultyDisk, report: Any, content: bytes) -> None:
     image = disk.cache.files[disk.cache.entries[COPY]]
     if report.ok and image != content:
         raise Violation("it says that all was read, and it was not")
@@ -254,11 +278,21 @@ def file_cases() -> Iterator[Case]:
     yield from adoptions(3)
     yield CopyCase("flatten-snapshot", busy, lambda each: each.volume.snapshots()[1].flatten(COPY), second)
     yield CopyCase("export-snapshot", busy, lambda each: each.volume.snapshots()[1].export(COPY), second)
+    yield CopyCase("flatten-beside", busy, lambda each: beside(each, "flatten"), second)
+    yield CopyCase("export-beside", busy, lambda each: beside(each, "export"), second)
     yield CopyCase("export-live", busy, lambda each: each.volume.export(COPY), live, temporary=True)
+    yield CopyCase("salvage-snapshot", busy, lambda each: salvaged(each, each.volume.snapshots()[1], second), second)
+    yield CopyCase("salvage-live", busy, lambda each: salvaged(each, each.volume, live), live)
     yield ClosedCase("salvage", busy, salvage, (COPY,))
     yield ClosedCase("repair", busy, repair)
     for slot in (0, 1):
         yield ClosedCase(f"repair-superblock-{slot}", damaged(small, slot), repair)
+
+
+def beside(runner: FaultRunner, method: str) -> None:
+    """By a reader; the owner has it open."""
+    with Volume.open(PATH, read_only=True, io=runner.disk, background=False) as reader:
+        getattr(reader.snapshots()[1], method)(COPY)
 
 
 def second(runner: FaultRunner) -> bytes:

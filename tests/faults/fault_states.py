@@ -103,3 +103,17 @@ class StateCase:
         if any(found[0] == state for state, _ in states):
             return f"files {[sorted(set(found[1]) ^ set(files)) for _, files in states]} more or less ({error!r})"
         return f"neither as before nor as behind it ({error!r}): {found[0]!r:.300} {states[-1]!r:.300}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A step that asks; the answer is that of an untroubled disk, which it gets first."""
+
+    question: Callable[[Any], Any] = field(repr=False)
+    answers: list[Any] = field(default_factory=list)
+
+    def __call__(self, what: Any) -> None:
+        answer = self.question(what)
+        self.answers[1:] = [answer]
+        if answer != self.answers[0]:
+            raise Violation(f"another answer than on a good disk: {answer!r:.300}")

@@ -200,10 +200,9 @@ def calls_of_an_open(left: Durable) -> int:
     return len(disk.calls)
 
 
-def store_cases() -> Iterator[Case]:
-    """What a store does but for sets."""
+def some_store(disk: MemoryDisk) -> Durable:
+    """Two volumes with snapshots of their own and a set each, a document, a ledger; closed."""
     with determinism(SEED + 1):  # other UUIDs than those of what a case makes
-        disk = MemoryDisk()
         create(disk)
         with opened(disk) as store:
             for each in ("a", "b"):
@@ -213,7 +212,12 @@ def store_cases() -> Iterator[Case]:
                     store.snapshot(["a"], f"of-{each}")
             store.put_document("backup", "one", {"a": 1})
             store.get_snapshot_set("of-a").put_ledger({"writers": []})
-        start = disk.cache.copy()
+    return disk.cache.copy()
+
+
+def store_cases() -> Iterator[Case]:
+    """What a store does but for sets."""
+    start = some_store(MemoryDisk())
     steps: dict[str, Callable[[Store], Any]] = {
         "create-volume": lambda store: store.create_volume("d", 8192, log_size=16384).close(),
         "delete-volume": lambda store: store.delete_volume("b"),

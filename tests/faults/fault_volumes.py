@@ -9,7 +9,7 @@ from crash_oracle import content_of
 from crash_workload import PATH, Geometry, Step
 from fault_cases import Case, CloseCase, FaultRunner, LookCase, OpenCase, Scene, VolumeCase, cuts, scene
 
-from cowengine import StorageError, Volume
+from cowengine import BusyError, StorageError, Volume
 
 NARROW = Geometry(24 * 4096)
 RAGGED = Geometry(16 * 4096 - 512, adopted=True)
@@ -60,6 +60,7 @@ def volume_cases() -> Iterator[Case]:
         yield VolumeCase(f"adopted:{named(step)}", adopted, step, UNFLUSHED)
     yield VolumeCase("adopted:resize-200", adopted, ("resize", 200))
     yield VolumeCase("displaced:compact", displaced, ("compact",))
+    yield VolumeCase("displaced:start-compaction", displaced, ("compact_beside",))
     yield VolumeCase("pending:reclaim", pending, ("reclaim",))
     yield VolumeCase("wide:delete", pending, ("delete", 0))
     yield CloseCase("busy:close", busy, UNFLUSHED)
@@ -84,9 +85,11 @@ def openings(busy: Scene, displaced: Scene, pending: Scene) -> Iterator[Case]:
 
 # -- what only looks ---------------------------------------------------------------------------------------------------
 def looks(busy: Scene, sealed: Scene) -> Iterator[Case]:
-    for look in (read_all, changes, extents, check, space, metadata):
+    for look in (read_all, changes, extents, check, space, metadata, found, deletable):
         yield LookCase(f"busy:{look.__name__}", busy, look, UNFLUSHED)
-    for look in (read_all, verify, reader_beside, unsealed):
+    for look in (extents, unsealed):
+        yield LookCase(f"cold:{look.__name__}", busy, look)
+    for look in (read_all, verify, verify_one, reader_beside, reader_of_one, unsealed):
         yield LookCase(f"sealed:{look.__name__}", sealed, look, UNFLUSHED)
 
 
@@ -96,8 +99,23 @@ def read_all(runner: FaultRunner) -> Any:
         return (
             volume.pread(volume.size, 0),
             clone.pread(clone.size, 0),
+            filled(clone),
             [content_of(each) for each in volume.snapshots()],
+            *read_otherwise(volume.snapshots()[1]),
         )
+
+
+def filled(source: Any) -> bytes:
+    """What it reads into memory of ours."""
+    buffer = bytearray(source.size)
+    source.pread_into(buffer, 0)
+    return bytes(buffer)
+
+
+def read_otherwise(snapshot: Any) -> tuple[bytes, bytes]:
+    """By the other two ways."""
+    with snapshot.open() as file:
+        return filled(snapshot), file.read()
 
 
 def changes(runner: FaultRunner) -> Any:
@@ -117,8 +135,16 @@ def check(runner: FaultRunner) -> Any:
 
 
 def verify(runner: FaultRunner) -> Any:
-    report = runner.volume.verify()
-    if not report.ok:  # it goes on where a block cannot be read, and says so
+    return sound(runner.volume.verify())
+
+
+def verify_one(runner: FaultRunner) -> Any:
+    return [sound(each.verify()) for each in runner.volume.snapshots()]
+
+
+def sound(report: Any) -> Any:
+    """It goes on where a block cannot be read, and says so."""
+    if not report.ok:
         raise StorageError(str(report.problems))
     return report.counts
 
@@ -135,8 +161,37 @@ def metadata(runner: FaultRunner) -> Any:
     return [(each.metadata, each.hold_reason, each.retain_until) for each in runner.volume.snapshots()]
 
 
+def found(runner: FaultRunner) -> Any:
+    volume = runner.volume
+    names = [volume.get_snapshot(each.id).name for each in volume.snapshots()]
+    return names, [volume.get_snapshot(name).id for name in names], [each.is_anchor for each in volume.snapshots()]
+
+
+def deletable(runner: FaultRunner) -> Any:
+    return [may_go(each) for each in runner.volume.snapshots()]
+
+
+def may_go(snapshot: Any) -> bool:
+    try:
+        snapshot.require_deletable()
+    except BusyError:
+        return False
+    return True
+
+
 def reader_beside(runner: FaultRunner) -> Any:
     with Volume.open(PATH, read_only=True, io=runner.disk, background=False) as reader:
         shown = [(each.name, content_of(each)) for each in reader.snapshots()]
         changed = reader.snapshots()[-1].changed_extents(reader.snapshots()[0]).tolist()
         return shown, changed
+
+
+def reader_of_one(runner: FaultRunner) -> Any:
+    """Everything that a reader beside the owner says of the volume and a snapshot."""
+    with Volume.open(PATH, read_only=True, io=runner.disk, background=False) as reader:
+        said = reader.heads(), reader.unsealed_bytes(), reader.stats()["snapshots"]
+        base, name = [each.name for each in reader.snapshots()][:2]
+        one = reader.get_snapshot(name)
+        extents = one.allocated_extents().tolist(), one.changed_extents(base).tolist()
+        about = one.hold_reason, one.retain_until, one.metadata, one.is_anchor, one.space()
+        return said, about, extents, content_of(one), read_otherwise(one), sound(one.verify())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "fdatasync": tuple(Kind(EIO, fate) for fate in FATES) + kinds(*FULL, done="lost") + kinds(EINTR, done="dirty"),
     "truncate": kinds(EIO, EINTR, *FULL) + kinds(EIO, done=ALL),
     "punch": kinds(EIO, EINTR, ENOSPC, errno.EOPNOTSUPP),
+    "forget": kinds(EIO),
     "lock": kinds(EIO, EINTR, errno.ENOLCK),
     "unlock": kinds(EIO, errno.ENOLCK),
     "locked": kinds(EIO, EINTR),
@@ -107,7 +109,7 @@ def faults_of(calls: list[str], *, briefly: bool = False) -> list[Fault]:
 
 
 class FaultyDisk(MemoryDisk):
-    """Counts the calls while it is watched, and fails them as a `Fault` says."""
+    """Counts the calls while it is watched, and fails them as a `Fault` says. Threads call it one at a time."""
 
     def __init__(self, durable: Durable) -> None:
         super().__init__(durable)
@@ -115,6 +117,7 @@ class FaultyDisk(MemoryDisk):
         self.hits: list[tuple[str, str]] = []  # call and path, of those that failed
         self.fault: Fault | None = None
         self.watched = self.inside = False
+        self.turn = threading.RLock()
 
     def watch(self, fault: Fault | None) -> None:
         """From now on calls count."""
@@ -130,16 +133,17 @@ class FaultyDisk(MemoryDisk):
 
     def counted(self, name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A call from outside; a subclass of the table calls itself, too."""
-        if self.inside or not self.watched:
-            return original(self, *args)
-        call = "create" if name == "open" and args[1] & os.O_CREAT else name
-        self.calls.append(call)
-        kind = self.fault.of(len(self.calls), call) if self.fault is not None else None
-        self.inside = True
-        try:
-            return original(self, *args) if kind is None else self._fail(call, kind, original, args)
-        finally:
-            self.inside = False
+        with self.turn:
+            if self.inside or not self.watched:
+                return original(self, *args)
+            call = "create" if name == "open" and args[1] & os.O_CREAT else name
+            self.calls.append(call)
+            kind = self.fault.of(len(self.calls), call) if self.fault is not None else None
+            self.inside = True
+            try:
+                return original(self, *args) if kind is None else self._fail(call, kind, original, args)
+            finally:
+                self.inside = False
 
     def _fail(self, call: str, kind: Kind, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         path = args[0] if isinstance(args[0], str) else self.files[args[0]].path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -13,7 +14,7 @@ import apsw
 import pytest
 
 import cowengine
-from cowengine.errors import ExistsError, FormatError, NotFoundError, OutOfRangeError
+from cowengine.errors import ExistsError, FormatError, NotFoundError, OutOfRangeError, StorageError
 from cowengine.sqlite import VFS, extract, open_snapshot
 from cowengine.sqlite.database import Database
 from cowengine.sqlite.layout import JOURNAL, MAIN, SUFFIXES, WAL
@@ -187,10 +188,10 @@ def test_extract_leaves_nothing_when_it_fails(vfs: VFS, connection: apsw.Connect
             nonlocal reads
             reads += 1
             if reads == 3:
-                raise OSError("the disk is gone")
+                raise OSError(errno.EIO, "the disk is gone")
             return snapshot.pread(length, offset)
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(StorageError, match="the disk is gone"):
         extract(Failing(), tmp_path / "out.db")  # type: ignore[arg-type]
     assert list(tmp_path.glob("out.db*")) == []
     connection.execute("ROLLBACK")

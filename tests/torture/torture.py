@@ -56,7 +56,7 @@ OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than l
 LINES: tuple[Line, ...] = (
     Line("R1", "crash states", "tests/crash/explorer.py", 95, 500_000, ("--depth", "2"), every_core=True),
     Line("R2", "all sequences of two steps", "", 0, 2_073, along="R1", grows=False),
-    Line("R3", "calls that fail", "tests/faults/every_call.py", 100, 16_000, grows=False),
+    Line("R3", "calls that fail", "tests/faults/every_call.py", 100, 24_000, grows=False),
     Line("R4", "kills of volumes, stores, backups", "tests/crash/kill_nine.py", 75, 2_000),
     Line("R5", "power cuts, ext4 and XFS", "tests/torture/power_cut.py", 20, 40),
     Line("R6", "states of a block log, mounted", "tests/torture/block_log.py", 30, 500),
