@@ -345,30 +345,37 @@ class Catalogue:
         """Note the checksum of the closed file beside it: SQLite has none, and would believe a name that rotted."""
         with contextlib.suppress(OSError):
             if not os.path.exists(self.path + "-wal"):
-                text = f"{_file_checksum(self.path):016x}\n"
-                with open(KERNEL.open(self.path + SEAL_SUFFIX, _NEW, 0o600), "w") as file:
-                    file.write(text)
+                seal = _file_checksum(self.path)
+                fd = KERNEL.open(self.path + SEAL_SUFFIX, _NEW, 0o600)
+                try:
+                    KERNEL.pwrite(fd, seal, 0)
+                finally:
+                    KERNEL.close(fd)
 
     def _rotten(self) -> bool:
         """Whether the file is not the one that was closed last. Nobody knows if the last owner did not close it."""
         try:
-            with open(open_regular(KERNEL, self.path + SEAL_SUFFIX, read_only=True)) as file:
-                expected = file.read(64)
+            fd = open_regular(KERNEL, self.path + SEAL_SUFFIX, read_only=True)
+            try:
+                expected = KERNEL.pread(fd, 64, 0)
+            finally:
+                KERNEL.close(fd)
         except NotFoundError:
             return False
         except FormatError:
-            expected = "not a regular file"
-        rotten = f"{_file_checksum(self.path):016x}\n" != expected or os.path.exists(self.path + "-wal")
+            expected = b"not a regular file"
+        rotten = _file_checksum(self.path) != expected or os.path.exists(self.path + "-wal")
         os.unlink(self.path + SEAL_SUFFIX)  # from now on the file changes
         return rotten
 
 
-def _file_checksum(path: str) -> int:
+def _file_checksum(path: str) -> bytes:
+    """What the seal of a file says."""
     checksum = 0
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             checksum = xxh64(piece, checksum)
-    return checksum
+    return f"{checksum:016x}\n".encode()
 
 
 def _number(raw: Any) -> int | None:

@@ -2,7 +2,8 @@
 
 A *case* is something that is done; tests/faults/fault_cases.py says what has to hold then. Each is played once to learn
 the calls it makes, and then once for each (call, way to fail, once or for ever). The list is played to its end whatever
-the time, and is the same for every seed.
+the time, and is the same for every seed. Behind it some histories are played on real files, of which the calls below
+the table do less than they were asked to (short_calls.py).
 
     python -P tests/faults/every_call.py
     python -P tests/faults/every_call.py --list                                   # the cases, and what they cost
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / folder) for folder in ("faults", "crash", "model", "torture")]
 
+import short_calls  # noqa: E402
 from crash_memo import remembered  # noqa: E402
 from crash_workload import shrink  # noqa: E402
 from fault_applications import application_cases  # noqa: E402
@@ -38,6 +42,7 @@ from row import Tally, harness_parser, tell  # noqa: E402
 
 from cowengine.engine.engine import _engines  # noqa: E402
 
+HISTORIES = 10  # on real files
 BRIEF = (SetCase, StateCase)  # several files, each of which has cases of its own in full
 
 
@@ -89,6 +94,20 @@ def play(case: Case, only: str, tally: Tally) -> int:
     return len(faults)
 
 
+def below_the_table(tally: Tally, seed: int) -> str:
+    """Histories under calls that are cut short; what was done to them."""
+    if shutil.which("gcc") is None:
+        return "nothing below the table: gcc is missing"
+    with TemporaryDirectory() as place:
+        library = short_calls.built(Path(place))
+        found = {number: short_calls.play(library, number) for number in range(seed, seed + HISTORIES)}
+    for number, told in found.items():
+        if told.wrong:
+            tally.violation(f"{told.wrong}\n  python -P tests/faults/short_calls.py --seeds 1 --seed {number}")
+    cut, interrupted = sum(told.cut for told in found.values()), sum(told.interrupted for told in found.values())
+    return f"below the table {cut:,} cut short and {interrupted:,} interrupted"
+
+
 def main() -> int:
     """The command line."""
     parser = harness_parser("Lets every call fail, in every way, once and for ever.", seconds=60)
@@ -109,8 +128,10 @@ def main() -> int:
             if arguments.list:
                 took, found = time.process_time() - before, len(tally.violations) - broken
                 print(f"{case.name:44} {count:5} faults {found:5} violations {took:6.2f} s", flush=True)
-    used = time.monotonic() - started
     tally.more = f"{cases} cases"
+    if not arguments.only:
+        tally.more += f"; {below_the_table(tally, arguments.seed)}"
+    used = time.monotonic() - started
     if used > arguments.seconds:
         tally.more += f"; {arguments.seconds:g} s are too short for the list, which took {used:.0f} s"
     return tell(tally, arguments, "calls failed")
