@@ -29,6 +29,7 @@ import short_calls  # noqa: E402
 from crash_memo import remembered  # noqa: E402
 from crash_workload import shrink  # noqa: E402
 from fault_applications import application_cases  # noqa: E402
+from fault_background import background_cases  # noqa: E402
 from fault_backups import backup_cases  # noqa: E402
 from fault_cases import Case  # noqa: E402
 from fault_files import file_cases  # noqa: E402
@@ -49,6 +50,7 @@ BRIEF = (SetCase, StateCase)  # several files, each of which has cases of its ow
 def all_cases() -> Iterator[Case]:
     """Everything that is done."""
     yield from volume_cases()
+    yield from background_cases()
     yield from file_cases()
     yield from set_cases()
     yield from store_cases()

@@ -117,6 +117,7 @@ class FaultyDisk(MemoryDisk):
         self.hits: list[tuple[str, str]] = []  # call and path, of those that failed
         self.fault: Fault | None = None
         self.watched = self.inside = False
+        self.threads = ""  # only calls of threads count whose name begins so
         self.turn = threading.RLock()
 
     def watch(self, fault: Fault | None) -> None:
@@ -134,7 +135,7 @@ class FaultyDisk(MemoryDisk):
     def counted(self, name: str, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A call from outside; a subclass of the table calls itself, too."""
         with self.turn:
-            if self.inside or not self.watched:
+            if self.inside or not self.watched or not threading.current_thread().name.startswith(self.threads):
                 return original(self, *args)
             call = "create" if name == "open" and args[1] & os.O_CREAT else name
             self.calls.append(call)
