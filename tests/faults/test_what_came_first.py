@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cowengine import ClosedError, PoisonedError, Volume
+from cowengine.engine.commitlock import CommitLock
 from cowengine.engine.setcommit import flush_events, prepare
 
 BLOCK = 4096
@@ -32,6 +33,24 @@ def test_a_full_batch_that_another_writer_has_committed_is_not_committed_again(v
     engine._commit_full_batch()
     assert volume.stats()["commits"] == before + 1
     engine._commit_full_batch()
+    assert volume.stats()["commits"] == before + 1
+
+
+def test_a_flush_that_another_one_has_done_commits_nothing(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began later and came first; so it has all that was written before either."""
+    volume.pwrite(b"kept", 0)
+    before, acquire, other = volume.stats()["commits"], CommitLock.acquire, threading.Thread(target=volume.engine.flush)
+
+    def overtaken(lock: CommitLock, *, blocking: bool = True) -> bool:
+        if other.ident is None:
+            other.start()
+            other.join()
+        return acquire(lock, blocking=blocking)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CommitLock, "acquire", overtaken)
+        volume.engine.flush()
+    assert other.ident is not None and not volume.engine.is_dirty()
     assert volume.stats()["commits"] == before + 1
 
 

@@ -10,12 +10,21 @@ import pytest
 
 from cowengine import ClosedError, Volume
 
+RLock = type(threading.RLock())
+
 
 def test_who_closes_comes_before_all_who_wait(tmp_path: Path) -> None:
     volume = Volume.create(tmp_path / "v", 1 << 20, background=False)
     volume.pwrite(b"kept", 0)
     told: list[str] = []
-    lock, has_it, may_go = volume.engine.lock, threading.Event(), threading.Event()
+    lock, has_it, may_go, asked = volume.engine.lock, threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    class Noting(RLock):
+        def acquire(self, blocking: bool = True) -> bool:
+            asked.release()
+            return super().acquire(blocking)
+
+    lock._lock = Noting()
 
     def hold() -> None:
         with lock:
@@ -35,8 +44,11 @@ def test_who_closes_comes_before_all_who_wait(tmp_path: Path) -> None:
     closer = threading.Thread(target=volume.close)
     holder.start()
     has_it.wait()
-    for thread in (*waiters, closer):
+    for thread in waiters:
         thread.start()
+    for _ in (holder, *waiters):
+        asked.acquire()  # all have begun to wait
+    closer.start()
     while not lock.is_closing():
         time.sleep(0.001)
     with pytest.raises(ClosedError):

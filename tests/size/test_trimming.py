@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def test_nothing_is_trimmed_in_the_middle_of_a_step(tmp_path: Path) -> None:
         engine.cache_nodes = 100
         with engine.undivided():
             memory.trim(engine)
+        assert engine.path.map.node_count == before > 300
+        memory.trim(engine)
+        assert engine.path.map.node_count <= 100
+
+
+def test_nothing_is_trimmed_while_another_thread_is_at_work(tmp_path: Path) -> None:
+    """And who would trim does not wait for it: it may be any reader."""
+    with scattered(tmp_path / "v") as volume:
+        engine = volume.engine
+        before = engine.path.map.node_count
+        engine.cache_nodes = 100
+        with engine.lock:
+            reader = threading.Thread(target=memory.trim, args=(engine,))
+            reader.start()
+            reader.join()
         assert engine.path.map.node_count == before > 300
         memory.trim(engine)
         assert engine.path.map.node_count <= 100
