@@ -19,7 +19,8 @@ from libc.stdlib cimport free, realloc
 
 from cowengine.core.radix cimport (
     FANOUT, FANOUT_SHIFT, KIND_HOLE, KIND_NODE, KIND_RUN, LEAF_ENTRIES, STATUS_CORRUPT, STATUS_STOPPED, Tree,
-    entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t, pointer_target, runs_append, slot_of,
+    entry_t, entry_target, kind_of, level_of, link_t, node_t, pointer_t, pointer_target, runs_append, runs_reserve,
+    slot_of,
 )
 
 cdef enum:
@@ -93,32 +94,49 @@ cdef class BlockMap(Tree):
                 return 0
         shift = self.span_shift(level_of(pointer.target))
         into = key & ((<uint64_t>1 << shift) - 1)
+        entry[0] = self.entry_in(pointer, into)
+        count[0] = (<uint64_t>1 << shift) - into
+        return 0
+
+    cdef entry_t entry_in(self, pointer_t pointer, uint64_t into) noexcept nogil:
+        """What a hole or run pointer says of the block that lies `into` it."""
+        cdef entry_t entry
         entry.birth = pointer.birth
         entry.target = 0
         if kind_of(pointer.target) == KIND_RUN:
             entry.target = entry_target(KIND_RUN, slot_of(pointer.target) + into * self.slots_per_block)
-        count[0] = (<uint64_t>1 << shift) - into
-        return 0
+        return entry
+
+    cdef entry_t entry_of(self, link_t *leaf, uint64_t block) noexcept nogil:
+        """The entry of a block in the span of a leaf, which is loaded, or of the hole or run that it is."""
+        cdef uint64_t into = block & (LEAF_ENTRIES - 1)
+        if leaf.node != NULL:
+            return (<entry_t *>leaf.node.words)[into]
+        return self.entry_in(leaf.pointer, into)
 
     # -- changing a head ----------------------------------------------------------------------------------------------
     cdef int release_run(self, pointer_t pointer, uint64_t base, uint64_t end, change_t *change) noexcept nogil:
         """Frees the blocks [base, end) of a run pointer, as BM2 says; the run begins at `base`."""
         cdef uint64_t middle = min(max(change.holder.cursor, base), end), slot = slot_of(pointer.target)
-        cdef int status = 0
+        cdef int status
         if kind_of(pointer.target) != KIND_RUN:
             return 0
+        # Both parts or none: what is freed is not mapped any more.
+        status = runs_reserve(change.freed, RUNS_OF_A_POINTER)
+        if status != 0:
+            return status
         if middle > base:
             if pointer.birth > limit_of(change.holder, base):
-                status = runs_append(change.freed, slot, (middle - base) * self.slots_per_block)
+                runs_append(change.freed, slot, (middle - base) * self.slots_per_block)
             else:
                 self.kept_blocks += middle - base
-        if status == 0 and end > middle:
+        if end > middle:
             if pointer.birth > limit_of(change.holder, middle):
-                status = runs_append(
+                runs_append(
                     change.freed, slot + (middle - base) * self.slots_per_block, (end - middle) * self.slots_per_block)
             else:
                 self.kept_blocks += end - middle
-        return status
+        return 0
 
     cdef int set_range(self, link_t *link, uint64_t base, change_t *change) noexcept nogil:
         """Applies a change to the part of it that lies below `link`; `change.done` says how far it came."""
@@ -203,7 +221,10 @@ cdef class BlockMap(Tree):
         return 0
 
     cdef int walk(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil:
-        """Collects the extents that a walk looks for, left to right; prunes what is older than its epoch."""
+        """Collects the extents that a walk looks for, left to right; prunes what is older than its epoch.
+
+        Its position is never left of where it looks.
+        """
         cdef int status = 0, kind = kind_of(link.pointer.target), level = level_of(link.pointer.target)
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
         cdef uint64_t end = min(base + span, walk.end)
@@ -215,7 +236,7 @@ cdef class BlockMap(Tree):
             return 0
         if kind != KIND_NODE:
             if walk.mode == WALK_BORN_AFTER or kind == KIND_RUN:
-                return self.emit(walk, max(base, walk.position), end)
+                return self.emit(walk, walk.position, end)
             walk.position = end
             return 0
         if walk.budget == 0:
@@ -227,7 +248,7 @@ cdef class BlockMap(Tree):
         if level == 0:
             return self.walk_leaf(link, base, walk)
         step = span >> FANOUT_SHIFT
-        index = (max(walk.position, base) - base) // step
+        index = (walk.position - base) // step
         while status == 0 and index < FANOUT and base + index * step < walk.end:
             below = self.child(link, index)
             status = self.walk(&below, base + index * step, walk)
@@ -237,7 +258,7 @@ cdef class BlockMap(Tree):
 
     cdef int walk_leaf(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil:
         cdef entry_t *entries = <entry_t *>link.node.words
-        cdef uint64_t first, block = max(base, walk.position), end = min(base + LEAF_ENTRIES, walk.end)
+        cdef uint64_t first, block = walk.position, end = min(base + LEAF_ENTRIES, walk.end)
         cdef bint born = walk.mode == WALK_BORN_AFTER
         cdef int status
         while block < end:
@@ -256,9 +277,9 @@ cdef class BlockMap(Tree):
 
     # -- reclaim -------------------------------------------------------------------------------------------------------
     cdef bint is_shared(self, link_t *one, link_t *other) noexcept nogil:
-        """Whether two links lead to the same node, or stand for the same run."""
+        """Whether a link, which is no hole, leads to the same node as another, or stands for the same run."""
         cdef int kind = kind_of(one.pointer.target)
-        if kind != kind_of(other.pointer.target) or kind == KIND_HOLE:
+        if kind != kind_of(other.pointer.target):
             return False
         if kind == KIND_RUN:
             return one.pointer.target == other.pointer.target
@@ -269,7 +290,8 @@ cdef class BlockMap(Tree):
     cdef int unshared(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
         """Finds what only the deleted snapshot `dead` holds below this link (BM3); `kept` is its child, or NULL.
 
-        A node goes with the step that passes its end, so a walk that goes on from the cursor never needs it again.
+        A node goes with the step that passes its end, so a walk that goes on from the cursor never needs it again. The
+        position is never left of what is looked at.
         """
         cdef int status = 0, level = level_of(dead.pointer.target)
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
@@ -293,7 +315,7 @@ cdef class BlockMap(Tree):
         if level == 0:
             return self.unshared_blocks(dead, kept, base, found)
         step = span >> FANOUT_SHIFT
-        index = (max(found.position, base) - base) // step
+        index = (found.position - base) // step
         while index < FANOUT:
             below = self.child(dead, index)
             if kept != NULL:
@@ -327,28 +349,22 @@ cdef class BlockMap(Tree):
         return status
 
     cdef int unshared_blocks(self, link_t *dead, link_t *kept, uint64_t base, unshared_t *found) noexcept nogil:
-        """The part of `unshared` in one leaf span; either side may be a leaf, a run or a hole."""
-        cdef entry_t mine, other
-        cdef uint64_t count, i
+        """The part of `unshared` in one leaf span; either side may be a loaded leaf, a run or a hole."""
+        cdef entry_t mine
+        cdef uint64_t i
         cdef int status
         if found.budget == 0:
             return STATUS_STOPPED
         found.budget -= 1
-        for i in range(found.position - base if found.position > base else 0, LEAF_ENTRIES):
+        for i in range(found.position - base, LEAF_ENTRIES):
             found.position = base + i       # what lies before is done, this block is not
             if found.freed.count >= found.freed_max or base + i >= found.end:
                 return STATUS_STOPPED
-            status = self.find(dead, base + i, &mine, &count)
-            if status != 0:
-                return status
+            mine = self.entry_of(dead, base + i)
             if kind_of(mine.target) != KIND_RUN or mine.birth <= found.before_epoch:
                 continue
-            if kept != NULL:
-                status = self.find(kept, base + i, &other, &count)
-                if status != 0:
-                    return status
-                if other.target == mine.target:
-                    continue
+            if kept != NULL and self.entry_of(kept, base + i).target == mine.target:
+                continue
             status = runs_append(found.freed, slot_of(mine.target), self.slots_per_block)
             if status != 0:
                 return status

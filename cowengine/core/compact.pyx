@@ -21,7 +21,7 @@ from cowengine.core.roots cimport FLIGHTS_MAX, Head
 from cowengine.core.status cimport check_status
 
 cdef enum:
-    MOVE_BYTES = 1 << 20            # at most at one go
+    MOVE_BYTES = 1 << 20            # at most at one go; no block is larger
     BLOCKS_MAX = MOVE_BYTES // NODE_BYTES
     LOOKS = 512                     # at the map while the mutex is held
 
@@ -40,7 +40,7 @@ def move_home(DataPath path not None, uint64_t first, Head head=None):
     when there is nothing left. Not durable: the next commit makes it so, and only behind it can seals be entered.
     """
     cdef move_t *move = <move_t *>malloc(sizeof(move_t))
-    cdef char *buffer = <char *>malloc(max(<uint64_t>MOVE_BYTES, path.block_bytes))
+    cdef char *buffer = <char *>malloc(MOVE_BYTES)
     cdef int status
     if head is None:
         head = path.live
@@ -118,12 +118,8 @@ cdef int begin(DataPath path, Head head, move_t *move) noexcept nogil:
     if path.batch.bytes() + plan.reserved > path.batch.bytes_max:
         move.position = plan.first
         return STATUS_COMMIT
-    for i in range(plan.count):
-        status = path.slots.set_busy(plan.pieces[i].slot, plan.pieces[i].count * path.slots_per_block, True)
-        if status != 0:     # the first piece that failed and those behind it were not taken
-            plan.count = i
-            path.unplace(plan)
-            return status
+    for i in range(plan.count):     # the busy leaves are there, so this cannot fail
+        path.slots.set_busy(plan.pieces[i].slot, plan.pieces[i].count * path.slots_per_block, True)
     path.register(head, plan)
     return 0
 
@@ -132,7 +128,7 @@ cdef int find_run(DataPath path, Head head, move_t *move) noexcept nogil:
     """Looks at the blocks from `position` on: 0 and a plan where a run can be moved, else STATUS_STOPPED further on."""
     cdef plan_t *plan = &move.plan
     cdef piece_t *piece
-    cdef uint64_t home, room, count, blocks_max = max(<uint64_t>MOVE_BYTES >> path.block_shift, <uint64_t>1)
+    cdef uint64_t home, room, count, blocks_max = MOVE_BYTES >> path.block_shift
     cdef entry_t entry
     cdef bint yes
     cdef int status

@@ -102,18 +102,26 @@ cdef class ExclusiveWalk:
 
     cdef void keep(self, link_t *root, link_t *found) noexcept nogil:
         """Hangs a node that was loaded below a root, or is its own, where it belongs."""
-        cdef node_t *node = root.node
+        cdef node_t **place = &root.node
         if found.node == NULL:
             return
-        if node == NULL or node.level == found.node.level:
-            root.node = found.node
-            return
-        while node.level > found.node.level + 1:
-            node = node.children[0]
-        node.children[0] = found.node
+        while place[0] != NULL and place[0].level > found.node.level:
+            place = &place[0].children[0]
+        self.hang(place, found)
+
+    cdef void hang(self, node_t **place, link_t *found) noexcept nogil:
+        """Hangs a node, if it was loaded, where it belongs; one that came there for another root is taken instead."""
+        if place[0] == NULL:
+            place[0] = found.node
+        elif place[0] != found.node:
+            self.map.drop(found.node)
+            found.node = place[0]
 
     cdef int visit(self, link_t *mine, uint64_t base) noexcept nogil:
-        """Counts below one link; `beside` has the others' links to the same place."""
+        """Counts below one link; `beside` has the others' links to the same place.
+
+        The position is never left of it.
+        """
         cdef int level = level_of(mine.pointer.target), status = 0
         cdef uint64_t index, step, span = <uint64_t>1 << self.map.span_shift(level)
         cdef link_t *others = self.beside + level * self.other_count
@@ -136,20 +144,20 @@ cdef class ExclusiveWalk:
         if status != 0:
             return status
         if level == 0:
-            status = self.visit_leaf(mine, others, base)
+            self.visit_leaf(mine, others, base)
         else:
             step = span >> FANOUT_SHIFT
             lower = others - self.other_count
-            for index in range((max(self.position, base) - base) // step, FANOUT):
+            for index in range((self.position - base) // step, FANOUT):
                 below = self.map.child(mine, index)
                 for i in range(self.other_count):
                     lower[i] = self.map.child(&others[i], index)
                 status = self.visit(&below, base + index * step)
                 if mine.node != NULL:
-                    mine.node.children[index] = below.node
+                    self.hang(&mine.node.children[index], &below)
                 for i in range(self.other_count):
                     if others[i].node != NULL:
-                        others[i].node.children[index] = lower[i].node
+                        self.hang(&others[i].node.children[index], &lower[i])
                 if status != 0:
                     break
         if status == 0 and mine.node != NULL and mine.node.slot != 0:
@@ -186,25 +194,18 @@ cdef class ExclusiveWalk:
                 status = self.map.load(&others[i], base)
         return status
 
-    cdef int visit_leaf(self, link_t *mine, link_t *others, uint64_t base) noexcept nogil:
-        cdef entry_t entry, other
-        cdef uint64_t block, count
+    cdef void visit_leaf(self, link_t *mine, link_t *others, uint64_t base) noexcept nogil:
+        cdef entry_t entry
+        cdef uint64_t block
         cdef bint shared
-        cdef int status
         cdef Py_ssize_t i
         for block in range(base, base + LEAF_ENTRIES):
-            status = self.map.find(mine, block, &entry, &count)
-            if status != 0:
-                return status
+            entry = self.map.entry_of(mine, block)
             if kind_of(entry.target) != KIND_RUN or entry.birth <= self.before_epoch:
                 continue
             shared = False
             for i in range(self.other_count):
-                status = self.map.find(&others[i], block, &other, &count)
-                if status != 0:
-                    return status
-                shared = shared or other.target == entry.target
+                shared = shared or self.map.entry_of(&others[i], block).target == entry.target
             if not shared:
                 self.block_count += 1
         self.position = base + LEAF_ENTRIES
-        return 0

@@ -88,6 +88,7 @@ ctypedef struct holder_t:
     uint64_t before_epoch   # the one before it, for blocks below the cursor
     uint64_t cursor         # of the reclaim of that nearest ancestor; 0 if none runs
 
+cdef int runs_reserve(runs_t *runs, size_t more) noexcept nogil
 cdef int runs_append(runs_t *runs, uint64_t slot, uint64_t count) noexcept nogil
 cdef void runs_clear(runs_t *runs) noexcept nogil
 

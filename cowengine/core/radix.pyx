@@ -29,19 +29,28 @@ cdef enum:
     SWEEP_NODES = 256       # dropped while the mutex is held
 
 
+cdef int runs_reserve(runs_t *runs, size_t more) noexcept nogil:
+    """Makes room for so many runs, 64 at most: they are added without fail."""
+    cdef size_t room = 64 if runs.room == 0 else runs.room * 2
+    cdef run_t *items
+    if runs.room - runs.count >= more:
+        return 0
+    items = <run_t *>realloc(runs.items, room * sizeof(run_t))
+    if items == NULL:
+        return STATUS_MEMORY
+    runs.items, runs.room = items, room
+    return 0
+
+
 cdef int runs_append(runs_t *runs, uint64_t slot, uint64_t count) noexcept nogil:
     """Adds a run, merged with the last one if it continues it."""
-    cdef run_t *items
-    cdef size_t room
+    cdef int status
     if runs.count > 0 and runs.items[runs.count - 1].slot + runs.items[runs.count - 1].count == slot:
         runs.items[runs.count - 1].count += count
         return 0
-    if runs.count == runs.room:
-        room = 64 if runs.room == 0 else runs.room * 2
-        items = <run_t *>realloc(runs.items, room * sizeof(run_t))
-        if items == NULL:
-            return STATUS_MEMORY
-        runs.items, runs.room = items, room
+    status = runs_reserve(runs, 1)
+    if status != 0:
+        return status
     runs.items[runs.count].slot = slot
     runs.items[runs.count].count = count
     runs.count += 1
@@ -458,7 +467,8 @@ cdef class Tree:
 
     # -- making room in memory -----------------------------------------------------------------------------------------
     cdef void forget(self, link_t *link, uint64_t key, sweep_t *sweep) noexcept nogil:
-        """Drops clean nodes below a link from memory, in the order of their keys; they are on disk (RT3).
+        """Drops clean nodes below a link from memory, in the order of their keys; they are on disk (RT3). Some budget
+        is left.
 
         No node may be on its way to the disk meanwhile: that is, no checkpoint runs.
         """
@@ -469,7 +479,7 @@ cdef class Tree:
         cdef size_t before
         cdef bint empty = True
         cdef int i
-        if node == NULL or sweep.budget == 0:
+        if node == NULL:
             return
         key = key >> self.span_shift(node.level) << self.span_shift(node.level)
         end = key + (<uint64_t>1 << self.span_shift(node.level))

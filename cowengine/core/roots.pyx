@@ -102,16 +102,13 @@ cdef class Head(Root):
     # -- writes in flight ----------------------------------------------------------------------------------------------
     cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil:
         """Whether a write in flight touches one of these blocks (I2)."""
-        cdef int i, seen = 0
-        if self.flight_count == 0:
-            return False
-        for i in range(FLIGHTS_MAX):
+        cdef int i = 0, seen = 0
+        while seen < self.flight_count:
             if self.flights[i].end != 0:
                 if self.flights[i].first < end and first < self.flights[i].end:
                     return True
                 seen += 1
-                if seen == self.flight_count:
-                    break
+            i += 1
         return False
 
     cdef int begin_flight(self, uint64_t first, uint64_t end) noexcept nogil:

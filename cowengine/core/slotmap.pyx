@@ -203,14 +203,13 @@ cdef class SlotMap:
         cdef node_t *leaf
         cdef int status = 0
         for i in range(self.busy_leaves):
-            if self.busy[i] == NULL:
-                continue
             self.mutex.acquire()
-            status = self.used.leaf(&self.used.root, i << LEAF_SHIFT, &leaf)
-            if status == 0 and self.busy[i] != NULL and is_same(self.busy[i], leaf):
-                free(self.busy[i])
-                self.busy[i] = NULL
-                self.busy_count -= 1
+            if self.busy[i] != NULL:
+                status = self.used.leaf(&self.used.root, i << LEAF_SHIFT, &leaf)
+                if status == 0 and is_same(self.busy[i], leaf):
+                    free(self.busy[i])
+                    self.busy[i] = NULL
+                    self.busy_count -= 1
             self.mutex.release()
             check_status(status, self.used)
 
@@ -334,13 +333,14 @@ cdef class SlotMap:
             if slot >= self.end or count > self.end - slot:
                 self.used.damaged_slot = slot
                 status = STATUS_CORRUPT
-                break
-            for i in range(slot, slot + count):
+            i = slot
+            while status == 0 and i < slot + count:
                 status = self.used.leaf(&self.used.root, i, &leaf)
-                if status != 0:
-                    break
-                if leaf != NULL and any_bit(leaf.words, i & (LEAF_SLOTS - 1), (i & (LEAF_SLOTS - 1)) + 1):
+                if status == 0 and leaf != NULL and any_bit(leaf.words, i & (LEAF_SLOTS - 1), (i & (LEAF_SLOTS - 1)) + 1):
                     found.append((i, 1))
+                i += 1
+            if status != 0:
+                break
         self.mutex.release()
         check_status(status, self.used)
         return found

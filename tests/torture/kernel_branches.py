@@ -52,6 +52,7 @@ DECISION = re.compile(r"\s*(?:if|for|switch) \((.*)\) (?:\{|break;)$")
 NAME = re.compile(r"(?<![\w.>])[A-Za-z_]\w*")  # but not a member's
 OURS = re.compile(r"__pyx_(?:[tve]_\w+|temp)")
 EARLY = re.compile(r"\s*goto (__pyx_L\d+_bool_binop_done);")
+LOOKED_AT = 40  # lines behind a decision, to tell its ways apart
 WHOLE = re.compile(r"\s*(__pyx_L\d+_bool_binop_done):;")
 
 
@@ -65,16 +66,20 @@ class Decision:
     c_line: int
     negated: bool  # the C asks for the opposite of its variable, or whether a loop is over
     flipped: bool  # so does the source
-    enters: bool  # what stands next in the C is where it goes if so
+    leads: bool  # what the C's condition is when it comes to `behind`
+    behind: tuple[int, ...]  # lines of the C: the statements of one way, or of a loop behind the way out of it
     early: tuple[tuple[int, bool], ...]  # of a last operand: lines of the C that pass it by, with what they decide
 
     def ways(self, lines: dict[int, dict[str, Any]]) -> dict[str, int]:
         """How often each way was taken."""
         branches = lines[self.c_line]["branches"]
+        counts = [branch["count"] for branch in branches]
         if not any(branch["fallthrough"] for branch in branches):  # a switch: comparisons with constants
-            return {f"case {number}": branch["count"] for number, branch in enumerate(branches, 1)}
-        # gcc falls through to what stands next.
-        taken = {(way["fallthrough"] == self.enters) != self.negated: way["count"] for way in branches}
+            return {f"case {number}": count for number, count in enumerate(counts, 1)}
+        # gcc does not say which way is which; the statement that one of them leads to does.
+        first = next((lines[line]["count"] for line in self.behind if line in lines), counts[0])
+        leading = counts.index(first) if first in counts else 0
+        taken = {self.leads != self.negated: counts[leading], self.leads == self.negated: counts[1 - leading]}
         for c_line, decided in self.early:
             taken[decided] -= lines[c_line]["count"]
         return {"true": taken[not self.flipped], "false": taken[self.flipped]}
@@ -99,20 +104,34 @@ def decisions(text: str) -> Iterator[Decision]:
     passes: dict[str, list[tuple[int, bool]]] = {}
     passing, whole = False, ""
     lines = list(statements(text))
-    for (c_line, line, origin), behind in zip(lines, [*(line for _, line, _ in lines[1:]), ""], strict=True):
+    for at, (c_line, line, origin) in enumerate(lines):
         if found := EARLY.match(line):
             passes.setdefault(found[1], []).append((c_line, passing))
         asks = DECISION.match(line)
         if asks and SOURCE.fullmatch(origin[0]) and all(map(OURS.fullmatch, NAME.findall(asks[1]))):
             numbers[origin] += 1
-            ends, empty, bang = line.endswith("break;"), behind.strip() == "} else {", asks[1].startswith("!")
+            ends, bang = line.endswith("break;"), asks[1].startswith("!")
+            empty = not ends and lines[at + 1][1].strip() == "} else {"
             passing = bang
+            inner = empty or "__pyx_temp" in asks[1]  # the loop over a list has a block of its own for its end
             yield Decision(
-                *origin, numbers[origin], c_line, bang or ends, bang and not (ends or empty),
-                not (ends or empty or line.lstrip().startswith("for")), tuple(passes.pop(whole, ())),
+                *origin, numbers[origin], c_line, bang or ends, bang and not (ends or empty), not (ends or empty),
+                tuple(within(lines[at + 1 + inner :], int(not ends))), tuple(passes.pop(whole, ())),
             )  # fmt: skip
         found = WHOLE.match(line)
         whole = found[1] if found else ""
+
+
+def within(lines: list[tuple[int, str, tuple[str, int]]], depth: int) -> Iterator[int]:
+    """The numbers of the first lines, until the block that they are in ends; not of what is in blocks in it."""
+    level = depth
+    for number, line, _ in lines[:LOOKED_AT]:
+        level -= line.strip().startswith("}")
+        if level < min(depth, 1):
+            return
+        if level == depth:
+            yield number
+        level += line.count("{") - line.count("}") + line.strip().startswith("}")
 
 
 def notes_of(kernels: Sequence[str]) -> list[Path]:

@@ -58,10 +58,10 @@ static PyObject *__pyx_pw_1k_step(int __pyx_nargs) {
 """
 
 
-def _line(through: int, jumps: int = 0) -> dict[str, Any]:
-    """A line as gcov tells of it: how often it fell through to what stands next, and how often it did not."""
-    ways = [{"fallthrough": True, "count": through}, {"fallthrough": False, "count": jumps}]
-    return {"count": through + jumps, "branches": ways}
+def _line(*counts: int) -> dict[str, Any]:
+    """A line as gcov tells of it: with the two ways out of it, or with none."""
+    ways = [{"fallthrough": not number, "count": count} for number, count in enumerate(counts)]
+    return {"count": sum(counts), "branches": ways if len(ways) > 1 else []}
 
 
 def test_what_cython_adds_is_not_a_branch_and_the_last_operand_is_one_of_its_own() -> None:
@@ -69,11 +69,11 @@ def test_what_cython_adds_is_not_a_branch_and_the_last_operand_is_one_of_its_own
     assert [(found.file, found.line, found.number) for found in (one, two, three)] == [
         ("cowengine/core/k.pyx", 7, 1), ("cowengine/core/k.pyx", 7, 2), ("cowengine/core/k.pyx", 7, 3),
     ]  # fmt: skip
-    # Six times around: four times for the first, twice for the second, and never for the last. gcc falls through to
-    # a jump, where the C has nothing before it, and into a loop.
+    # Six times around: four times for the first, twice for the second, and never for the last.
     lines = {
-        one.c_line: _line(4, 90), one.c_line + 3: _line(4), two.c_line: _line(2, 88), two.c_line + 3: _line(2),
-        three.c_line: _line(6, 88),
+        one.c_line: _line(4, 90), one.c_line + 2: _line(4), one.c_line + 3: _line(4),
+        two.c_line: _line(88, 2), two.c_line + 2: _line(2), two.c_line + 3: _line(2),
+        three.c_line: _line(88, 6), three.c_line + 1: _line(6),
     }  # fmt: skip
     ways = [found.ways(lines) for found in (one, two, three)]
     assert ways == [{"true": 4, "false": 90}, {"true": 2, "false": 88}, {"true": 0, "false": 88}]
