@@ -355,7 +355,8 @@ cdef class DataPath(ReadPath):
     cdef int publish(self, Head head, plan_t *plan) noexcept nogil:
         """Enters the placed pieces into the map and the batch (I3, I6)."""
         cdef int i, status = 0
-        while head.fencing and plan.epoch == head.epoch and self.state == 0 and plan.reserved > 0:
+        # Of an epoch that has just begun nothing is in place, so there is something to enter.
+        while head.fencing and plan.epoch == head.epoch and self.state == 0:
             self.mutex.wait()
         if self.state != 0:
             self.unplace(plan)
@@ -402,7 +403,7 @@ cdef class DataPath(ReadPath):
             status = self.map.set_range(&head.link, 0, &change)
             if change.done > first and self.batch.add_delta(
                     first, change.done - first, 0, numbered(head.epoch, head)) != 0:
-                self.state = STATUS_POISONED
+                self.state = status = STATUS_POISONED
             if status == STATUS_STOPPED:
                 status = STATUS_COMMIT if change.done == first else 0
             done[0] = change.done

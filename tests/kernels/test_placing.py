@@ -1,0 +1,364 @@
+"""The data path: where blocks are placed, what is given back, fences and ends beside writes, and want of memory."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from kernel_path import BLOCK, FOLD, RUNWAY, SLOTS, Disk, Path, pairs
+from scarce_memory import ScarceMemory
+
+from cowengine import format as f
+from cowengine.core.datapath import DataPath
+from cowengine.core.pagedtable import PagedTable
+from cowengine.errors import ClosedError, PoisonedError, StorageError
+
+LEAF = 1 << 15  # slots of a leaf of the free map
+FIRST = RUNWAY[0][0]
+FLIGHTS = 64  # writes that may be in flight
+ENDED = (ClosedError, PoisonedError)
+
+
+def in_thread(action: Callable[[], object]) -> threading.Thread:
+    """Does it beside others; what it raises because the volume ended is what it should."""
+
+    def act() -> None:
+        try:
+            action()
+        except ENDED:
+            pass
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def until_it_ends(made: Path) -> None:
+    """Waits until calls fail."""
+    while True:
+        try:
+            made.path.check_state()
+        except ENDED:
+            return
+        time.sleep(0.001)
+
+
+def asleep(thread: threading.Thread) -> None:
+    """Waits until a thread waits for something that this one does not do now."""
+    still = 0
+    while still < 10 and thread.is_alive():
+        with open(f"/proc/self/task/{thread.native_id}/stat") as file:
+            still = still + 1 if file.read().rpartition(")")[2].split()[0] == "S" else 0
+        time.sleep(0.001)
+
+
+def once(made: Path, action: Callable[[], object]) -> None:
+    """Does it within the next write, by the thread that writes."""
+
+    def writing(slot: int) -> None:
+        made.disk.writing = lambda slot: None
+        action()
+
+    made.disk.writing = writing
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+def test_blocks_go_to_their_homes_where_these_are_free() -> None:
+    home = LEAF - 8
+    made = Path(regions=((100, home, 50),))
+    made.path.slots.mark_busy(home + 30, 1)
+    made.path.slots.mark_busy(home + 20, 1)
+    made.write(5)
+    made.write(100, 16)  # across the end of a leaf
+    made.write(120)
+    made.write(130, 2)
+    made.write(119)
+    places = [made.path.place(block)[0] for block in (5, 100, 115, 120, 130, 131, 119)]
+    assert places == [FIRST, home, home + 15, FIRST + 1, FIRST + 2, FIRST + 3, home + 19]
+
+
+def test_homes_whose_leaf_of_the_free_map_cannot_be_read() -> None:
+    home = 3 * LEAF - 8
+    made = Path(regions=((0, home, 50),))
+    leaf = made.put_node(7, 0, b"", birth=0, tree=f.TREE_FREE_MAP, index=3)
+    children = [f.hole()] * f.FANOUT
+    children[3] = leaf
+    table = PagedTable(made.path, made.path.slots.used)
+    table.pointer = made.put_node(
+        8, 1, b"".join(each.encode() for each in children), birth=0, tree=f.TREE_FREE_MAP
+    ).encode()
+    made.disk.broken = {7}
+    with pytest.raises(StorageError):
+        made.write(0, 16)
+    assert made.path.place(0)[0] == 0
+    made.disk.broken.clear()
+    made.write(0, 16)
+    assert made.path.place(0) == (home, 16)
+
+
+def test_a_map_that_cannot_be_read_gives_back_what_was_placed() -> None:
+    made = Path()
+    made.write(250, 12)
+    made.snapshot()
+    _, right = sorted(made.write_nodes())[:2]
+    made.forget()
+    before = made.path.runway_slots(), made.path.blocks_placed
+    made.disk.broken = {right}
+    with pytest.raises(StorageError):
+        made.write(252, 8, b"y")
+    assert (made.path.runway_slots(), made.path.blocks_placed) == before
+    made.disk.broken.clear()
+    assert made.path.pread(12 * BLOCK, 250 * BLOCK) == b"x" * 12 * BLOCK
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_failed_write_gives_its_slots_back_to_the_runway_or_if_that_is_full_to_all(fill: bool) -> None:
+    made = Path(runway=((500, 2), (600, 2)))
+    more = [(700 + 10 * i, 2) for i in range(9)]
+
+    def fail() -> None:
+        for run in more if fill else ():
+            made.path.slots.mark_busy(*run)
+        assert made.path.add_runway([*more] if fill else []) == more[7 if fill else 9 :]
+        raise OSError(5, "planted")
+
+    once(made, fail)
+    with pytest.raises(StorageError):
+        made.write(0, 4)
+    assert made.path.slots.count_busy(500, 700) == (0 if fill else 4)
+    assert made.path.runway_slots() == (14 if fill else 4)
+
+
+def test_the_pieces_of_a_write_are_bounded_by_the_batch_or_for_good() -> None:
+    for batch in (2048, 1 << 20):
+        made = Path(batch_bytes=batch)
+        made.write(0, 1000)
+        assert made.path.place(0)[1] == 256
+        assert made.path.pread(1000 * BLOCK, 0) == b"x" * 1000 * BLOCK
+    assert DataPath(Disk(), 0, FOLD, 12, 100, None, None).batch_fill() == (0, 100)  # type: ignore[arg-type]
+
+
+# -- discards ----------------------------------------------------------------------------------------------------------
+def test_a_discard_of_what_is_not_there_any_more() -> None:
+    made = Path(8)
+    made.write(0, 8)
+    assert not made.path.discard(0, 1, size=5)
+    assert not made.path.discard(0, 9)
+    assert not made.path.discard(0, 9, size=8 * BLOCK)
+    assert made.path.discard(0, 1, size=8 * BLOCK)
+    assert pairs(made.path.extents(None, 0, 8, 9)) == [(1, 7)]
+    made.live.close()
+    with pytest.raises(ClosedError):
+        made.path.discard(1, 2)
+
+
+@pytest.mark.parametrize("batch", range(400, 520, 8))
+def test_a_discard_goes_on_behind_a_commit_however_full_the_batch_is(batch: int) -> None:
+    made = Path(batch_bytes=batch)
+    made.write(0, 512)
+    made.commit()
+    made.write_nodes()
+    for block in range(520, 528, 2):
+        made.write(block)
+    assert made.path.discard(0, 1024)
+    made.commit()
+    assert pairs(made.path.extents(None, 0, 1024, 9)) == []
+    made.live.set_holder(0, 0, 0)
+    assert made.path.place(0)[0] == 0
+
+
+def test_a_discard_without_memory_is_done_as_far_as_it_is_told_or_poisons() -> None:
+    failures = poisoned = 0
+    while True:
+        made = Path()
+        for block in range(700, 444, -1):  # as many deltas as the batch has memory for
+            made.write(block)
+        with ScarceMemory(("radix", "batch"), failures + 1):
+            try:
+                made.path.discard(290, 710)
+                break
+            except (MemoryError, PoisonedError):
+                failures += 1
+        try:
+            left = sum(count for _, count in pairs(made.path.extents(None, 0, 1024, 999)))
+            deltas, freed, *_ = made.path.take_batch([])
+        except PoisonedError:
+            poisoned += 1
+            continue
+        assert sum(count for _, count in pairs(freed)) == 256 - left
+        assert deltas
+    assert failures >= 4 and poisoned >= 1
+
+
+# -- want of memory, states --------------------------------------------------------------------------------------------
+def test_a_write_without_memory_is_not_done_or_poisons() -> None:
+    failures = poisoned = 0
+    while True:
+        made = Path()
+        made.write(0, 512)
+        made.snapshot()
+        with ScarceMemory(("radix", "batch", "datapath"), failures + 1):
+            try:
+                assert made.path.pwrite(b"z" * 3 * BLOCK, 254 * BLOCK + 5) == 3 * BLOCK
+                break
+            except MemoryError:
+                failures += 1
+        try:
+            assert made.path.pread(BLOCK, 256 * BLOCK) == b"x" * BLOCK
+            made.commit()
+        except PoisonedError:
+            poisoned += 1
+    assert failures > poisoned >= 3
+    assert made.path.pread(BLOCK, 256 * BLOCK) == b"z" * BLOCK
+
+
+def test_a_poisoned_volume_takes_no_batch_and_publishes_nothing() -> None:
+    made = Path()
+    made.write(0)
+    once(made, made.path.poison)
+    with pytest.raises(PoisonedError):
+        made.write(1)
+    with pytest.raises(PoisonedError):
+        made.path.take_batch([])
+    with pytest.raises(PoisonedError):
+        made.path.reclaim(made.live, None, 0, 0, 9)
+
+
+def test_what_a_record_says_is_taken_in_or_told() -> None:
+    made = Path(runway=())
+    leaf = made.put_node(7, 0, b"", birth=0, tree=f.TREE_FREE_MAP)
+    PagedTable(made.path, made.path.slots.used).pointer = leaf.encode()
+    made.disk.broken = {7}
+
+    deltas = b"".join(f.encode_delta(block, 1, f.POINTER_RUN, slot, 1) for block, slot in ((0, 50), (1, 60)))
+    freed = struct.pack("<QQQQ", 50, 1, 60, 1)
+    with pytest.raises(StorageError):
+        made.path.account(deltas, freed)
+    made.disk.broken.clear()
+    made.path.account(deltas, b"")
+    assert made.path.slots.used_slots([(40, 30)]) == [(50, 1), (60, 1)]
+
+
+# -- beside writes in flight -------------------------------------------------------------------------------------------
+def test_a_write_that_is_in_flight_when_the_volume_is_closed_is_waited_for() -> None:
+    made = Path()
+    made.write(0)
+    made.path.fence()  # the write will wait for the end of the fence, too
+    threads: list[threading.Thread] = []
+
+    def close() -> None:
+        threads.append(in_thread(made.path.shut))
+        until_it_ends(made)
+
+    once(made, close)
+    with pytest.raises(ClosedError):
+        made.write(1)
+    threads[0].join()
+    assert made.path.runway_slots() == RUNWAY[0][1] - 1  # what it was to have was given back
+
+
+@pytest.mark.parametrize("end", ["poison", "shut"])
+def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
+    made = Path()
+    made.write(0)
+    threads: list[threading.Thread] = []
+
+    def wait_and_end() -> None:
+        made.path.fence()
+        threads.append(in_thread(lambda: made.path.take_batch([made.live])))
+        threads.append(in_thread(lambda: made.path.pause((made.live,))))
+        threads.append(in_thread(lambda: made.path.discard(0, 3)))
+        threads.append(in_thread(lambda: made.write(1)))
+        for thread in threads:
+            asleep(thread)
+        threads.append(in_thread(getattr(made.path, end)))
+        until_it_ends(made)
+
+    once(made, wait_and_end)
+    with pytest.raises(ENDED):
+        made.write(1)
+    for thread in threads:
+        thread.join()
+
+
+def test_a_head_that_is_closed_waits_for_its_writes() -> None:
+    made = Path()
+    threads: list[threading.Thread] = []
+
+    def close() -> None:
+        threads.append(in_thread(made.live.close))
+        while made.live.is_open:
+            time.sleep(0.001)
+
+    once(made, close)
+    made.write(1)
+    threads[0].join()
+    with pytest.raises(ClosedError):
+        made.write(2)
+
+
+def test_a_pause_and_a_fence_wait_for_writes_in_flight() -> None:
+    made = Path()
+    done: list[str] = []
+    threads: list[threading.Thread] = []
+
+    def begin() -> None:
+        threads.append(in_thread(lambda: (made.snapshot(), done.append("snapshot"))))
+        asleep(threads[0])
+        threads.append(in_thread(lambda: (made.path.pause((made.live,)), done.append("pause"))))
+        asleep(threads[1])
+        assert done == []
+
+    once(made, begin)
+    made.write(1)
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == ["pause", "snapshot"]
+    late = in_thread(lambda: made.write(2))
+    asleep(late)
+    assert made.path.place(2)[0] == 0
+    made.path.resume((made.live,))
+    late.join()
+    assert made.path.place(2)[0] != 0
+
+
+def test_a_read_that_is_under_way_is_waited_for() -> None:
+    made = Path()
+    made.write(0)
+    threads: list[threading.Thread] = []
+
+    def close(slot: int) -> None:
+        made.disk.reading = lambda slot: None
+        threads.append(in_thread(made.path.shut))
+        until_it_ends(made)
+        asleep_or_yielding = threads[0].is_alive()
+        assert asleep_or_yielding
+
+    made.disk.reading = close
+    assert made.path.pread(BLOCK, 0) == b"x" * BLOCK
+    threads[0].join()
+
+
+def test_more_writes_than_can_be_in_flight_at_once() -> None:
+    made = Path()
+    gate, inside = threading.Event(), threading.Semaphore(0)
+
+    def writing(slot: int) -> None:
+        inside.release()
+        gate.wait()
+
+    made.disk.writing = writing
+    threads = [in_thread(lambda block=block: made.write(block)) for block in range(FLIGHTS)]
+    for _ in threads:
+        inside.acquire()
+    late = in_thread(lambda: made.write(FLIGHTS))
+    asleep(late)
+    assert late.is_alive() and not inside.acquire(blocking=False)
+    gate.set()
+    for thread in (*threads, late):
+        thread.join()
+    assert sum(count for _, count in pairs(made.path.extents(None, 0, 1024, 99))) == FLIGHTS + 1
+    assert SLOTS > FLIGHTS
