@@ -324,7 +324,7 @@ cdef class SlotMap:
 
     def used_slots(self, list runs not None):
         """The slots of some runs that are marked used, as runs of one."""
-        cdef uint64_t slot, count, i
+        cdef uint64_t slot, count, i, at
         cdef node_t *leaf
         cdef int status = 0
         cdef list found = []
@@ -336,7 +336,8 @@ cdef class SlotMap:
             i = slot
             while status == 0 and i < slot + count:
                 status = self.used.leaf(&self.used.root, i, &leaf)
-                if status == 0 and leaf != NULL and any_bit(leaf.words, i & (LEAF_SLOTS - 1), (i & (LEAF_SLOTS - 1)) + 1):
+                at = i & (LEAF_SLOTS - 1)
+                if status == 0 and leaf != NULL and any_bit(leaf.words, at, at + 1):
                     found.append((i, 1))
                 i += 1
             if status != 0:

@@ -146,12 +146,12 @@ def test_a_reclaim_beside_a_head_that_has_grown_by_a_level(how: str) -> None:
     made = Path(LEAF)
     made.write(0, 3)
     dead = made.snapshot()
-    made.live.resize(1024 * BLOCK, made.live.epoch)
+    made.live.resize(128 * LEAF * BLOCK, made.live.epoch)
     if how == "node":
         made.write(2, 1, b"y")
         expected = [(FIRST + 2, 1)]
     else:
-        made.path.discard(0, 1024)
+        made.path.discard(0, 128 * LEAF)
         expected = [(FIRST, 3)]
     made.commit()
     made.write_nodes(dead)
@@ -164,6 +164,23 @@ def test_a_reclaim_beside_a_head_that_has_grown_by_a_level(how: str) -> None:
         made.disk.broken.clear()
     _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
     assert at_end and pairs(freed) == expected
+
+
+def test_what_cannot_be_read_is_told_by_a_reclaim_and_read_again() -> None:
+    made = Path()
+    made.write(0, 400)
+    dead = made.snapshot()
+    made.write(0, 400, b"y")
+    made.commit()
+    for broken in made.write_nodes(dead):
+        made.forget(dead)
+        made.disk.broken = {broken}
+        with pytest.raises(StorageError):
+            made.path.reclaim(dead, made.live, 0, 0, 64)
+        assert made.freed() in ([], [(FIRST, 256)])  # of the leaf before
+    made.disk.broken.clear()
+    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+    assert at_end and pairs(freed) == [(FIRST, 400)]
 
 
 def test_a_head_that_is_lower_than_what_it_stands_on_is_damage() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from kernel_path import BLOCK, FOLD, RUNWAY, SLOTS, Disk, Path, pairs
+from kernel_threads import ENDED, FLIGHTS, asleep, in_thread, once, until_it_ends
 from scarce_memory import ScarceMemory
 
 from cowengine import format as f
@@ -18,51 +18,6 @@ from cowengine.errors import ClosedError, PoisonedError, StorageError
 
 LEAF = 1 << 15  # slots of a leaf of the free map
 FIRST = RUNWAY[0][0]
-FLIGHTS = 64  # writes that may be in flight
-ENDED = (ClosedError, PoisonedError)
-
-
-def in_thread(action: Callable[[], object]) -> threading.Thread:
-    """Does it beside others; what it raises because the volume ended is what it should."""
-
-    def act() -> None:
-        try:
-            action()
-        except ENDED:
-            pass
-
-    thread = threading.Thread(target=act)
-    thread.start()
-    return thread
-
-
-def until_it_ends(made: Path) -> None:
-    """Waits until calls fail."""
-    while True:
-        try:
-            made.path.check_state()
-        except ENDED:
-            return
-        time.sleep(0.001)
-
-
-def asleep(thread: threading.Thread) -> None:
-    """Waits until a thread waits for something that this one does not do now."""
-    still = 0
-    while still < 10 and thread.is_alive():
-        with open(f"/proc/self/task/{thread.native_id}/stat") as file:
-            still = still + 1 if file.read().rpartition(")")[2].split()[0] == "S" else 0
-        time.sleep(0.001)
-
-
-def once(made: Path, action: Callable[[], object]) -> None:
-    """Does it within the next write, by the thread that writes."""
-
-    def writing(slot: int) -> None:
-        made.disk.writing = lambda slot: None
-        action()
-
-    made.disk.writing = writing
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
@@ -141,6 +96,28 @@ def test_the_pieces_of_a_write_are_bounded_by_the_batch_or_for_good() -> None:
     assert DataPath(Disk(), 0, FOLD, 12, 100, None, None).batch_fill() == (0, 100)  # type: ignore[arg-type]
 
 
+def test_a_write_beyond_the_end_is_refused() -> None:
+    made = Path(4)
+    assert made.path.pwrite(bytes(5 * BLOCK), 0) == -1
+    assert made.path.pwrite(bytes(BLOCK), 3 * BLOCK + 1) == -1
+    assert made.path.pwrite(bytes(BLOCK), 3 * BLOCK) == BLOCK
+
+
+def test_a_part_of_a_block_whose_seal_cannot_be_read_is_not_written() -> None:
+    made = Path()
+    made.write(0, 4)
+    made.snapshot()
+    before = made.path.runway_slots()
+    PagedTable(made.path, made.path.seals.tree).pointer = made.put_node(9, 0, b"", tree=f.TREE_SEALS).encode()
+    made.disk.broken = {9}
+    with pytest.raises(StorageError):
+        made.path.pwrite(b"z" * BLOCK, 100)
+    assert made.path.runway_slots() == before
+    made.disk.broken.clear()
+    made.path.pwrite(b"z" * BLOCK, 100)
+    assert made.path.pread(2 * BLOCK, 0) == b"x" * 100 + b"z" * BLOCK + b"x" * (BLOCK - 100)
+
+
 # -- discards ----------------------------------------------------------------------------------------------------------
 def test_a_discard_of_what_is_not_there_any_more() -> None:
     made = Path(8)
@@ -155,7 +132,7 @@ def test_a_discard_of_what_is_not_there_any_more() -> None:
         made.path.discard(1, 2)
 
 
-@pytest.mark.parametrize("batch", range(400, 520, 8))
+@pytest.mark.parametrize("batch", [*range(232, 264, 8), *range(400, 520, 8)])
 def test_a_discard_goes_on_behind_a_commit_however_full_the_batch_is(batch: int) -> None:
     made = Path(batch_bytes=batch)
     made.write(0, 512)
@@ -225,6 +202,11 @@ def test_a_poisoned_volume_takes_no_batch_and_publishes_nothing() -> None:
         made.path.take_batch([])
     with pytest.raises(PoisonedError):
         made.path.reclaim(made.live, None, 0, 0, 9)
+    made.path.poison()
+    made.path.shut()
+    made.path.poison()
+    with pytest.raises(ClosedError):
+        made.write(1)
 
 
 def test_what_a_record_says_is_taken_in_or_told() -> None:
@@ -240,6 +222,55 @@ def test_what_a_record_says_is_taken_in_or_told() -> None:
     made.disk.broken.clear()
     made.path.account(deltas, b"")
     assert made.path.slots.used_slots([(40, 30)]) == [(50, 1), (60, 1)]
+
+
+def test_a_record_that_says_what_cannot_be() -> None:
+    made = Path()
+    good, bad = (f.encode_delta(first, 10, f.POINTER_RUN, 50, 1) for first in (1014, 1015))
+    assert not made.path.replay(bad)
+    assert not made.path.replay(f.encode_delta(0, 1, f.POINTER_RUN, 50, 1, head=7))
+    assert made.path.replay(good)
+    assert made.path.place(1014) == (50, 10)
+
+
+def test_a_record_is_not_replayed_over_what_cannot_be_read() -> None:
+    made = Path()
+    made.write(3)
+    made.commit()
+    made.disk.broken = {*made.write_nodes()}
+    made.forget()
+    deltas = b"".join(f.encode_delta(block, 1, f.POINTER_RUN, 50 + block, 2) for block in (4, 5))
+    with pytest.raises(StorageError):
+        made.path.replay(deltas)
+    made.disk.broken.clear()
+    assert made.path.replay(deltas)
+    assert made.path.place(4) == (54, 2)
+
+
+def test_seals_that_cannot_be_read_keep_what_a_record_frees() -> None:
+    made = Path()
+    made.write(0, 4)
+    made.commit()
+    PagedTable(made.path, made.path.seals.tree).pointer = made.put_node(9, 0, b"", tree=f.TREE_SEALS).encode()
+    made.disk.broken = {9}
+    runs = [(FIRST, 1), (FIRST + 2, 1)]
+    with pytest.raises(StorageError):
+        made.path.free_runs(runs)
+    with pytest.raises(StorageError):
+        made.path.account(b"", struct.pack("<QQQQ", *runs[0], *runs[1]))
+    made.disk.broken.clear()
+    made.path.free_runs(runs)
+    assert made.path.slots.used_slots([(FIRST, 4)]) == [(FIRST + 1, 1), (FIRST + 3, 1)]
+
+
+def test_of_several_maps_none_is_written_behind_one_that_finds_no_slot() -> None:
+    made = Path()
+    made.write(3)
+    snapshot = made.snapshot()
+    made.write(3, 1, b"y")
+    with pytest.raises(AssertionError):
+        made.path.flush_map([snapshot, made.live], [])
+    assert made.path.pread(BLOCK, 3 * BLOCK, snapshot) == b"x" * BLOCK
 
 
 # -- beside writes in flight -------------------------------------------------------------------------------------------
@@ -282,6 +313,20 @@ def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
         made.write(1)
     for thread in threads:
         thread.join()
+
+
+def test_a_discard_of_what_is_being_written_comes_after_it() -> None:
+    made = Path()
+    threads: list[threading.Thread] = []
+
+    def discard() -> None:
+        threads.append(in_thread(lambda: made.path.discard(0, 3)))
+        asleep(threads[0])
+
+    once(made, discard)
+    made.write(1)
+    threads[0].join()
+    assert pairs(made.path.extents(None, 0, 9, 9)) == []
 
 
 def test_a_head_that_is_closed_waits_for_its_writes() -> None:
