@@ -119,7 +119,7 @@ cdef class ReadPath:
                 return status
             bytes = min(length - covered[0], (blocks << self.block_shift) - skip)
             slot = slot_of(entry.target)
-            if last != NULL and (slot == 0 and last.slot == 0 or slot != 0 and last.slot != 0 and skip == 0 and (
+            if last != NULL and (slot == 0 and last.slot == 0 or slot != 0 and last.slot != 0 and (     # skip is 0 then
                     last.slot * NODE_BYTES + last.skip + last.length == slot * NODE_BYTES)):
                 last.length += bytes
             elif count[0] == EXTENTS_MAX:

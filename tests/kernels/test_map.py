@@ -130,6 +130,19 @@ def test_a_reclaim_goes_on_within_a_leaf_and_ends_once() -> None:
     assert at_end and not freed
 
 
+def test_a_reclaim_beside_a_full_batch_goes_on_behind_it() -> None:
+    made = Path(batch_bytes=600)
+    made.write(0, 40)
+    dead = made.snapshot()
+    made.write(0, 40, b"y")
+    for block in range(100, 110, 2):
+        made.write(block)
+    cursor, at_end, (deltas, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+    assert (cursor, at_end, freed) == (0, False, b"") and deltas
+    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, cursor, 64)
+    assert at_end and pairs(freed) == [(FIRST, 40)]
+
+
 def test_a_replayed_reclaim_stops_where_the_record_says() -> None:
     made = Path()
     made.write(0, 400)

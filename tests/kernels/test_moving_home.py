@@ -75,13 +75,15 @@ def test_a_block_that_is_being_written_stays() -> None:
     require_whole(made)
 
 
-@pytest.mark.parametrize("why", ["paused", "full"])
+@pytest.mark.parametrize("why", ["paused", "fenced", "full"])
 def test_a_move_waits_for_its_turn(why: str) -> None:
     made = displaced()
     gate, inside = threading.Event(), threading.Semaphore(0)
     writers = []
     if why == "paused":
         made.path.pause((made.live,))
+    elif why == "fenced":
+        made.path.fence()
     else:
         made.disk.writing = lambda slot: (inside.release(), gate.wait())
         writers = [in_thread(lambda block=block: made.write(block)) for block in range(100, 100 + FLIGHTS)]
@@ -92,9 +94,11 @@ def test_a_move_waits_for_its_turn(why: str) -> None:
     assert made.path.place(0) == (FIRST, 8)
     gate.set()
     made.path.resume((made.live,))
+    if why == "fenced":
+        made.path.take_batch([made.live])  # from now on a snapshot has the blocks
     for thread in (mover, *writers):
         thread.join()
-    assert made.path.place(0) == (HOME, 8)
+    assert made.path.place(0) == (FIRST if why == "fenced" else HOME, 8)
 
 
 def test_a_closed_head_moves_nothing() -> None:

@@ -31,6 +31,10 @@ def test_blocks_go_to_their_homes_where_these_are_free() -> None:
     made.write(120)
     made.write(130, 2)
     made.write(119)
+    made.path.set_regions([(600, 3 * LEAF - 5, 20)])
+    made.path.slots.mark_busy(3 * LEAF - 3, 1)
+    made.write(600, 20)  # busy in the first of two leaves
+    assert (made.path.place(600), made.path.place(602)) == ((3 * LEAF - 5, 2), (FIRST + 4, 18))
     places = [made.path.place(block)[0] for block in (5, 100, 115, 120, 130, 131, 119)]
     assert places == [FIRST, home, home + 15, FIRST + 1, FIRST + 2, FIRST + 3, home + 19]
 
@@ -103,6 +107,13 @@ def test_a_write_beyond_the_end_is_refused() -> None:
     assert made.path.pwrite(bytes(BLOCK), 3 * BLOCK) == BLOCK
 
 
+def test_a_write_to_what_becomes_smaller_meanwhile_is_refused_in_the_middle() -> None:
+    made = Path()
+    once(made, lambda: made.live.set_size(10 * BLOCK))
+    assert made.path.pwrite(bytes(600 * BLOCK), 0) == -1
+    assert made.path.pwrite(bytes(10 * BLOCK), 0) == 10 * BLOCK
+
+
 def test_a_part_of_a_block_whose_seal_cannot_be_read_is_not_written() -> None:
     made = Path()
     made.write(0, 4)
@@ -116,6 +127,18 @@ def test_a_part_of_a_block_whose_seal_cannot_be_read_is_not_written() -> None:
     made.disk.broken.clear()
     made.path.pwrite(b"z" * BLOCK, 100)
     assert made.path.pread(2 * BLOCK, 0) == b"x" * 100 + b"z" * BLOCK + b"x" * (BLOCK - 100)
+
+
+def test_a_failed_write_that_took_all_of_the_runway_gives_it_back() -> None:
+    made = Path(runway=((500, 2),))
+
+    def fail() -> None:
+        raise OSError(5, "planted")
+
+    once(made, fail)
+    with pytest.raises(StorageError):
+        made.write(0, 4)
+    assert made.path.runway_slots() == 2
 
 
 # -- discards ----------------------------------------------------------------------------------------------------------
@@ -313,6 +336,17 @@ def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
         made.write(1)
     for thread in threads:
         thread.join()
+
+
+def test_a_discard_waits_for_the_end_of_a_fence() -> None:
+    made = Path()
+    made.write(0, 3)
+    made.path.fence()
+    late = in_thread(lambda: made.path.discard(0, 1))
+    asleep(late)
+    *_, (root,) = made.path.take_batch([made.live])
+    late.join()
+    assert (made.path.place(0)[0], made.path.place(0, root)[0]) == (0, FIRST)
 
 
 def test_a_discard_of_what_is_being_written_comes_after_it() -> None:

@@ -102,7 +102,7 @@ def decisions(text: str) -> Iterator[Decision]:
     """What is decided in a C file that Cython made, by the rule above."""
     numbers: Counter[tuple[str, int]] = Counter()
     passes: dict[str, list[tuple[int, bool]]] = {}
-    passing, whole = False, ""
+    passing, early = False, list[tuple[int, bool]]()
     lines = list(statements(text))
     for at, (c_line, line, origin) in enumerate(lines):
         if found := EARLY.match(line):
@@ -116,10 +116,10 @@ def decisions(text: str) -> Iterator[Decision]:
             inner = empty or "__pyx_temp" in asks[1]  # the loop over a list has a block of its own for its end
             yield Decision(
                 *origin, numbers[origin], c_line, bang or ends, bang and not (ends or empty), not (ends or empty),
-                tuple(within(lines[at + 1 + inner :], int(not ends))), tuple(passes.pop(whole, ())),
+                tuple(within(lines[at + 1 + inner :], int(not ends))), tuple(early),
             )  # fmt: skip
         found = WHOLE.match(line)
-        whole = found[1] if found else ""
+        early = passes.pop(found[1], []) if found else []
 
 
 def within(lines: list[tuple[int, str, tuple[str, int]]], depth: int) -> Iterator[int]:
