@@ -86,6 +86,19 @@ def test_an_engine_that_is_closed_twice_closes_its_descriptor_once(tmp_path: Pat
     assert (tmp_path / "other").read_bytes() == b"still open"
 
 
+@pytest.mark.parametrize(("name", "expected"), [("EFBIG", OutOfRangeError), ("ENOSPC", NoSpaceError)])
+def test_a_file_that_cannot_be_made_as_long_as_the_volume_leaves_nothing(
+    tmp_path: Path, name: str, expected: type[Exception]
+) -> None:
+    class Short(IOTable):
+        def truncate(self, fd: int, size: int) -> None:
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    with pytest.raises(expected):
+        Volume.create(tmp_path / "v", 1 << 20, background=False, io=Short())
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_create_whose_first_barrier_fails_leaves_nothing(tmp_path: Path) -> None:
     class NoBarrier(IOTable):
         def fdatasync(self, fd: int) -> None:
