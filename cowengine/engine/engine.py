@@ -358,9 +358,8 @@ class Engine:
             created_ns=time.time_ns(), name=name, flags=flags, metadata=metadata, head=head.number if head else 0,
         )  # fmt: skip
 
-    def snapshot(self, name: str, metadata: bytes = b"", head: Head | None = None) -> LineageRecord:
+    def snapshot(self, name: str, metadata: bytes, head: Head) -> LineageRecord:
         """Takes a snapshot of a head; durable when it returns."""
-        head = head or self.path.live
         with self.lock:
             self.require_writable()
             self.require_head(head)
@@ -433,9 +432,9 @@ class Engine:
         while reclaim.reclaim_step(self):
             pass
 
-    def resize(self, size: int, head: Head | None = None) -> None:
+    def resize(self, size: int, head: Head) -> None:
         """Makes a head `size` bytes long. Durable on return; then what was cut off is given back."""
-        resize.resize(self, size, head or self.path.live)
+        resize.resize(self, size, head)
         self.reclaim()
 
     @contextmanager
@@ -447,9 +446,8 @@ class Engine:
         finally:
             self.path.resume(heads)
 
-    def rollback(self, number: int, automatic_name: str, head: Head | None = None) -> LineageRecord:
+    def rollback(self, number: int, automatic_name: str, head: Head) -> LineageRecord:
         """Makes a head what a snapshot is; returns the snapshot of what it replaces. Durable on return."""
-        head = head or self.path.live
         with self.lock:
             self.require_writable()
             self.require_head(head)

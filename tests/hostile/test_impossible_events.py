@@ -118,6 +118,15 @@ IMPOSSIBLE: dict[str, Callable[[Here], list[f.Event]]] = {
         f.RollbackEvent(at.numbers["two"], at.ids["s3"], at.epoch + 1, 300 * 4096)],
     "a clone is rolled back to a head": lambda at: [
         f.RollbackEvent(at.numbers["two"], 0, at.epoch + 1, 300 * 4096)],
+    "a clone is rolled back to nothing": lambda at: [
+        f.RollbackEvent(at.numbers["two"], 1000, at.epoch + 1, 300 * 4096)],
+    "a clone is rolled back to what was deleted": lambda at: [
+        f.DeleteEvent(at.ids["of two"]),
+        f.RollbackEvent(at.numbers["two"], at.ids["of two"], at.epoch + 1, 300 * 4096)],
+    "a clone is rolled back to another size": lambda at: [
+        f.RollbackEvent(at.numbers["two"], at.ids["s2"], at.epoch + 1, 299 * 4096)],
+    "what was deleted is held": lambda at: [f.DeleteEvent(at.ids["of two"]), f.HoldEvent(at.ids["of two"], "why")],
+    "what is held is deleted": lambda at: [f.HoldEvent(at.ids["of two"], "why"), f.DeleteEvent(at.ids["of two"])],
     "a clone that is not there is resized": lambda at: [f.ResizeEvent(200, 4096, at.epoch)],
 }  # fmt: skip
 

@@ -339,7 +339,7 @@ class Game:
                     break
                 chosen[test] = None
             chosen |= dict.fromkeys(self.warm.unmeasured)
-        chosen |= dict.fromkeys(range(len(warm.items), len(warm.items) + len(warm.resorts)))
+            chosen |= dict.fromkeys(range(len(warm.items), len(warm.items) + len(warm.resorts)))
         return [test for test in chosen if test not in self.unsound]
 
     def _measured(self, mutant: Mutant) -> list[str]:

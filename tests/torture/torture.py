@@ -53,6 +53,8 @@ class Line:
 
 OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than long ones
 
+QUICK = ("--quick", "--lots", "1", "--workers", "1")  # the lot that all were looked at of
+
 LINES: tuple[Line, ...] = (
     Line("R1", "crash states", "tests/crash/explorer.py", 95, 500_000, ("--depth", "2"), every_core=True),
     Line("R2", "all sequences of two steps", "", 0, 2_073, along="R1", grows=False),
@@ -66,6 +68,7 @@ LINES: tuple[Line, ...] = (
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 125, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 60, 2_000, OFTEN, every_core=True),
     Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 90, 2_000, grows=False),
+    Line("R13", "mutants of engine and format killed", "tests/torture/mutants.py", 50, 150, QUICK, grows=False),
     Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 60, 60_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 70, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30, grows=False),
