@@ -87,7 +87,8 @@ def require_folder(io: IOTable, path: str) -> None:
 class Whereabouts:
     """Whether a file that is open is still the one that an open will find, as far as its descriptor can tell.
 
-    It has been deleted or replaced (what is committed to it would be gone with the descriptor), or cut.
+    It has been deleted or replaced (what is committed to it would be gone with the descriptor), or cut. One that was cut
+    and made longer again since the last look is not told from one that nobody touched: see docs/reliability.md.
     """
 
     def __init__(self, io: IOTable, fd: int, path: str) -> None:
@@ -100,7 +101,10 @@ class Whereabouts:
             size, names = self._io.stands(self._fd)
         if self._names and not names:
             return "the file was deleted or replaced while it was open"
-        return f"the file was cut to {size} bytes while it was open" if size < self._size else ""
+        if size < self._size:
+            return f"the file was cut to {size} bytes while it was open"
+        self._size = size  # nothing but a flatten in place, the end of the engine, makes it shorter
+        return ""
 
     def require(self) -> None:
         """Before a commit. Raises StorageError: nothing was changed, and what is there can still be read."""

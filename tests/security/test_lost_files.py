@@ -106,6 +106,18 @@ def test_a_file_that_was_cut_gives_errors_and_no_other_bytes(tmp_path: Path, vol
         Volume.open(tmp_path / "v")
 
 
+def test_a_file_that_was_cut_to_what_it_was_when_it_was_opened_is_noticed(tmp_path: Path, volume: Volume) -> None:
+    volume.close()
+    opened_with = (tmp_path / "v").stat().st_size
+    with Volume.open(tmp_path / "v", background=False) as grown:
+        grown.pwrite(b"b" * SIZE, 0)  # redirected to what the file grows by
+        grown.snapshot("grown")
+        assert (tmp_path / "v").stat().st_size > opened_with
+        os.truncate(tmp_path / "v", opened_with)
+        with pytest.raises(StorageError, match="was cut to"):
+            grown.snapshot("next")
+
+
 def test_a_file_that_somebody_made_longer_is_as_it_was(tmp_path: Path, volume: Volume) -> None:
     with open(tmp_path / "v", "ab") as file:
         file.write(b"rubbish" * 100_000)
