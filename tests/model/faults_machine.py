@@ -39,7 +39,7 @@ from cowengine.errors import CowEngineError, PoisonedError
 
 BARRIER, WRITE = "fdatasync", "pwrite"
 READS = ("pread", "pread_into")
-OTHER_CALLS = ("open", "punch", "truncate")
+OTHER_CALLS = ("open", "punch", "truncate", "lock", "unlock", "locked", "is_file", "size", "stands", "space", "forget")
 LONGEST = 5  # operations for which a failure lasts
 nths = st.integers(1, 6)
 ways = st.integers(0, 7)
