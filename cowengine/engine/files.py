@@ -87,8 +87,8 @@ def require_folder(io: IOTable, path: str) -> None:
 class Whereabouts:
     """Whether a file that is open is still the one that an open will find, as far as its descriptor can tell.
 
-    It has been deleted or replaced (what is committed to it would be gone with the descriptor), or cut. One that was cut
-    and made longer again since the last look is not told from one that nobody touched: see docs/reliability.md.
+    It has been deleted or replaced (what is committed to it would be gone with the descriptor), or cut. One that was
+    cut and made longer again since the last look is not told from one that nobody touched: see docs/reliability.md.
     """
 
     def __init__(self, io: IOTable, fd: int, path: str) -> None:

@@ -43,7 +43,7 @@ from row import Tally, harness_parser, tell  # noqa: E402
 
 from cowengine.engine.engine import _engines  # noqa: E402
 
-HISTORIES = 10  # on real files
+HISTORIES = 6  # on real files
 BRIEF = (SetCase, StateCase)  # several files, each of which has cases of its own in full
 
 

@@ -22,7 +22,7 @@ from cowengine.engine import sealing
 MEANWHILE: tuple[Step, ...] = (
     ("write", 3, 2), ("snapshot",), ("partial", 700, 900), ("delete", 1), ("flush",), ("write", 5, 1), ("snapshot",),
 )  # fmt: skip
-PIECES = 5
+PIECES = 4
 
 
 @contextmanager

@@ -65,7 +65,10 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "is_file": kinds(EIO),
     "same_file_system": kinds(EIO),
 }
-ONE_EACH = {call: tuple({kind.number: kind for kind in reversed(each)}.values()) for call, each in KINDS.items()}
+ONE_EACH = {  # and what a full memory does, a full table of descriptors does as well
+    call: tuple({kind.number: kind for kind in reversed(each) if kind.number != errno.ENOMEM}.values())
+    for call, each in KINDS.items()
+}
 BARRIERS = ("fdatasync", "sync_directory")
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -78,25 +81,36 @@ def operations() -> dict[str, tuple[Any, str]]:
     return found
 
 
+@dataclass
+class Noted:
+    """In which operations a watched disk was called: by any thread meanwhile, or by the thread that is in it."""
+
+    covered: set[str] = field(default_factory=set)
+    by_itself: set[str] = field(default_factory=set)
+
+
 @contextmanager
-def recorded() -> Iterator[set[str]]:
+def recorded() -> Iterator[Noted]:
     """Within, the operations are noted in which a watched disk is called."""
-    made, covered = [0], set[str]()
+    made, noted = Counter[int](), Noted()  # calls by thread
     counted = FaultyDisk.counted
 
     def counting(self: FaultyDisk, *call: Any) -> Any:
-        made[0] += self.watched and not self.inside
+        made[threading.get_ident()] += self.watched and not self.inside
         return counted(self, *call)
 
     def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def operation(*arguments: Any, **named: Any) -> Any:
-            before = made[0]
+            thread = threading.get_ident()
+            before, mine = made.total(), made[thread]
             try:
                 return function(*arguments, **named)
             finally:
-                if made[0] > before:
-                    covered.add(name)
+                if made.total() > before:
+                    noted.covered.add(name)
+                if made[thread] > mine:
+                    noted.by_itself.add(name)
 
         return operation
 
@@ -121,7 +135,7 @@ def recorded() -> Iterator[set[str]]:
             for module in [each for each in sys.modules.values() if vars(each).get(attribute) is value]:
                 replace(module, attribute, wrapper)
     try:
-        yield covered
+        yield noted
     finally:
         for owner, attribute, value in reversed(replaced):
             setattr(owner, attribute, value)
