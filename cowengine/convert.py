@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,6 +28,7 @@ from cowengine.errors import (
     StorageError,
 )
 from cowengine.names import check_path, shown
+from cowengine.oserrors import typed
 from cowengine.snapshot import Snapshot
 from cowengine.store import Store
 from cowengine.volume import Volume
@@ -45,7 +46,7 @@ def import_image(
 
     With a store, `path` is the volume's name there. The image stays as it is; what it does not allocate is a hole.
     Needs qemu-img. Raises NotFoundError (no image, no directory, no qemu-img), FormatError (damaged, or its data lies
-    in other files too), ExistsError, OutOfRangeError, NoSpaceError.
+    in other files too), ExistsError, OutOfRangeError, NoSpaceError, StorageError.
     """
     source, target = _checked(image, format), check_path(path)
     if not os.path.isfile(source):
@@ -55,8 +56,8 @@ def import_image(
         raise ExistsError("something is in the way; choose another name or remove it", target)
     tool = find_tool()
     _require_self_contained(tool, source, format)
-    _require_space(folder, _data_bytes(tool, source, format))
-    with _work_folder(folder) as place:
+    with typed(folder), _work_folder(folder) as place:
+        _require_space(folder, _data_bytes(tool, source, format))
         raw = _new_file(place, "raw")
         _run(tool, "convert", "-f", format, "-O", "raw", source, raw, image=source)
         if store is not None:
@@ -74,7 +75,7 @@ def export_image(view: Volume | Snapshot, image: str | os.PathLike[str], *, form
     if os.path.lexists(target):
         raise ExistsError("something is in the way; choose another name or remove it", target)
     tool, folder = find_tool(), os.path.dirname(target)
-    with _work_folder(folder) as place:
+    with typed(folder), _work_folder(folder) as place:
         _require_space(folder, int(view.allocated_extents()[:, 1].sum()))
         raw, made = os.path.join(place, "raw"), _new_file(place, "image")
         view.flatten(raw)
@@ -85,7 +86,12 @@ def export_image(view: Volume | Snapshot, image: str | os.PathLike[str], *, form
         finally:
             KERNEL.close(fd)
         KERNEL.rename(made, target)
-        KERNEL.sync_directory(folder)
+        try:
+            KERNEL.sync_directory(folder)
+        except OSError:
+            with suppress(OSError):
+                KERNEL.unlink(target)
+            raise
 
 
 def find_tool() -> str:

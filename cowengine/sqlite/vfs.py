@@ -32,6 +32,7 @@ from cowengine.errors import (
     NotFoundError,
     OutOfRangeError,
 )
+from cowengine.oserrors import typed
 from cowengine.sqlite import layout
 from cowengine.sqlite.database import Database, split_name
 from cowengine.sqlite.file import DatabaseVFS
@@ -112,9 +113,12 @@ class VFS(DatabaseVFS):
         source = self.connect(database, create=False, busy_timeout=busy_timeout)
         try:
             try:
-                KERNEL.close(KERNEL.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                with typed(name):
+                    KERNEL.close(KERNEL.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
                 raise ExistsError("refusing to overwrite", name) from None
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFoundError("there is no such directory", name) from None
             try:
                 _back_up(source, name, busy_timeout)
             except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,12 +19,15 @@ from cowengine import (
     NoSpaceError,
     NotFoundError,
     OutOfRangeError,
+    StorageError,
     Store,
     Volume,
+    convert,
     export_image,
     import_image,
 )
 from cowengine.cli.main import main
+from cowengine.core.iotable import IOTable
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -192,3 +196,42 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     run("volume", "import", tmp_path / "one.qcow2", tmp_path / "two.cow", "--format", "vhdx", expect=4)
     run("volume", "export", place, tmp_path / "one.qcow2", "--format", "qcow2", expect=1)
     run("volume", "export", place, tmp_path / "two", "--format", "raw", expect=2)
+
+
+class Failing(IOTable):
+    """Calls of one name fail."""
+
+    failing = ""
+
+    def _fail(self, name: str) -> None:
+        if name == self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        self._fail("open")
+        return super().open(path, flags, mode)
+
+    def fdatasync(self, fd: int) -> None:
+        self._fail("fdatasync")
+
+    def rename(self, source: str, target: str) -> None:
+        self._fail("rename")
+        super().rename(source, target)
+
+    def sync_directory(self, path: str) -> None:
+        self._fail("sync_directory")
+
+
+@pytest.mark.parametrize("call", ["open", "fdatasync", "rename", "sync_directory"])
+def test_a_disk_that_fails_gives_a_typed_error_and_leaves_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    table = Failing()
+    table.failing = call
+    monkeypatch.setattr(convert, "KERNEL", table)
+    with Volume.create(tmp_path / "v", MIB) as volume:
+        with pytest.raises(StorageError, match="Input/output error"):
+            export_image(volume, tmp_path / "image", format="qcow2")
+        assert os.listdir(tmp_path) == ["v"]
+        table.failing = ""
+        export_image(volume, tmp_path / "image", format="qcow2")
