@@ -300,6 +300,14 @@ BAD_RECORDS = {
     "rollback to nothing": commit(5, events=[f.RollbackEvent(0, 9, 5, 4096)]),
     "rollback of another head": commit(5, events=[f.RollbackEvent(1, 1, 5, 300 * 4096)]),
     "rollback with another size": commit(5, events=[f.RollbackEvent(0, 1, 5, 4096)]),
+    "rollback to a head": commit(5, events=[f.RollbackEvent(0, 0, 5, 300 * 4096)]),
+    "rollback to a deleted one": commit(5, events=[f.DeleteEvent(1), f.RollbackEvent(0, 1, 5, 300 * 4096)]),
+    "rollback in a frozen epoch": commit(5, events=[f.RollbackEvent(0, 1, 2, 300 * 4096)]),
+    "an anchor twice": commit(4, events=[f.AnchorEvent(1), f.AnchorEvent(1)]),
+    "an anchor that is held": commit(4, events=[f.HoldEvent(1, "audit"), f.AnchorEvent(1)]),
+    "given up while held": commit(4, events=[f.HoldEvent(1, "audit"), f.GiveUpEvent(1, 7)]),
+    "hold of the head": commit(4, events=[f.HoldEvent(0, "audit")]),
+    "a reclaim that goes back": commit(4, events=[f.DeleteEvent(1), f.ReclaimEvent(1, 5), f.ReclaimEvent(1, 4)]),
     "an id twice": commit(5, events=[f.SnapshotEvent(2, 4, 0, 0, "again")]),
     "a name twice": commit(5, events=[f.SnapshotEvent(3, 4, 0, 0, "s1")]),
     "an old epoch": commit(5, events=[f.SnapshotEvent(3, 2, 0, 0, "old")]),
@@ -307,11 +315,116 @@ BAD_RECORDS = {
 }
 
 
+FAR = f"log, byte 0: record 1 of epoch 4: an event of another epoch: {f.SnapshotEvent(3, 8, 0, 0, 'far')}"
+LOST = "log: record 1 at byte 0 follows superblock generation 1; the newest valid one is 1, and the chain ends after 0"
+TOLD_OF_RECORDS = {
+    "born too early": ["record 1: delta of block 5 has birth 2, but epoch 2 is frozen"],
+    "beyond the end": [
+        "record 1: blocks 300 to 300 of epoch 3 in slot 660: beyond the end of the volume, which has 300 blocks"
+    ],
+    "in a foreign home": ["record 1: blocks 5 to 5 of epoch 3 in slot 12: in a home that is not its own"],
+    "below the homes": ["record 1: blocks 5 to 5 of epoch 3 in slot 3: below the first home region"],
+    "beyond the file": [
+        "record 1: blocks 5 to 5 of epoch 3 in slot 700: beyond the end of the file",
+        "after the log: slots 700 to 700 lie behind the end of the file, and the free map calls them used",
+    ],
+    "on a block of a snapshot": [
+        "record 1: slot 650 holds block 5 of epoch 3 and, from block 0 on, others of epoch 2",
+        "record 1: places block 5 in slot 650, which is in use",
+    ],
+    "on the same block, another birth": [
+        "record 1: slot 7 holds block 1 of epoch 3 and, from block 0 on, others of epoch 1",
+        "record 1: places block 1 in slot 7, which is in use",
+    ],
+    "on a node": [
+        "record 1: slot 307 holds a block and node (1, 0, 1)",
+        "record 1: places block 5 in slot 307, which is in use",
+        "log: places a block in slot 307, which holds node (1, 0, 1)",
+    ],
+    "old block not freed": ["after the log: slots 267 to 267 are leaked: marked used and reached by nothing"],
+    "freed too early": ["after the log: slots 650 to 650 are in use and the free map calls them free"],
+    "freed and kept": ["after the log: slots 651 to 651 are in use and the free map calls them free"],
+    "node freed": ["log: frees node (1, 0, 0) in slot 306, which is still reachable"],
+    "hold of a deleted one": [
+        "record 1: snapshot 1 is held or released, and was deleted",
+        "record 1: snapshot 1 is held, and is a head or deleted",
+    ],
+    "retention of a deleted one": ["record 1: snapshot 1 is retained until 7, and was deleted or is so for longer"],
+    "retention that is cut": ["record 1: snapshot 1 is retained until 6, and was deleted or is so for longer"],
+    "delete of nothing": ["record 1: DeleteEvent of snapshot 9, which does not exist"],
+    "delete of a held one": [
+        "record 1: snapshot 1 is deleted and was held",
+        "record 1: snapshot 1 is held, and is a head or deleted",
+    ],
+    "anchor of a deleted one": ["record 1: snapshot 1 becomes an anchor, and is one, is deleted or held"],
+    "delete of the head": ["record 1: DeleteEvent of snapshot 0, which does not exist"],
+    "deleted twice": ["record 1: snapshot 1 is deleted twice"],
+    "reclaim of a live one": [
+        "record 1: reclaim of snapshot 1 moves to 0, and it is not deleted or was further",
+        "record 1: snapshot 1 has a reclaim cursor, and its data was not given up or is given back",
+    ],
+    "reclaimed without delete": [
+        "record 1: snapshot 1 is reclaimed and was not deleted",
+        "after the log: slots 6 to 6 are leaked: marked used and reached by nothing",
+        "after the log: slots 266 to 266 are leaked: marked used and reached by nothing",
+    ],
+    "reclaim of nothing": ["record 1: ReclaimedEvent of snapshot 8, which does not exist"],
+    "nothing given back": [
+        "after the log: slots 6 to 6 are leaked: marked used and reached by nothing",
+        "after the log: slots 266 to 266 are leaked: marked used and reached by nothing",
+    ],
+    "two reclaims": ["record 1: 2 snapshots are being reclaimed at once"],
+    "rollback to nothing": ["record 1: rollback of head 0 to 9, which is no snapshot"],
+    "rollback of another head": [
+        "record 1: it speaks of head 1, which does not exist",
+        "record 1: rollback of head 1 to 1, which is no snapshot",
+    ],
+    "rollback with another size": [
+        "record 1: rollback to 1 with epoch 5 and size 4096",
+        "after the log: slots 267 to 267 are leaked: marked used and reached by nothing",
+        "after the log: slots 651 to 651 are leaked: marked used and reached by nothing",
+    ],
+    "rollback to a head": ["record 1: rollback of head 0 to 0, which is no snapshot"],
+    "rollback to a deleted one": [
+        "record 1: rollback to 1, whose data was given up",
+        "after the log: slots 267 to 267 are leaked: marked used and reached by nothing",
+        "after the log: slots 651 to 651 are leaked: marked used and reached by nothing",
+    ],
+    "rollback in a frozen epoch": [
+        "record 1: rollback to 1 with epoch 2 and size 1228800",
+        "after the log: slots 267 to 267 are leaked: marked used and reached by nothing",
+        "after the log: slots 651 to 651 are leaked: marked used and reached by nothing",
+    ],
+    "an anchor twice": ["record 1: snapshot 1 becomes an anchor, and is one, is deleted or held"],
+    "an anchor that is held": ["record 1: snapshot 1 becomes an anchor, and is one, is deleted or held"],
+    "given up while held": [
+        "record 1: snapshot 1 is deleted and was held",
+        "record 1: snapshot 1 is held, and is a head or deleted",
+    ],
+    "hold of the head": ["record 1: HoldEvent of snapshot 0, which does not exist"],
+    "a reclaim that goes back": [
+        "record 1: reclaim of snapshot 1 moves to 4, and it is not deleted or was further",
+        "after the log: slots 6 to 6 are leaked: marked used and reached by nothing",
+    ],
+    "an id twice": [
+        "record 1: snapshot takes id 2 where 3 is next",
+        "record 1: snapshot 2 of epoch 4 stands on snapshot 2 of epoch 4",
+        "after the log: slots 650 to 650 are leaked: marked used and reached by nothing",
+    ],
+    "a name twice": ["record 1: snapshot 3 has the name of 1"],
+    "an old epoch": [
+        "record 1: snapshot 3 takes epoch 2, the head is in 3",
+        "record 1: snapshot 3 has epoch 2, as has 2",
+    ],
+    "the epoch goes back": [FAR, LOST],
+}
+
+
 @pytest.mark.parametrize("what", BAD_RECORDS)
 def test_a_record_that_breaks_an_invariant_is_reported(what):
     img = sample()
     img.records = [BAD_RECORDS[what]]
-    assert not check(img.build()).ok
+    assert check(img.build()).problems == TOLD_OF_RECORDS[what]
 
 
 # --- the trees and the free map ---------------------------------------------------------------------------------------
@@ -404,31 +517,56 @@ def test_a_wrong_level_in_a_pointer_is_reported():
 # --- lineage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("member", "changes"),
-    [
-        (2, {"parent": 7}),
-        (2, {"parent": 0}),
-        (1, {"parent": 2}),
-        (2, {"epoch": 1}),
-        (2, {"epoch": 9}),
-        (2, {"name": "s1"}),
-        (2, {"flags": f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY, "cursor": 0, "root": f.hole(1)}),
-        (2, {"flags": f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY}),
-        (2, {"cursor": 0}),
-        (2, {"flags": f.LINEAGE_HELD | f.LINEAGE_DELETED, "hold_reason": "audit"}),
-        (2, {"kind": f.LINEAGE_HEAD}),
-        (0, {"kind": f.LINEAGE_SNAPSHOT, "frozen": 0}),
-        (0, {"frozen": 1}),
-        (0, {"parent": 1, "frozen": 0}),
-        (2, {"id": 3}),
-    ],
-)
-def test_a_lineage_that_breaks_a_rule_is_reported(member, changes):
+BAD_LINEAGES = [
+    (2, {"parent": 7}, ["checkpoint: snapshot 2 stands on 7, which is no snapshot"]),
+    (2, {"parent": 0}, ["checkpoint: snapshot 2 stands on 0, which is no snapshot"]),
+    (1, {"parent": 2}, ["checkpoint: snapshot 1 of epoch 1 stands on snapshot 2 of epoch 2"]),
+    (2, {"epoch": 1}, ["checkpoint: snapshot 2 has epoch 1, as has 1"]),
+    (2, {"epoch": 9}, ["checkpoint: head 0 of epoch 3 stands on snapshot 2 of epoch 9"]),
+    (2, {"name": "s1"}, ["checkpoint: snapshot 2 has the name of 1"]),
+    (
+        2,
+        {"flags": f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY, "cursor": 0, "root": f.hole(1)},
+        [
+            "lineage record at place 2: lineage record 2: empty, and no anchor without a map",
+            "checkpoint: head 0 stands on 2, which is no snapshot",
+        ],
+    ),
+    (
+        2,
+        {"flags": f.LINEAGE_ANCHOR | f.LINEAGE_EMPTY},
+        [
+            "lineage record at place 2: lineage record 2: empty, and no anchor without a map",
+            "checkpoint: head 0 stands on 2, which is no snapshot",
+        ],
+    ),
+    (2, {"cursor": 0}, ["checkpoint: snapshot 2 has a reclaim cursor, and its data was not given up or is given back"]),
+    (
+        2,
+        {"flags": f.LINEAGE_HELD | f.LINEAGE_DELETED, "hold_reason": "audit"},
+        ["checkpoint: snapshot 2 is held, and is a head or deleted"],
+    ),
+    (
+        2,
+        {"kind": f.LINEAGE_HEAD},
+        [
+            "lineage record at place 2: lineage record 2: number 0 of a head",
+            "checkpoint: head 0 stands on 2, which is no snapshot",
+        ],
+    ),
+    (0, {"kind": f.LINEAGE_SNAPSHOT, "frozen": 0}, ["the lineage table has no live head"]),
+    (0, {"frozen": 1}, ["checkpoint: head 0 stands on snapshot 2 of epoch 2, but only 1 is frozen"]),
+    (0, {"parent": 1, "frozen": 0}, ["checkpoint: head 0 stands on snapshot 1 of epoch 1, but only 0 is frozen"]),
+    (2, {"id": 3}, ["lineage record 3 lies at place 2", "checkpoint: head 0 stands on 2, which is no snapshot"]),
+]
+
+
+@pytest.mark.parametrize(("member", "changes", "told"), BAD_LINEAGES)
+def test_a_lineage_that_breaks_a_rule_is_reported(member, changes, told):
     img = sample()
     for name, value in changes.items():
         setattr(img.lineage[member], name, value)
-    assert not check(img.build()).ok
+    assert check(img.build()).problems == told
 
 
 def test_a_snapshot_not_below_next_id_is_reported():

@@ -92,6 +92,40 @@ def test_no_more_than_one_superblock_can_be_lost(generation: int, tmp_path: Path
         Volume.open(tmp_path / "v", background=False)
 
 
+def test_a_slot_with_two_blocks_is_reported_also_behind_a_shorter_extent() -> None:
+    img = image.Image(epoch=3, next_id=3)
+    img.lineage[0].epoch, img.lineage[0].frozen, img.lineage[0].parent = 3, 2, 2
+    img.lineage[1], img.lineage[2] = image.snapshot(1, 1), image.snapshot(2, 2, 1)
+    img.maps[1], img.maps[2] = {}, {0: (650, 2), 1: (651, 2)}
+    img.maps[0] = {0: (650, 2), 5: (651, 3)}
+    assert any("slot 651 holds block 5 of epoch 3" in problem for problem in problems_of(img))
+
+
+def test_a_record_that_names_another_before_it_is_none_of_the_chain(tmp_path: Path) -> None:
+    img = image.Image(epoch=1, next_id=1)
+    img.records = [image.commit(1), image.commit(1)]
+    img.build()
+    img.records[1].previous ^= 1
+    other = f.encode_record(img.records[1], image.FOLD)
+    at = image.LOG_FIRST * BLOCK + 512
+    img.data[at : at + len(other)] = other
+    assert any("chain ends after 1" in each for each in check_file("image", image.ImageIO(bytes(img.data))).problems)
+    (tmp_path / "v").write_bytes(img.data)
+    with pytest.raises(CorruptionError, match="what leads to it is not"):
+        Volume.open(tmp_path / "v", background=False)
+
+
+def test_a_last_record_that_is_dropped_leaves_the_log_where_the_one_before_it_ends(tmp_path: Path) -> None:
+    img = image.Image(epoch=1, next_id=1)
+    dropped = image.commit(1, one_barrier=True, deltas=f.encode_delta(7, 1, 1, img.home(7), 1))
+    dropped.checks = [(img.home(7), 1)]
+    img.records = [image.commit(1), dropped]
+    (tmp_path / "v").write_bytes(img.build())
+    with Volume.open(tmp_path / "v", read_only=True, background=False) as volume:
+        log = volume.engine.log
+        assert (log.sequence, log.position) == (1, 512)
+
+
 def test_an_empty_anchor_on_which_two_stand_is_reported() -> None:
     img = image.Image(epoch=3, next_id=3)
     img.lineage[0].epoch, img.lineage[0].frozen, img.lineage[0].parent = 3, 2, 2

@@ -16,7 +16,8 @@ mutants_killers.json, in which `--learn` keeps what killed each mutant, and whic
 mutants are drawn.
 
 Counted are the mutants killed. Each that *survived* is named. mutants_reviewed.json has those that do no harm, and
-why: they are not played, unless named with `--only`. If less than 95 of 100 are killed, each survivor is a violation.
+why, and (`open:`) those for which a test is still to be written: they are not played, unless named with `--only`. If
+less than 95 of 100 are killed, each survivor is a violation.
 """
 
 from __future__ import annotations
