@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from kernel_path import Path
+from kernel_path import Path as DataPath
 
 from cowengine.errors import ClosedError, PoisonedError
 
@@ -23,12 +24,12 @@ def in_thread(action: Callable[[], object]) -> threading.Thread:
         except ENDED:
             pass
 
-    thread = threading.Thread(target=act)
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
 
 
-def until_it_ends(made: Path) -> None:
+def until_it_ends(made: DataPath) -> None:
     """Waits until calls fail."""
     while True:
         try:
@@ -42,12 +43,20 @@ def asleep(thread: threading.Thread) -> None:
     """Waits until a thread waits for something that this one does not do now."""
     still = 0
     while still < 10 and thread.is_alive():
-        with open(f"/proc/self/task/{thread.native_id}/stat") as file:
-            still = still + 1 if file.read().rpartition(")")[2].split()[0] == "S" else 0
+        still = still + 1 if _state(thread) == "S" else 0
         time.sleep(0.001)
 
 
-def once(made: Path, action: Callable[[], object]) -> None:
+def _state(thread: threading.Thread) -> str:
+    """How the kernel calls what a thread does; nothing if it has ended."""
+    try:
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def once(made: DataPath, action: Callable[[], object]) -> None:
     """Does it within the next write, by the thread that writes."""
 
     def writing(slot: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import mmap
+import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def slots_of(kernel: str) -> Slots:
     """Where the library of a kernel, which is loaded, looks up its allocator."""
     file = importlib.import_module(f"cowengine.core.{kernel}").__file__
     assert file is not None
+    file = os.path.realpath(file)
     base = min(
         int(line.split("-")[0], 16) for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)
     )

@@ -68,10 +68,46 @@ def test_a_node_above_that_cannot_be_read_is_told() -> None:
     assert walk.step(100) and walk.block_count == 3
 
 
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_what_an_ancestor_has_is_not_exclusive(before: int) -> None:
+    made = Path()
+    made.write(0, 3)
+    made.snapshot()
+    made.write(2, 3, b"y")
+    made.write(600, 2)
+    second = made.snapshot()
+    assert exclusive(made, second, [], before)[0] == {0: 7, 1: 5, 2: 0}[before]
+
+
+def test_a_node_that_cannot_be_read_within_a_walk_is_read_again() -> None:
+    made = Path()
+    made.write(0, 8)
+    made.write(300, 8)
+    first = made.snapshot()
+    made.write(3, 1, b"y")
+    made.write(303, 1, b"y")
+    made.commit()
+    for broken in made.write_nodes(first):
+        made.forget(first)
+        made.disk.broken = {broken}
+        walk = ExclusiveWalk(made.path, first, [made.live], 0)
+        with pytest.raises(StorageError):
+            walk.step(100)
+        made.disk.broken.clear()
+        assert walk.step(100) and (walk.block_count, walk.node_count) == (2, 3)
+
+
 def test_a_map_beside_that_is_lower_is_damage() -> None:
     made, small = grown(LEAF * 2)
     with pytest.raises(CorruptionError):
         exclusive(made, made.live, [small])
+
+
+def test_beside_a_map_of_holes_all_counts() -> None:
+    made = Path()
+    made.write(0, 8)
+    made.write(300, 2)
+    assert exclusive(made, made.snapshot(), [made.path.root_at(f.hole(1).encode())]) == (10, 0)
 
 
 def test_a_closed_volume_is_not_looked_at() -> None:

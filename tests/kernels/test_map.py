@@ -143,6 +143,49 @@ def test_a_reclaim_beside_a_full_batch_goes_on_behind_it() -> None:
     assert at_end and pairs(freed) == [(FIRST, 40)]
 
 
+@pytest.mark.parametrize("blocks", [1024, 128 * LEAF * 3])
+def test_what_nobody_has_below_or_above_goes_whole(blocks: int) -> None:
+    made = Path(blocks, runway=((1_000, 60_000),))
+    made.write(0, 128 * LEAF if blocks > 1024 else LEAF)  # a run pointer
+    made.write(blocks - 300, 3)
+    made.commit()
+    first = made.snapshot()
+    made.write_nodes(first)
+    mapped = sum(count for _, count in pairs(made.path.extents(first, 0, blocks, 99)))
+    cursor, at_end, freed = 0, False, []
+    while not at_end:
+        cursor, at_end, (_, runs, *_) = made.path.reclaim(first, None, 0, cursor, 3)
+        freed += pairs(runs)
+    assert sum(count for _, count in freed) == mapped
+    assert made.path.reclaim(first, None, 1, 0, 99)[1:] == (True, made.path.take_batch([]))  # older: somebody has it
+
+
+def test_beside_a_map_of_holes_all_is_unshared() -> None:
+    made = Path()
+    made.write(0, 8)
+    dead = made.snapshot()
+    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.path.root_at(f.hole(1).encode()), 0, 0, 64)
+    assert at_end and pairs(freed) == [(FIRST, 8)]
+
+
+def test_what_the_one_that_stands_on_it_shares_stays() -> None:
+    made = Path()
+    made.write(0, 8)
+    made.write(300, 8)
+    dead = made.snapshot()
+    made.write(303, 1, b"y")
+    made.path.discard(305, 306)
+    kept = made.snapshot()
+    made.write_nodes(dead, kept)
+    made.forget(dead, kept)
+    again = made.path.root_at(dead.pointer)  # the same nodes, read twice
+    assert made.path.pread(BLOCK, 300 * BLOCK, again) == b"x" * BLOCK
+    _, at_end, (_, freed, *_) = made.path.reclaim(dead, again, 0, 0, 64)
+    assert at_end and not freed
+    _, at_end, (_, freed, *_) = made.path.reclaim(dead, kept, 0, 0, 64)
+    assert at_end and pairs(freed) == [(FIRST + 11, 1), (FIRST + 13, 1)]
+
+
 def test_a_replayed_reclaim_stops_where_the_record_says() -> None:
     made = Path()
     made.write(0, 400)

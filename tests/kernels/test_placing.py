@@ -251,9 +251,12 @@ def test_a_record_that_says_what_cannot_be() -> None:
     made = Path()
     good, bad = (f.encode_delta(first, 10, f.POINTER_RUN, 50, 1) for first in (1014, 1015))
     assert not made.path.replay(bad)
+    assert not made.path.replay(f.encode_delta(1024, 1, f.POINTER_RUN, 50, 1))
     assert not made.path.replay(f.encode_delta(0, 1, f.POINTER_RUN, 50, 1, head=7))
     assert made.path.replay(good)
     assert made.path.place(1014) == (50, 10)
+    assert made.path.replay(f.encode_delta(1014, 2, f.POINTER_HOLE, 0, 2))
+    assert made.path.place(1014) == (0, 2)
 
 
 def test_a_record_is_not_replayed_over_what_cannot_be_read() -> None:
@@ -336,6 +339,31 @@ def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
         made.write(1)
     for thread in threads:
         thread.join()
+
+
+def test_a_write_of_the_next_epoch_is_published_behind_the_snapshot() -> None:
+    made = Path()
+    made.write(0)
+    made.path.fence()
+    late = in_thread(lambda: made.write(0, 1, b"y"))
+    asleep(late)
+    *_, (root,) = made.path.take_batch([made.live])
+    late.join()
+    assert made.path.pread(1, 0, root) + made.path.pread(1, 0) == b"xy"
+
+
+def test_a_write_to_what_is_being_written_comes_after_it() -> None:
+    made = Path()
+    threads: list[threading.Thread] = []
+
+    def write() -> None:
+        threads.append(in_thread(lambda: made.write(1, 2, b"z")))
+        asleep(threads[0])
+
+    once(made, write)
+    made.write(0, 2, b"y")
+    threads[0].join()
+    assert made.path.pread(3 * BLOCK, 0) == b"y" * BLOCK + b"z" * 2 * BLOCK
 
 
 def test_a_discard_waits_for_the_end_of_a_fence() -> None:

@@ -15,7 +15,7 @@ FIRST = RUNWAY[0][0]
 
 def half_sealed() -> tuple[Path, Root]:
     """A snapshot of eight blocks in one run, of which the first four are sealed."""
-    made = Path()
+    made = Path(1200)
     for block in range(8):
         made.write(block, 1, bytes([65 + block]))
     snapshot = made.snapshot()
@@ -33,6 +33,8 @@ WHOLE = b"".join(bytes([65 + block]) * BLOCK for block in range(8))
 def test_parts_of_sealed_blocks_and_of_others(first: int, end: int) -> None:
     made, snapshot = half_sealed()
     assert made.path.pread(max(end - first, 0), first, snapshot) == WHOLE[first:end]
+    rest = 1200 * BLOCK - first  # more than is looked up at once
+    assert made.path.pread(rest, first, snapshot) == WHOLE[first:].ljust(rest, b"\0")
 
 
 def test_a_part_of_a_sealed_block_needs_memory_for_the_whole() -> None:
@@ -57,6 +59,28 @@ def test_what_cannot_be_read_is_told_whichever_it_is(broken: int, sealed: bool) 
     made.disk.broken.clear()
     assert made.path.pread(3 * BLOCK - 5, 5, snapshot) == b"x" * (3 * BLOCK - 5)
     made.path.shut()  # nobody is taken for a reader any more
+
+
+def test_a_map_that_cannot_be_read_is_told_by_a_read() -> None:
+    made = Path()
+    made.write(3)
+    made.commit()
+    made.disk.broken = {*made.write_nodes()}
+    made.forget()
+    with pytest.raises(StorageError):
+        made.path.pread(1, 0)
+    made.disk.broken.clear()
+    assert made.path.pread(1, 3 * BLOCK) == b"x"
+
+
+def test_an_era_does_not_end_while_a_read_of_it_is_under_way() -> None:
+    made = Path()
+    made.write(0)
+    eras: list[int] = []
+    made.disk.reading = lambda slot: eras.extend(made.path.turn_era() for _ in range(3))
+    assert made.path.pread(1, 0) == b"x"
+    assert eras == [3, 3, 3]
+    assert [made.path.turn_era() for _ in range(2)] == [4, 5]
 
 
 def test_a_buffer_is_filled_as_far_as_it_goes_and_memory_is_trimmed() -> None:
@@ -88,7 +112,7 @@ def test_what_has_ended_is_not_looked_at() -> None:
             look(0)
 
 
-@pytest.mark.parametrize("most", [0, 1, 2, 4095, 4096, 4097, 5000, 9999])
+@pytest.mark.parametrize("most", [0, 1, 2, 4095, 4096, 4097, 4500, 9999])
 def test_more_extents_than_are_collected_at_once(most: int) -> None:
     made = many()
     expected = [(2 * i, 1) for i in range(4500)]

@@ -42,7 +42,14 @@ SITE = ROOT / "build" / "gcov-site"
 OBJECTS = ROOT / "build" / "gcov"
 C_FILES = ROOT / "build" / "release" / "cython" / "cowengine" / "core"
 KERNELS = ("batch", "blockmap", "compact", "datapath", "exclusive", "radix", "readpath", "roots", "slotmap")
-TESTS = ("tests/space", "tests/usage")
+TESTS = (
+    "tests/compaction/test_compaction.py",
+    "tests/kernels",
+    "tests/regressions/test_reclaim.py",
+    "tests/resize/test_homes.py",
+    "tests/seals/test_damage.py",
+    "tests/seals/test_sealing.py",
+)
 Branch = tuple[str, int, int, str]  # file, line, number of the decision in its line, which way
 
 ORIGIN = re.compile(r'\s*/\* "([^"]+)":(\d+)$')

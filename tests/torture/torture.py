@@ -68,6 +68,7 @@ LINES: tuple[Line, ...] = (
     Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 125, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 60, 2_000, OFTEN, every_core=True),
     Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 90, 2_000, grows=False),
+    Line("R12k", "branches of the kernels taken", "tests/torture/kernel_branches.py", 15, 1_400, grows=False),
     Line("R13", "mutants of engine and format killed", "tests/torture/mutants.py", 50, 150, QUICK, grows=False),
     Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 60, 60_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 70, 3_000_000, grows=False),
