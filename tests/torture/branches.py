@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,21 @@ data_file = {data}
 parallel = true
 patch = fork, subprocess, _exit
 disable_warnings = module-not-imported, no-data-collected
+
+[paths]
+# A process without this search path finds the checkout, from which the other was installed: its lines are the same.
+installed =
+    {installed}
+    */cowengine
 """
 SUMMARY = re.compile(r"(?:FAILED|ERROR) (.*)")
+
+
+def installed() -> Path:
+    """The package that is measured."""
+    found = find_spec("cowengine")
+    assert found is not None and found.origin is not None, "cowengine is not installed"
+    return Path(found.origin).parent
 
 
 def measure(tests: Sequence[str], parts: Sequence[str], folder: Path) -> tuple[list[str], dict[str, Any]]:
@@ -127,7 +141,7 @@ def measure(tests: Sequence[str], parts: Sequence[str], folder: Path) -> tuple[l
     Its data, of all processes together, is left in `folder / "data"`.
     """
     config, told = folder / "config", folder / "told.json"
-    config.write_text(CONFIG.format(parts=",".join(parts), data=folder / "data"))
+    config.write_text(CONFIG.format(parts=",".join(parts), data=folder / "data", installed=installed()))
 
     def coverage(command: str, *arguments: str) -> list[str]:
         return [sys.executable, "-P", "-m", "coverage", command, f"--rcfile={config}", *arguments]

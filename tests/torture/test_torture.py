@@ -72,6 +72,14 @@ def test_every_harness_of_the_scoreboard_is_there_and_knows_its_arguments() -> N
         assert all(argument in told for argument in ("--row", "--seconds", "--seed")), script
 
 
+def test_the_document_has_a_line_for_each_row() -> None:
+    text = (torture.ROOT / "docs" / "reliability.md").read_text()
+    for line in torture.LINES:
+        (said,) = [row for row in text.splitlines() if row.startswith(f"| {line.name} |")]
+        goal = said.split("|")[3].strip()
+        assert goal == f"{line.goal:,}", f"{line.name}: its goal is {line.goal:,}"
+
+
 def test_the_command_says_what_rows_there_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
