@@ -14,11 +14,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from cowengine.core.iotable import KERNEL
+from cowengine.engine.files import give_name
 from cowengine.errors import (
     ExistsError,
     FormatError,
@@ -85,13 +86,7 @@ def export_image(view: Volume | Snapshot, image: str | os.PathLike[str], *, form
             KERNEL.fdatasync(fd)
         finally:
             KERNEL.close(fd)
-        KERNEL.rename(made, target)
-        try:
-            KERNEL.sync_directory(folder)
-        except OSError:
-            with suppress(OSError):
-                KERNEL.unlink(target)
-            raise
+        give_name(KERNEL, made, target)
 
 
 def find_tool() -> str:

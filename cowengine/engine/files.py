@@ -43,6 +43,17 @@ def open_regular(io: IOTable, path: str, *, read_only: bool) -> int:
     return fd
 
 
+def give_name(io: IOTable, made: str, target: str) -> None:
+    """Gives a finished file its own name, durably; if that cannot be made durable there is no such file."""
+    io.rename(made, target)
+    try:
+        io.sync_directory(os.path.dirname(target) or ".")
+    except BaseException:
+        with suppress(OSError):
+            io.unlink(target)
+        raise
+
+
 def open_unfinished(io: IOTable, path: str) -> int:
     """A new file, mode 0600 and locked, under a name for what is not finished yet.
 

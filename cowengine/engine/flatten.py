@@ -19,7 +19,7 @@ from cowengine.core.iotable import IOTable
 from cowengine.core.roots import Root
 from cowengine.engine.create import LOG_FIRST, explained, write_zeros
 from cowengine.engine.engine import Engine
-from cowengine.engine.files import open_unfinished, require_sole
+from cowengine.engine.files import give_name, open_unfinished, require_sole
 from cowengine.engine.intent import intent_path, put_back, write_intent
 from cowengine.engine.reclaim import pending
 from cowengine.engine.verifying import require_undamaged
@@ -176,16 +176,7 @@ def write_new_image(io: IOTable, size: int, target: str, fill: Callable[[int], N
     except OSError as error:
         raise _typed(error, target, size) from error
 
-    def take_name(part: str) -> None:
-        io.rename(part, target)
-        try:
-            io.sync_directory(os.path.dirname(target) or ".")
-        except BaseException:
-            with suppress(OSError):
-                io.unlink(target)
-            raise
-
-    write_image(io, size, target, fill, take_name)
+    write_image(io, size, target, fill, lambda part: give_name(io, part, target))
 
 
 def write_image(

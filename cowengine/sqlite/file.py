@@ -166,13 +166,11 @@ class DatabaseVFS(apsw.VFS):
             raise apsw.CantOpenError(f"no database {database_name!r}")
         self._opened(database)
         try:
-            is_there = self._provide(database, file, flags[0])
+            if not self._provide(database, file, flags[0]):
+                raise apsw.CantOpenError(f"no file {path!r}")
         except BaseException:
             self._closed(database)
             raise
-        if not is_there:
-            self._closed(database)
-            raise apsw.CantOpenError(f"no file {path!r}")
         flags[1] = flags[0]
         if database.read_only:
             flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
