@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,15 @@ installed =
 SUMMARY = re.compile(r"(?:FAILED|ERROR) (.*)")
 
 
+def failed_in(pytest: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
+    """Runs pytest from the root; the tests that failed, or what it said if none did and it ended badly."""
+    run = subprocess.run(pytest, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    failed = SUMMARY.findall(run.stdout)
+    if run.returncode and not failed:
+        return [f"pytest ended with status {run.returncode}: {run.stdout[-1000:]}"]
+    return failed
+
+
 def installed() -> Path:
     """The package that is measured."""
     found = find_spec("cowengine")
@@ -147,10 +156,7 @@ def measure(tests: Sequence[str], parts: Sequence[str], folder: Path) -> tuple[l
         return [sys.executable, "-P", "-m", "coverage", command, f"--rcfile={config}", *arguments]
 
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tests'}", *tests]
-    run = subprocess.run(coverage("run", *pytest), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    failed = SUMMARY.findall(run.stdout)
-    if run.returncode and not failed:
-        failed = [f"pytest ended with status {run.returncode}: {run.stdout[-1000:]}"]
+    failed = failed_in(coverage("run", *pytest))
     subprocess.run(coverage("combine", "-q"), cwd=ROOT, check=True)
     subprocess.run(coverage("json", "-q", "-o", str(told)), cwd=ROOT, check=True)
     return failed, json.loads(told.read_text())["files"]

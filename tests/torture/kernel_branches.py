@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from branches import ROOT, SUMMARY  # noqa: E402
+from branches import ROOT, failed_in  # noqa: E402
 from row import Tally, harness_parser, tell  # noqa: E402
 
 SITE = ROOT / "build" / "gcov-site"
@@ -173,10 +173,7 @@ def measure(tests: Sequence[str], kernels: Sequence[str], folder: Path) -> tuple
         "PYTHONPATH": str(SITE), "GCOV_PREFIX": str(folder), "GCOV_PREFIX_STRIP": str(depth),
     }  # fmt: skip
     pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tests'}"]
-    run = subprocess.run([*pytest, *tests], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    failed = SUMMARY.findall(run.stdout)
-    if run.returncode and not failed:
-        failed = [f"pytest ended with status {run.returncode}: {run.stdout[-1000:]}"]
+    failed = failed_in([*pytest, *tests], environment)
     lines, taken = counted(folder, kernels), Counter[Branch]()
     for kernel in kernels:
         for decision in decisions((C_FILES / f"{kernel}.c").read_text()):
