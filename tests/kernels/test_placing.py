@@ -331,14 +331,15 @@ def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
         threads.append(in_thread(lambda: made.write(1)))
         for thread in threads:
             asleep(thread)
-        threads.append(in_thread(getattr(made.path, end)))
-        until_it_ends(made)
+        ends = in_thread(getattr(made.path, end))
+        for thread in threads:
+            thread.join()  # woken while the write is still in flight
+        threads.append(ends)
 
     once(made, wait_and_end)
     with pytest.raises(ENDED):
         made.write(1)
-    for thread in threads:
-        thread.join()
+    threads[-1].join()
 
 
 def test_a_write_of_the_next_epoch_is_published_behind_the_snapshot() -> None:

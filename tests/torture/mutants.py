@@ -264,8 +264,6 @@ class Warm:
         _, status = os.waitpid(child.pid, 0)
         os.close(child.watched)
         said = [line.split() for line in (child.folder / "said").read_text().splitlines()]
-        if child.tests and not said:
-            raise RuntimeError("a child ended before its first test")
         shutil.rmtree(child.folder, ignore_errors=True)
         passed = [int(test) for test, what in said if what == "passed"]
         if not said or said[-1][1] == "passed":
@@ -380,6 +378,8 @@ class Game:
     def _ended(self, child: Child) -> Child | None:
         """Looks at what a child has said. Returns another that has to run because of it."""
         verdict = self.warm.end(child)
+        if child.tests and not verdict.passed and verdict.failed is None:
+            raise RuntimeError("a child ended before its first test")
         self.sound.update(verdict.passed)
         assert child.mutant is not None, "one without a mutant is waited for by `_is_sound`"
         if verdict.failed is None:

@@ -56,7 +56,7 @@ OFTEN = ("--steps", "50", "--check-every", "50")  # many histories rather than l
 QUICK = ("--quick", "--lots", "1", "--workers", "1")  # the lot that all were looked at of
 
 LINES: tuple[Line, ...] = (
-    Line("R1", "crash states", "tests/crash/explorer.py", 120, 500_000, ("--depth", "2"), every_core=True),
+    Line("R1", "crash states", "tests/crash/explorer.py", 145, 500_000, ("--depth", "2"), every_core=True),
     Line("R2", "all sequences of two steps", "", 0, 2_073, along="R1", grows=False),
     Line("R3", "calls that fail", "tests/faults/every_call.py", 160, 24_000, grows=False),
     Line("R4", "kills of volumes, stores, backups", "tests/crash/kill_nine.py", 78, 2_000),
@@ -65,11 +65,11 @@ LINES: tuple[Line, ...] = (
     Line("R7", "barriers failed by a broken disk", "tests/torture/writeback_error.py", 11, 60),
     Line("R8", "disks filled up under an operation", "tests/torture/no_space.py", 16, 400),
     Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 150, 100_000),
-    Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 150, 5_000_000),
-    Line("R11", "histories against the model", "tests/model/play.py", 60, 2_000, OFTEN, every_core=True),
+    Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 130, 5_000_000),
+    Line("R11", "histories against the model", "tests/model/play.py", 75, 2_000, OFTEN, every_core=True),
     Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 170, 2_000, grows=False),
     Line("R12k", "branches of the kernels taken", "tests/torture/kernel_branches.py", 13, 1_400, grows=False),
-    Line("R13", "mutants of engine and format killed", "tests/torture/mutants.py", 80, 30, QUICK),
+    Line("R13", "mutants of engine and format killed", "tests/torture/mutants.py", 50, 30, QUICK),
     Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 32, 60_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 55, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30),
