@@ -1,7 +1,7 @@
-"""How a workload is measured: beside the same one on a raw file, in the same run, in turns (A B A B).
+"""What every benchmark gets: who takes part, sizes that fit the kind of run, a race, and the output at the end.
 
-A machine's noise then meets both sides alike, and the ratio says what cowengine costs. Every random choice is seeded.
-With --benchmark-disable each workload runs once, small. Results go to bench/results (or --benchmark-json).
+Three kinds of runs: the full one, --quick (under three minutes), and --benchmark-disable, in which each workload runs
+once and small. Every random choice is seeded. Results go to bench/results (or --benchmark-json).
 """
 
 from __future__ import annotations
@@ -9,161 +9,54 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import random
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compare import Comparison, RawFile, Row, ratio_table
+from race import Race
+from result import Line
+from subjects.field import Field, all_subjects, started
+from table import cowengine_table, peers_table
+from workload import SEED, MiB, Workload
 
-SEED = 20240229
-MiB = 1 << 20
-BLOCK = 4096
 RESULTS = Path(__file__).parent / "results"
-ROWS = pytest.StashKey[list["Row"]]()
+ROWS = pytest.StashKey[list[Row]]()
+LINES = pytest.StashKey[list[Line]]()
 TABLES = pytest.StashKey[list[str]]()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One workload, measured: seconds per operation on both sides."""
-
-    name: str
-    cow_seconds: float
-    raw_seconds: float
-    ratio: float  # median of (cow / raw), pair by pair
-    ratio_low: float  # 10th percentile
-    ratio_high: float  # 90th percentile
-    goal: float | None
-    note: str = ""
+FIELD = pytest.StashKey[Field]()
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Picks the size of a workload: the full one, or the one that merely proves that it still runs."""
+    """Picks the size of a workload by the kind of run: full, quick, or merely proving that it still works."""
 
-    full: bool
+    kind: str
 
-    def __call__(self, full: int, small: int) -> int:
-        return full if self.full else small
+    @property
+    def full(self) -> bool:
+        """Whether anything is measured at all."""
+        return self.kind != "small"
 
-
-@dataclass
-class Comparison:
-    """Runs a workload in turns with its raw counterpart, one round each, and keeps the row."""
-
-    benchmark: Any
-    scale: Scale
-    name: str
-    rows: list[Row]
-    cow_times: list[float] = field(default_factory=list)
-    raw_times: list[float] = field(default_factory=list)
-
-    def __call__(
-        self,
-        cow: Callable[[], object],
-        raw: Callable[[], object],
-        *,
-        rounds: int,
-        operations: int = 1,
-        before_cow: Callable[[], object] | None = None,
-        before_raw: Callable[[], object] | None = None,
-        goal: float | None = None,
-        note: str = "",
-    ) -> None:
-        """`before_*` runs before each round and is not measured; `goal` is the largest ratio that is good enough."""
-
-        def raw_round() -> None:
-            if before_raw is not None:
-                before_raw()
-            started = time.perf_counter()
-            raw()
-            self.raw_times.append((time.perf_counter() - started) / operations)
-            if before_cow is not None:
-                before_cow()
-
-        def cow_round() -> None:
-            started = time.perf_counter()
-            cow()
-            self.cow_times.append((time.perf_counter() - started) / operations)
-
-        warmup = max(rounds // 20, 1) if self.scale.full else 0
-        self.benchmark.pedantic(cow_round, setup=raw_round, rounds=rounds, warmup_rounds=warmup)
-        self._keep(warmup, goal, note)
-
-    def of_program(self, run: Callable[[], list[tuple[float, float]]], *, goal: float | None = None) -> None:
-        """The same for rounds that a program ran and measured: seconds per operation, (cow, raw)."""
-        for cow_seconds, raw_seconds in self.benchmark.pedantic(run, rounds=1):
-            self.cow_times.append(cow_seconds)
-            self.raw_times.append(raw_seconds)
-        self._keep(0, goal, "")
-
-    def _keep(self, warmup: int, goal: float | None, note: str) -> None:
-        cow, raw = self.cow_times[warmup:], self.raw_times[warmup:]
-        ratios = sorted(a / b for a, b in zip(cow, raw, strict=True))
-        row = Row(
-            self.name,
-            statistics.median(cow),
-            statistics.median(raw),
-            statistics.median(ratios),
-            ratios[len(ratios) // 10],
-            ratios[-1 - len(ratios) // 10],
-            goal,
-            note,
-        )
-        self.rows.append(row)
-        self.benchmark.extra_info.update(asdict(row), seed=SEED)
+    def __call__(self, full: int, small: int, quick: int | None = None) -> int:
+        """Quick is an eighth of the full one, unless told."""
+        return {"full": full, "small": small, "quick": max(full // 8, small) if quick is None else quick}[self.kind]
 
 
-class RawFile:
-    """The raw counterpart: a file whose every byte was written before, so that no write allocates."""
-
-    def __init__(self, path: Path, size: int, step: int) -> None:
-        self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        for offset in range(0, size, step):
-            os.pwrite(self.fd, b"\xaa" * step, offset)
-        os.fsync(self.fd)
-
-    def write_durably(self) -> None:
-        """What no durable operation can undercut: overwrite 4 KiB, and one barrier."""
-        os.pwrite(self.fd, b"\x55" * BLOCK, 0)
-        os.fdatasync(self.fd)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class Workload:
-    """Seeded data and offsets; the seed is the benchmark's name, so that each one repeats itself exactly."""
-
-    def __init__(self, name: str) -> None:
-        self.random = random.Random(f"{SEED} {name}")
-        self.block = self.random.randbytes(BLOCK)
-        self.mebibyte = self.random.randbytes(MiB)
-
-    def offsets(self, size: int, count: int) -> list[int]:
-        """`count` offsets of 4 KiB blocks below `size`, at random, each at most once."""
-        return [block * BLOCK for block in self.random.sample(range(size // BLOCK), count)]
-
-    def fill(self, pwrite: Callable[[bytes, int], object], size: int, step: int = MiB) -> None:
-        """Write every byte from 0 to `size`, a multiple of `step`, in writes of `step` bytes.
-
-        The page cache remembers the step: on ext4 a 4 KiB overwrite of what came in 1 MiB writes takes ten times as
-        long as of what came in 4 KiB writes. So both sides are filled alike, and for 4 KiB workloads in 4 KiB steps.
-        """
-        for offset in range(0, size, step):
-            pwrite(self.mebibyte[:step], offset)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="benchmarks: all rows in under three minutes")
 
 
 @pytest.fixture(scope="session")
 def scale(request: pytest.FixtureRequest) -> Scale:
-    return Scale(full=not request.config.getoption("benchmark_disable"))
+    if request.config.getoption("benchmark_disable"):
+        return Scale("small")
+    return Scale("quick" if request.config.getoption("quick") else "full")
 
 
 @pytest.fixture(scope="session")
@@ -179,15 +72,34 @@ def directory(scale: Scale) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-@pytest.fixture
-def compare(benchmark: Any, scale: Scale, request: pytest.FixtureRequest) -> Comparison:
-    name = request.node.name.removeprefix("test_")
-    return Comparison(benchmark, scale, name, request.config.stash[ROWS])
+@pytest.fixture(scope="session")
+def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iterator[Field]:
+    """The subjects of this run, running."""
+    with started(all_subjects(), directory, at_once=not scale.full) as found:
+        request.config.stash[FIELD] = found
+        yield found
 
 
 @pytest.fixture
 def workload(request: pytest.FixtureRequest) -> Workload:
     return Workload(request.node.name)
+
+
+@pytest.fixture
+def race(
+    benchmark: Any, field: Field, workload: Workload, scale: Scale, request: pytest.FixtureRequest
+) -> Iterator[Race]:  # fmt: skip
+    """An empty race; its disks are closed after the test. An entry may use 6 seconds, in a quick run half a second."""
+    seconds = {"full": 6.0, "quick": 0.5, "small": 0.0}[scale.kind]
+    made = Race(benchmark, field, workload, seconds, request.config.stash[LINES])
+    with made.disks:
+        yield made
+
+
+@pytest.fixture
+def compare(benchmark: Any, scale: Scale, request: pytest.FixtureRequest) -> Comparison:
+    name = request.node.name.removeprefix("test_")
+    return Comparison(benchmark, scale, name, request.config.stash[ROWS])
 
 
 @pytest.fixture
@@ -232,10 +144,12 @@ def file_system(path: Path) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.stash[LINES] = []
     config.stash[TABLES] = []
+    config.stash[FIELD] = Field()
     if not config.getoption("benchmark_disable") and not config.getoption("benchmark_json"):
         RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_quiet = True  # our own table says what theirs would, as ratios
+        config.option.benchmark_quiet = True  # our own tables say what theirs would, as ratios
         config.option.benchmark_json = str(RESULTS / time.strftime("%Y%m%dT%H%M%S.json"))
 
 
@@ -244,36 +158,40 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["file_system"] = file_system(Path(os.environ.get("BENCH_DIR", RESULTS)))
 
 
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    field = config.stash[FIELD]
+    output_json["seed"] = SEED
+    output_json["quick"] = bool(config.getoption("quick"))
+    output_json["subjects"] = {subject.name: subject.settings for subject in field.running}
+    output_json["missing"] = field.missing
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+    field = config.stash[FIELD]
+    missing = [f"not measured: {name}: {reason}" for name, reason in field.missing.items()]
+    lines = config.stash[LINES]
     tables = config.stash[TABLES]
-    if not (rows or tables) or config.getoption("benchmark_disable"):
+    if config.getoption("benchmark_disable"):
+        for line in missing:
+            terminalreporter.write_line(line)
         return
-    terminalreporter.write_sep("=", "cowengine beside a raw file")
+    rows = config.stash[ROWS]
+    if not (lines or tables or rows):
+        return
+    terminalreporter.write_sep("=", "cowengine beside a raw file, and its peers")
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
-    terminalreporter.write_line(machine)
-    for line in [*(ratio_table(rows) if rows else []), *tables, "", f"written to {config.getoption('benchmark_json')}"]:
-        terminalreporter.write_line(line)
-
-
-def ratio_table(rows: list[Row]) -> list[str]:
-    """The rows as a Markdown table."""
-    lines = [
-        "| workload | cowengine | raw file | ratio | 10 % to 90 % | goal |",
-        "|---|---:|---:|---:|---:|---:|",
+    settings = [f"{subject.name}: {subject.settings}" for subject in field.running]
+    shown = [
+        machine,
+        *settings,
+        *missing,
+        "",
+        *cowengine_table(lines),
+        "",
+        *peers_table(lines),
+        *ratio_table(rows),
+        *tables,
+        "",
     ]
-    for row in rows:
-        goal = "" if row.goal is None else f"≤ {row.goal:.2f}{'' if row.ratio <= row.goal else ' MISSED'}"
-        lines.append(
-            f"| {row.name.replace('_', ' ')} | {shown(row.cow_seconds)} | {shown(row.raw_seconds)} "
-            f"| {row.ratio:.2f} | {row.ratio_low:.2f} to {row.ratio_high:.2f} | {goal} |"
-        )
-    return lines
-
-
-def shown(seconds: float) -> str:
-    """A duration with a fitting unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.2f} {unit}"
-    return f"{seconds * 1e6:.2f} µs"
+    for line in [*shown, f"written to {config.getoption('benchmark_json')}"]:
+        terminalreporter.write_line(line)

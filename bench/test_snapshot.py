@@ -1,103 +1,85 @@
-"""Durable snapshots, and the first writes after one. The raw side pays the same barrier."""
+"""Durable snapshots: rows 1 and 2. The raw side pays the same barrier."""
 
 from __future__ import annotations
 
-import itertools
 import os
+from itertools import count
 
-import cowengine
-
-MiB = 1 << 20
-BLOCK = 4096
-
-
-def test_durable_snapshot(compare, workload, make_raw, volume_path, scale):
-    """A snapshot with nothing unflushed; raw: overwrite 4 KiB and fdatasync."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(MiB)
-    names = map(str, itertools.count())
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        volume.flush()
-        compare(lambda: volume.snapshot(next(names)), raw.write_durably, rounds=scale(1000, 1))
+from race import Lane
+from workload import BLOCK, MiB
 
 
-def test_durable_snapshot_of_256_scattered_writes(compare, workload, make_raw, volume_path, scale):
-    """A snapshot right after 256 scattered 4 KiB writes; raw: fdatasync after the same writes."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(size, BLOCK)
-    names = map(str, itertools.count())
+def test_durable_snapshot(race, scale):
+    """A snapshot with nothing unflushed, a 4 KiB write and a flush after the one before; raw: 4 KiB and fdatasync."""
+    size = scale(256, 8, quick=32) * MiB
 
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        volume.flush()
-        compare(
-            lambda: volume.snapshot(next(names)),
-            lambda: os.fdatasync(raw.fd),
-            before_cow=lambda: [volume.pwrite(workload.block, offset) for offset in workload.offsets(size, 256)],
-            before_raw=lambda: [os.pwrite(raw.fd, workload.block, offset) for offset in workload.offsets(size, 256)],
-            rounds=scale(100, 1),
-        )
+    def snapshot(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        offsets, names = workload.each_once(size), map(str, count())
 
+        def prepare() -> None:
+            disk.pwrite(workload.block, next(offsets))
+            disk.flush()
 
-def test_durable_write(compare, workload, make_raw, volume_path, scale):
-    """One 4 KiB overwrite in place and a flush; raw: one 4 KiB overwrite and fdatasync."""
-    compare_durable_writes(compare, workload, make_raw, volume_path, scale, held=False)
+        return Lane(lambda: disk.snapshot(next(names)), prepare)
 
-
-def test_durable_write_of_a_block_that_a_snapshot_holds(compare, workload, make_raw, volume_path, scale):
-    """The same, each time to a block that is redirected by it: the data, a barrier, the record, a barrier."""
-    compare_durable_writes(compare, workload, make_raw, volume_path, scale, held=True)
-
-
-def compare_durable_writes(compare, workload, make_raw, volume_path, scale, *, held):
-    """Single 4 KiB writes, each to another block and each followed by a flush."""
-    size = scale(64, 8) * MiB
-    raw = make_raw(size, BLOCK)
-    rounds = scale(1000, 1)
-    offsets = iter(workload.offsets(size, 2 * rounds))
-    raw_offsets = iter(workload.offsets(size, 2 * rounds))
-
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        volume.snapshot("held") if held else volume.flush()
+    def overwrite(raw, workload):
+        workload.fill(raw.pwrite, size, BLOCK)
+        offsets = workload.each_once(size)
 
         def write() -> None:
-            volume.pwrite(workload.block, next(offsets))
-            volume.flush()
-
-        def write_raw() -> None:
-            os.pwrite(raw.fd, workload.block, next(raw_offsets))
+            os.pwrite(raw.fd, workload.block, next(offsets))
             os.fdatasync(raw.fd)
 
-        compare(write, write_raw, rounds=rounds)
+        return Lane(write, write)
+
+    race.against(overwrite, size)
+    race.enter(snapshot, size, goal=1.15)
+    race.run("1", "durable snapshot, nothing unflushed", rounds=1000, durable=True)
 
 
-def test_first_write_after_snapshot(compare, workload, make_raw, volume_path, scale):
-    """64 scattered 4 KiB writes to blocks that a snapshot holds; raw: the same writes after an fdatasync."""
-    size = scale(256, 8) * MiB
-    count = 64
-    raw = make_raw(size, BLOCK)
-    names = map(str, itertools.count())
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        rounds = scale(200, 1)
-        plan = iter([workload.offsets(size, count) for _ in range(2 * rounds)])
-        plan_raw = iter([workload.offsets(size, count) for _ in range(2 * rounds)])
+def test_durable_snapshot_of_256_scattered_writes(race, scale):
+    """A snapshot right after 256 scattered 4 KiB writes, first ones after the snapshot before; raw: fdatasync after the
+    same writes.
+    """
+    size = scale(256, 8, quick=32) * MiB
+
+    def scattered(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        disk.flush()
+        return lambda: [disk.pwrite(workload.block, offset) for offset in workload.offsets(size, 256)]
+
+    race.against(lambda raw, workload: Lane(raw.flush, scattered(raw, workload)), size)
+    race.enter(lambda disk, workload: snapshots(disk, scattered(disk, workload)), size, goal=0.5)
+    race.run("2", "durable snapshot, 256 scattered writes unflushed", rounds=200, durable=True)
+
+
+def test_durable_snapshot_of_256_scattered_writes_in_place(race, scale):
+    """The same where nothing is redirected: all blocks were written, in random order, since the snapshot before.
+
+    So they lie scattered in the file as well, and 256 of them are written again. Raw: the same writes, fdatasync.
+    """
+    size = scale(16, 8, quick=16) * MiB
+
+    def in_place(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
 
         def write() -> None:
-            for offset in next(plan):
-                volume.pwrite(workload.block, offset)
+            for offset in workload.offsets(size, size // BLOCK):
+                disk.pwrite(workload.block, offset)
+            disk.flush()
+            for offset in workload.offsets(size, 256):
+                disk.pwrite(workload.block, offset)
 
-        def write_raw() -> None:
-            for offset in next(plan_raw):
-                os.pwrite(raw.fd, workload.block, offset)
+        return write
 
-        compare(
-            write,
-            write_raw,
-            before_cow=lambda: volume.snapshot(next(names)),
-            before_raw=lambda: os.fdatasync(raw.fd),
-            rounds=rounds,
-            operations=count,
-        )
+    race.against(lambda raw, workload: Lane(raw.flush, in_place(raw, workload)), size)
+    race.enter(lambda disk, workload: snapshots(disk, in_place(disk, workload)), size, goal=1.15)
+    race.run("2", "durable snapshot, 256 scattered writes in place unflushed", rounds=100, durable=True)
+
+
+def snapshots(disk, prepare):
+    """Takes one snapshot after the other."""
+    names = map(str, count())
+    disk.snapshot("first")
+    return Lane(lambda: disk.snapshot(next(names)), prepare)

@@ -1,0 +1,257 @@
+"""A race: one workload for every subject, in turns, each beside the raw file.
+
+In each round every entry has one turn, and the order rotates. A turn is a pair of neighbours: the entry's lane and its
+base, the same work on the raw file; in one round the one goes first, in the next round the other. What the machine does
+meanwhile meets both, so what counts is the ratio of a pair; that of an entry is the median over the rounds.
+
+A subject that is slow must not make the run long: an entry that has used more of its time than rounds have passed sits
+out, but has at least LEAST rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Any
+
+from result import Line, median, tenths
+from subjects.field import Field
+from subjects.raw_file import RawDisk
+from subjects.subject import Disk, NotOffered, Subject
+from workload import MiB, Workload
+
+LEAST = 5
+BARRIER_SHARE = 0.7  # what is durable and takes less than this of a barrier is not durable
+
+_numbers = count()
+
+
+def nothing() -> None:
+    """There is nothing to prepare."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one subject does in each round: `prepare`, and then, timed, `run`, which is so many `operations`."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = nothing
+    operations: int = 1
+
+    def timed(self) -> float:
+        """Seconds of one run."""
+        self.prepare()
+        started = time.perf_counter()
+        self.run()
+        return time.perf_counter() - started
+
+
+Make = Callable[[Any, Workload], Lane]  # the lane on a disk that was made for it
+
+
+@dataclass
+class Entry:
+    """A subject, or a variant of one, with all that it was measured at."""
+
+    subject: str
+    variant: str
+    goal: float | None
+    at: dict[str, float]
+    lane: Lane
+    base: Lane
+    reason: str = ""  # why it takes no part any more
+    spent: float = 0.0
+    pairs: dict[int, tuple[float, float]] = field(default_factory=dict)  # by round: seconds an operation, of the base
+
+    @property
+    def label(self) -> str:
+        return f"{self.subject}, {self.variant}" if self.variant else self.subject
+
+    def turn(self, number: int, keep: bool) -> None:
+        """One pair; the base first in every other round."""
+        began = time.perf_counter()
+        if number % 2:
+            base_seconds, seconds = self.base.timed(), self.lane.timed()
+        else:
+            seconds, base_seconds = self.lane.timed(), self.base.timed()
+        self.spent += time.perf_counter() - began
+        if keep:
+            self.pairs[number] = seconds / self.lane.operations, base_seconds / self.base.operations
+
+
+class Race:
+    """Enter lanes, then `run` once; lines are left in `lines`, for the table."""
+
+    def __init__(self, benchmark: Any, field: Field, workload: Workload, seconds: float, lines: list[Line]) -> None:
+        """`seconds` is the time that each entry may use; 0: a single round."""
+        self.benchmark = benchmark
+        self.field = field
+        self.workload = workload
+        self.seconds = seconds
+        self.lines = lines
+        self.entries: list[Entry] = []
+        self.disks = ExitStack()
+        self.base_lane: Lane | None = None
+
+    # -- who takes part -----------------------------------------------------------------------------------------------
+    def disk(self, subject: Subject, size: int) -> Disk:
+        """A new disk, closed after the race."""
+        made = subject.create(self.field.folders[subject.name], f"disk-{next(_numbers)}", size)
+        self.disks.callback(made.close)
+        return made
+
+    def raw(self, size: int) -> RawDisk:
+        """A raw file, closed after the race."""
+        made = self.disk(self.subject("raw file"), size)
+        assert isinstance(made, RawDisk)
+        return made
+
+    def subject(self, name: str) -> Subject:
+        """One that is running."""
+        return next(subject for subject in self.field.running if subject.name == name)
+
+    def racers(self) -> Iterator[Subject]:
+        """All that run but the raw file: cowengine and its peers."""
+        return (subject for subject in self.field.running if subject.name != "raw file")
+
+    def against(self, base: Lane | Make, size: int = 0) -> None:
+        """The base of what is entered from now on: a lane, or how to make it on a raw file of `size` bytes."""
+        self.base_lane = base if isinstance(base, Lane) else base(self.raw(size), self.workload.again())
+
+    def enter(
+        self, make: Make, size: int, variant: str = "", *, goal: float | None = None,
+        at: dict[str, float] | None = None, only: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        """One entry for each subject (or `only` these), each on a new disk. `goal` is cowengine's."""
+        for subject in self.racers():
+            if only and subject.name not in only:
+                continue
+            own_goal = goal if subject.name == "cowengine" else None
+            try:
+                lane = make(self.disk(subject, size), self.workload.again())
+            except Exception as error:
+                reason = why(error, subject.name)
+                self._enter(Entry(subject.name, variant, None, at or {}, Lane(nothing), Lane(nothing), reason))
+            else:
+                self.enter_lane(lane, variant, subject=subject.name, goal=own_goal, at=at)
+
+    def enter_lane(
+        self, lane: Lane, variant: str = "", *, subject: str = "cowengine", goal: float | None = None,
+        at: dict[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """One entry with a lane that is there."""
+        assert self.base_lane is not None, "call `against` first"
+        self._enter(Entry(subject, variant, goal, at or {}, lane, self.base_lane))
+
+    def _enter(self, entry: Entry) -> None:
+        assert entry.label not in [each.label for each in self.entries], f"{entry.label} takes part already"
+        self.entries.append(entry)
+
+    # -- the race -----------------------------------------------------------------------------------------------------
+    def run(self, row: str, workload: str, *, rounds: int, rate: bool = False, durable: bool = False) -> None:
+        """At most so many rounds. With `rate` ratios are of rates, larger is better. What is `durable` must not take
+        less than a barrier, which is measured beside it: a line that does says so.
+        """
+        barrier: list[float] = []
+        overwrite = self._barrier() if durable else None
+
+        def whole() -> None:
+            os.sync()  # what making the disks left to be written
+            total, warmup = (rounds, max(rounds // 20, 1)) if self.seconds else (1, 0)
+            for number in range(-warmup, total):
+                share = self.seconds * (number + 1) / total
+                turn = number % max(len(self.entries), 1)
+                for entry in self.entries[turn:] + self.entries[:turn]:
+                    if not entry.reason and (entry.spent <= share or len(entry.pairs) < LEAST):
+                        self._turn(entry, number, keep=number >= 0)
+                if overwrite is not None:
+                    barrier.append(overwrite.timed())
+
+        self.benchmark.pedantic(whole)
+        self._keep(row, workload, rate, median(barrier) if barrier else 0.0)
+
+    def _turn(self, entry: Entry, number: int, keep: bool) -> None:
+        try:
+            entry.turn(number, keep)
+        except Exception as error:
+            entry.reason = why(error, entry.subject)
+
+    def _barrier(self) -> Lane:
+        """What no durable operation can undercut: overwrite 4 KiB and fdatasync."""
+        raw = self.raw(MiB)
+        self.workload.fill(raw.pwrite, MiB)
+
+        def overwrite() -> None:
+            os.pwrite(raw.fd, self.workload.block, 0)
+            os.fdatasync(raw.fd)
+
+        return Lane(overwrite)
+
+    # -- what came of it ----------------------------------------------------------------------------------------------
+    def _keep(self, row: str, workload: str, rate: bool, barrier: float) -> None:
+        lines = [self._line(entry, row, workload, rate, barrier) for entry in self.entries]
+        self.lines += lines
+        own = [entry.pairs.values() for entry in self.entries if entry.subject == "cowengine" and entry.pairs]
+        if own and self.benchmark.stats is not None:
+            # What pytest-benchmark shows, saves and compares are the seconds of cowengine's first entry.
+            self.benchmark.stats.stats.data[:] = [seconds for seconds, _ in own[0]]
+        self.benchmark.extra_info.update(
+            lines=[asdict(line) for line in lines],
+            barrier=barrier,
+            rounds={
+                entry.label: [[rounded(one) for one in pair] for pair in entry.pairs.values()] for entry in self.entries
+            },
+        )
+
+    def _line(self, entry: Entry, row: str, workload: str, rate: bool, barrier: float) -> Line:
+        pairs = list(entry.pairs.values())
+        if not pairs:
+            return Line(row, workload, entry.variant, entry.subject, note=entry.reason or "no round", at=entry.at)
+        low, ratio, high = tenths([b / a if rate else a / b for a, b in pairs])
+        value, base = median([a for a, _ in pairs]), median([b for _, b in pairs])
+        note = entry.reason
+        if value * entry.lane.operations < BARRIER_SHARE * barrier:
+            note = f"BELOW {BARRIER_SHARE} OF A BARRIER: not durable, or not measured right"
+        return Line(
+            row, workload, entry.variant, entry.subject, value, "s", base, ratio, low, high, rate, entry.goal, note,
+            entry.at,
+        )  # fmt: skip
+
+    def between(self, variant: str, other: str, *, goal: float, rate: bool = False) -> None:
+        """After `run`: a line more, for two variants of cowengine, round by round."""
+        one, two = (next(e for e in self.entries if e.label == f"cowengine, {name}") for name in (variant, other))
+        row, workload = self.lines[-1].row, self.lines[-1].workload
+        pairs = [(one.pairs[number][0], two.pairs[number][0]) for number in one.pairs.keys() & two.pairs.keys()]
+        low, ratio, high = tenths([b / a if rate else a / b for a, b in pairs])
+        value, base = median([a for a, _ in pairs]), median([b for _, b in pairs])
+        beside = f"{variant} beside {other}"
+        line = Line(row, workload, beside, "cowengine", value, "s", base, ratio, low, high, rate, goal)
+        self.lines.append(line)
+        self.benchmark.extra_info["lines"].append(asdict(line))
+
+    def figure(
+        self, row: str, workload: str, value: float, unit: str, *, variant: str = "", goal: float | None = None,
+        rate: bool = False, subject: str = "cowengine",
+    ) -> None:  # fmt: skip
+        """A line that is no ratio: a time, bytes, a rate (larger is better), beside or instead of a race."""
+        line = Line(row, workload, variant, subject, value, unit, rate=rate, goal=goal)
+        self.lines.append(line)
+        self.benchmark.extra_info.setdefault("lines", []).append(asdict(line))
+
+
+def why(error: Exception, subject: str) -> str:
+    """Why a subject takes no part; raises what must not happen: to cowengine ever, to a peer where CI runs."""
+    if isinstance(error, NotOffered):
+        return str(error)
+    if subject == "cowengine" or os.environ.get("CI") == "true":
+        raise error
+    return f"failed: {error!r}"
+
+
+def rounded(seconds: float) -> float:
+    """Four digits: the JSON file has every round."""
+    return float(f"{seconds:.4g}")

@@ -1,0 +1,75 @@
+"""First writes of blocks that a snapshot holds: rows 5 and 6; and durable writes in place."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+
+import pytest
+from race import Lane
+from workload import BLOCK, MiB
+
+
+def test_first_writes_after_a_snapshot(race, scale):
+    """4,096 random 4 KiB writes of blocks that a snapshot just made holds, and a flush; raw: in place, fdatasync."""
+    size, writes = scale(256, 8, quick=64) * MiB, scale(4096, 256, quick=4096)
+
+    def base(raw, workload):
+        workload.fill(raw.pwrite, size, BLOCK)
+        plan = iter(lambda: workload.offsets(size, writes), None)
+        fd, block, pwrite = raw.fd, workload.block, os.pwrite
+
+        def write() -> None:
+            for offset in next(plan):
+                pwrite(fd, block, offset)
+            os.fdatasync(fd)
+
+        return Lane(write, raw.flush, writes)
+
+    def first_writes(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        plan, names = iter(lambda: workload.offsets(size, writes), None), map(str, count())
+        block, pwrite = workload.block, disk.pwrite
+
+        def write() -> None:
+            for offset in next(plan):
+                pwrite(block, offset)
+            disk.flush()
+
+        return Lane(write, lambda: disk.snapshot(next(names)), writes)
+
+    race.against(base, size)
+    race.enter(first_writes, size, goal=0.5)
+    race.run("5", "first write of a block after a snapshot, fdatasync at the end", rounds=50, durable=True)
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["after-a-snapshot", "in-place"])
+def test_durable_writes(race, scale, held):
+    """Single 4 KiB writes, each to another block and each followed by a flush."""
+    size = scale(64, 8, quick=32) * MiB
+
+    def durable_write(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        disk.snapshot("held") if held else disk.flush()
+        offsets = workload.each_once(size)
+
+        def write() -> None:
+            disk.pwrite(workload.block, next(offsets))
+            disk.flush()
+
+        return Lane(write)
+
+    def base(raw, workload):
+        workload.fill(raw.pwrite, size, BLOCK)
+        offsets = workload.each_once(size)
+
+        def write() -> None:
+            os.pwrite(raw.fd, workload.block, next(offsets))
+            os.fdatasync(raw.fd)
+
+        return Lane(write)
+
+    race.against(base, size)
+    race.enter(durable_write, size, goal=1.15 if held else None)
+    row, what = ("6", "first write of a block after a snapshot") if held else ("", "write in place")
+    race.run(row, f"{what}, each flushed", rounds=1000, durable=True)
