@@ -96,6 +96,7 @@ class Race:
         self.entries: list[Entry] = []
         self.disks = ExitStack()
         self.base_lane: Lane | None = None
+        self.barriers: dict[int, float] = {}  # by round, of what must be durable
 
     # -- who takes part -----------------------------------------------------------------------------------------------
     def disk(self, subject: Subject, size: int) -> Disk:
@@ -156,7 +157,6 @@ class Race:
         """At most so many rounds. With `rate` ratios are of rates, larger is better. What is `durable` must not take
         less than a barrier, which is measured beside it: a line that does says so.
         """
-        barrier: list[float] = []
         overwrite = self._barrier() if durable else None
 
         def whole() -> None:
@@ -169,10 +169,10 @@ class Race:
                     if not entry.reason and (entry.spent <= share or len(entry.pairs) < LEAST):
                         self._turn(entry, number, keep=number >= 0)
                 if overwrite is not None:
-                    barrier.append(overwrite.timed())
+                    self.barriers[number] = overwrite.timed()
 
         self.benchmark.pedantic(whole)
-        self._keep(row, workload, rate, median(barrier) if barrier else 0.0)
+        self._keep(row, workload, rate)
 
     def _turn(self, entry: Entry, number: int, keep: bool) -> None:
         try:
@@ -192,8 +192,8 @@ class Race:
         return Lane(overwrite)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
-    def _keep(self, row: str, workload: str, rate: bool, barrier: float) -> None:
-        lines = [self._line(entry, row, workload, rate, barrier) for entry in self.entries]
+    def _keep(self, row: str, workload: str, rate: bool) -> None:
+        lines = [self._line(entry, row, workload, rate) for entry in self.entries]
         self.lines += lines
         own = [entry.pairs.values() for entry in self.entries if entry.subject == "cowengine" and entry.pairs]
         if own and self.benchmark.stats is not None:
@@ -201,20 +201,21 @@ class Race:
             self.benchmark.stats.stats.data[:] = [seconds for seconds, _ in own[0]]
         self.benchmark.extra_info.update(
             lines=[asdict(line) for line in lines],
-            barrier=barrier,
+            barriers=[rounded(seconds) for seconds in self.barriers.values()],
             rounds={
                 entry.label: [[rounded(one) for one in pair] for pair in entry.pairs.values()] for entry in self.entries
             },
         )
 
-    def _line(self, entry: Entry, row: str, workload: str, rate: bool, barrier: float) -> Line:
+    def _line(self, entry: Entry, row: str, workload: str, rate: bool) -> Line:
         pairs = list(entry.pairs.values())
         if not pairs:
             return Line(row, workload, entry.variant, entry.subject, note=entry.reason or "no round", at=entry.at)
         low, ratio, high = tenths([b / a if rate else a / b for a, b in pairs])
         value, base = median([a for a, _ in pairs]), median([b for _, b in pairs])
         note = entry.reason
-        if value * entry.lane.operations < BARRIER_SHARE * barrier:
+        shares = [a * entry.lane.operations / self.barriers[n] for n, (a, _) in entry.pairs.items() if self.barriers]
+        if shares and median(shares) < BARRIER_SHARE:
             note = f"BELOW {BARRIER_SHARE} OF A BARRIER: not durable, or not measured right"
         return Line(
             row, workload, entry.variant, entry.subject, value, "s", base, ratio, low, high, rate, entry.goal, note,
