@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
 from result import Line, median, tenths
+from subjects.cowengine_volume import CowengineVolume
 from subjects.field import Field
 from subjects.raw_file import RawDisk
 from subjects.subject import Disk, NotOffered, Subject
@@ -115,9 +116,10 @@ class Race:
         """One that is running."""
         return next(subject for subject in self.field.running if subject.name == name)
 
-    def racers(self) -> Iterator[Subject]:
-        """All that run but the raw file: cowengine and its peers."""
-        return (subject for subject in self.field.running if subject.name != "raw file")
+    def racers(self, **options: Any) -> list[Subject]:
+        """All that run but the raw file: cowengine, with `options` of its own, and its peers."""
+        peers = [subject for subject in self.field.running if subject.name not in ("raw file", "cowengine")]
+        return [CowengineVolume(**options), *peers]
 
     def against(self, base: Lane | Make, size: int = 0) -> None:
         """The base of what is entered from now on: a lane, or how to make it on a raw file of `size` bytes."""
@@ -125,12 +127,10 @@ class Race:
 
     def enter(
         self, make: Make, size: int, variant: str = "", *, goal: float | None = None,
-        at: dict[str, float] | None = None, only: tuple[str, ...] = (),
+        at: dict[str, float] | None = None, among: Iterable[Subject] | None = None,
     ) -> None:  # fmt: skip
-        """One entry for each subject (or `only` these), each on a new disk. `goal` is cowengine's."""
-        for subject in self.racers():
-            if only and subject.name not in only:
-                continue
+        """One entry for each subject, or for those `among`, each on a new disk. `goal` is cowengine's."""
+        for subject in self.racers() if among is None else among:
             own_goal = goal if subject.name == "cowengine" else None
             try:
                 lane = make(self.disk(subject, size), self.workload.again())

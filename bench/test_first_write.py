@@ -16,27 +16,33 @@ def test_first_writes_after_a_snapshot(race, scale):
 
     def base(raw, workload):
         workload.fill(raw.pwrite, size, BLOCK)
-        plan = iter(lambda: workload.offsets(size, writes), None)
-        fd, block, pwrite = raw.fd, workload.block, os.pwrite
+        offsets, block, pwrite, fd = [], workload.block, os.pwrite, raw.fd
+
+        def prepare() -> None:
+            raw.flush()
+            offsets[:] = workload.offsets(size, writes)
 
         def write() -> None:
-            for offset in next(plan):
+            for offset in offsets:
                 pwrite(fd, block, offset)
             os.fdatasync(fd)
 
-        return Lane(write, raw.flush, writes)
+        return Lane(write, prepare, writes)
 
     def first_writes(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)
-        plan, names = iter(lambda: workload.offsets(size, writes), None), map(str, count())
-        block, pwrite = workload.block, disk.pwrite
+        offsets, block, pwrite, names = [], workload.block, disk.pwrite, map(str, count())
+
+        def prepare() -> None:
+            disk.snapshot(next(names))
+            offsets[:] = workload.offsets(size, writes)
 
         def write() -> None:
-            for offset in next(plan):
+            for offset in offsets:
                 pwrite(block, offset)
             disk.flush()
 
-        return Lane(write, lambda: disk.snapshot(next(names)), writes)
+        return Lane(write, prepare, writes)
 
     race.against(base, size)
     race.enter(first_writes, size, goal=0.5)

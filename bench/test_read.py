@@ -1,174 +1,206 @@
-"""Reads of the live volume and of snapshots, from the page cache, so that the disk hides nothing."""
+"""Reads from the page cache, so that the disk hides nothing: rows 9 and 10, and reads of the live volume."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 
-import pytest
+from race import Lane
+from unsynced import Unsynced
+from workload import BLOCK, MiB
 
-import cowengine
-
-MiB = 1 << 20
-BLOCK = 4096
-# The goal is a rate of at least 0.9 of a raw read: a time of at most 1 / 0.9.
-GOAL = 1 / 0.9
+UNSEALED = {"background": False}  # else what a snapshot holds is sealed, and verified when it is read, within seconds
 
 
-@pytest.fixture
-def volume(workload, volume_path, scale, request):
-    """A volume written once, front to back, in the steps that the test reads in."""
-    size = scale(256, 8) * MiB
-    with cowengine.Volume.create(str(volume_path), size) as made:
-        workload.fill(made.pwrite, size, BLOCK if "random" in request.node.name else MiB)
-        made.flush()
-        yield made
+def opened(race, disk, name):
+    """A snapshot to read from, closed after the race."""
+    view = disk.open_snapshot(name)
+    race.disks.callback(view.close)
+    return view
 
 
-def compare_random(compare, workload, view, size, raw, scale):
-    """Rounds of 1024 random 4 KiB reads."""
-    count = scale(1024, 16)
-    plan = itertools.cycle([workload.offsets(size, count) for _ in range(20)])
-    plan_raw = itertools.cycle([workload.offsets(size, count) for _ in range(20)])
-    pread, fd, os_pread = view.pread, raw.fd, os.pread
+def random_reads(view, workload, size, reads):
+    """Rounds of random 4 KiB reads into one buffer."""
+    offsets, buffer, pread_into = [], bytearray(BLOCK), view.pread_into
+
+    def prepare() -> None:
+        offsets[:] = workload.offsets(size, reads)
 
     def read() -> None:
-        for offset in next(plan):
-            pread(BLOCK, offset)
+        for offset in offsets:
+            pread_into(buffer, offset)
 
-    def read_raw() -> None:
-        for offset in next(plan_raw):
-            os_pread(fd, BLOCK, offset)
-
-    compare(read, read_raw, rounds=scale(100, 1), operations=count)
+    return Lane(read, prepare, reads)
 
 
-def compare_sequential(compare, view, size, raw, scale, *, goal=None, note=""):
-    """The whole size front to back, 1 MiB at a time, into a buffer that is there."""
-    buffer = bytearray(MiB)
-    pread_into, fd, os_preadv = view.pread_into, raw.fd, os.preadv
+def random_reads_raw(raw, workload, size, reads):
+    """The same by the system call."""
+    offsets, buffers, preadv, fd = [], [bytearray(BLOCK)], os.preadv, raw.fd
+    workload.fill(raw.pwrite, size, BLOCK)
+
+    def prepare() -> None:
+        offsets[:] = workload.offsets(size, reads)
+
+    def read() -> None:
+        for offset in offsets:
+            preadv(fd, buffers, offset)
+
+    return Lane(read, prepare, reads)
+
+
+def sequential_reads(view, size):
+    """The whole size, front to back, 1 MiB at a time, into one buffer."""
+    buffer, pread_into = bytearray(MiB), view.pread_into
 
     def read() -> None:
         for offset in range(0, size, MiB):
             pread_into(buffer, offset)
 
-    def read_raw() -> None:
+    return Lane(read, operations=size // MiB)
+
+
+def sequential_reads_raw(raw, workload, size):
+    """The same by the system call."""
+    buffers, preadv, fd = [bytearray(MiB)], os.preadv, raw.fd
+    workload.fill(raw.pwrite, size)
+
+    def read() -> None:
         for offset in range(0, size, MiB):
-            os_preadv(fd, [buffer], offset)
+            preadv(fd, buffers, offset)
 
-    compare(read, read_raw, rounds=scale(40, 1), operations=size // MiB, goal=goal, note=note)
-
-
-def test_random_4k_reads(compare, workload, volume, make_raw, scale):
-    compare_random(compare, workload, volume, volume.size, make_raw(volume.size, BLOCK), scale)
+    return Lane(read, operations=size // MiB)
 
 
-def test_random_4k_snapshot_reads(compare, workload, volume, make_raw, scale):
-    snapshot = volume.snapshot("read")
-    for offset in workload.offsets(volume.size, volume.size // BLOCK // 8):
-        volume.pwrite(workload.block, offset)
-    volume.flush()
-    compare_random(compare, workload, snapshot, volume.size, make_raw(volume.size, BLOCK), scale)
+def test_random_reads_of_a_snapshot(race, scale):
+    """The newest of 1, 50 and 100,000 snapshots, with a 4 KiB write before every eighth; as it is and sealed."""
+    size, reads = scale(256, 8, quick=32) * MiB, scale(1024, 16)
+    some, many = scale(50, 2, quick=5), scale(100_000, 20, quick=2000)
+
+    def newest(snapshots, sealed=False):
+        def made(disk, workload):
+            workload.fill(disk.pwrite, size, BLOCK)
+            for number, offset in zip(range(snapshots), workload.each_once(size), strict=False):
+                if number % 8 == 1:
+                    disk.pwrite(workload.block, offset)
+                disk.snapshot(str(number))
+            if sealed:
+                disk.volume.seal()
+            return random_reads(opened(race, disk, str(snapshots - 1)), workload, size, reads)
+
+        return made
+
+    race.against(lambda raw, workload: random_reads_raw(raw, workload, size, reads), size)
+    own = race.racers(**UNSEALED, io=Unsynced())
+    for snapshots, among in (1, own), (some, own), (many, own[:1]):
+        race.enter(newest(snapshots), size, shown(snapshots), goal=1.2, among=among, at={"snapshots": snapshots})
+    for snapshots in 1, many:
+        race.enter(newest(snapshots, sealed=True), size, f"{shown(snapshots)}, verified", goal=1.4, among=own[:1])
+    race.run("9", "random 4 KiB reads of a snapshot", rounds=200)
+    for verified in "", ", verified":
+        race.between(shown(many) + verified, shown(1) + verified, goal=1.05)
 
 
-def test_sequential_1m_reads(compare, volume, make_raw, scale):
-    compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale, goal=GOAL)
+def shown(snapshots):
+    """As a variant's name."""
+    return f"{snapshots:,} snapshot{'s' if snapshots > 1 else ''}"
 
 
-def test_sequential_1m_snapshot_reads(compare, workload, volume, make_raw, scale):
-    """An eighth of the live blocks has moved away since; the snapshot's lie where they lay."""
-    snapshot = volume.snapshot("read")
-    for offset in workload.offsets(volume.size, volume.size // BLOCK // 8):
-        volume.pwrite(workload.block, offset)
-    volume.flush()
-    compare_sequential(compare, snapshot, volume.size, make_raw(volume.size), scale, goal=GOAL)
+def test_sequential_reads_of_a_snapshot(race, scale):
+    """Of one that was written front to back; of one 10 % of whose blocks were redirected; of one that is sealed."""
+    size = scale(256, 8, quick=32) * MiB
+
+    def fresh(disk, workload):
+        workload.fill(disk.pwrite, size)
+        disk.snapshot("read")
+        return sequential_reads(opened(race, disk, "read"), size)
+
+    def redirected(disk, workload):
+        workload.fill(disk.pwrite, size)
+        disk.snapshot("before")
+        for offset in workload.offsets(size, size // BLOCK // 10):
+            disk.pwrite(workload.block, offset)
+        disk.snapshot("read")
+        return sequential_reads(opened(race, disk, "read"), size)
+
+    def verified(disk, workload):
+        lane = fresh(disk, workload)
+        disk.volume.seal()
+        return lane
+
+    race.against(lambda raw, workload: sequential_reads_raw(raw, workload, size), size)
+    racers = race.racers(**UNSEALED)
+    race.enter(fresh, size, "fresh", goal=0.95, among=racers)
+    race.enter(redirected, size, "10 % redirected", goal=0.6, among=racers)
+    race.enter(verified, size, "verified", among=racers[:1])
+    race.run("10", "sequential 1 MiB reads of a snapshot", rounds=30, rate=True)
+    race.between("verified", "fresh", goal=0.8, rate=True)
 
 
-def test_sequential_1m_reads_of_scattered_blocks(compare, workload, volume, make_raw, scale):
-    """An eighth of the blocks was redirected, at random: the price of not copying out."""
-    volume.snapshot("held")
-    for offset in workload.offsets(volume.size, volume.size // BLOCK // 8):
-        volume.pwrite(workload.block, offset)
-    volume.flush()
-    compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale)
+def test_random_reads(race, scale):
+    """Of the live volume."""
+    size, reads = scale(256, 8, quick=32) * MiB, scale(1024, 16)
+
+    def live(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        return random_reads(disk, workload, size, reads)
+
+    race.against(lambda raw, workload: random_reads_raw(raw, workload, size, reads), size)
+    race.enter(live, size)
+    race.run("", "random 4 KiB reads of the live volume", rounds=100)
 
 
-@pytest.mark.parametrize("compacted", [False, True], ids=["aged", "compacted"])
-def test_sequential_1m_reads_after_snapshots_and_deletes(compare, workload, volume, make_raw, scale, compacted):
-    """1,000 rounds of a snapshot, 64 scattered writes and a delete; then as it is, or after compaction."""
-    for number in range(scale(1000, 10)):
-        snapshot = volume.snapshot(str(number))
-        for offset in workload.offsets(volume.size, 64):
-            volume.pwrite(workload.block, offset)
-        snapshot.delete()
-    note = ""
-    if compacted:
+def test_sequential_reads(race, scale):
+    """Of the live volume: written front to back, aged by 1,000 snapshots and deletes, and compacted after that."""
+    size, rounds = scale(256, 8, quick=32) * MiB, scale(1000, 10, quick=20)
+
+    def live(disk, workload):
+        workload.fill(disk.pwrite, size)
+        return sequential_reads(disk, size)
+
+    def aged(disk, workload):
+        lane = live(disk, workload)
+        for number in range(rounds):
+            disk.snapshot(str(number))
+            for offset in workload.offsets(size, 64):
+                disk.pwrite(workload.block, offset)
+            disk.delete(str(number))
+        return lane
+
+    def compacted(disk, workload):
+        lane = aged(disk, workload)
         began = time.perf_counter()
-        moved = volume.compact().moved_bytes
-        note = f"{moved // MiB} MiB moved in {time.perf_counter() - began:.2f} s"
-    compare_sequential(compare, volume, volume.size, make_raw(volume.size), scale, note=note)
+        moved = disk.volume.compact().moved_bytes
+        race.benchmark.extra_info["compaction"] = {"bytes": moved, "seconds": time.perf_counter() - began}
+        return lane
+
+    race.against(lambda raw, workload: sequential_reads_raw(raw, workload, size), size)
+    race.enter(live, size, "fresh")
+    own = [race.subject("cowengine")]
+    race.enter(aged, size, f"after {rounds:,} snapshots and deletes", among=own)
+    race.enter(compacted, size, "after those and compaction", among=own)
+    race.run("", "sequential 1 MiB reads of the live volume", rounds=30, rate=True)
 
 
-@pytest.fixture
-def sealed(workload, directory, scale):
-    """The same as `volume`, once with a snapshot that is sealed, and once with one that is not."""
-    size = scale(128, 8) * MiB
-    made = [cowengine.Volume.create(str(directory / name), size, background=False) for name in ("sealed", "open")]
-    for volume in made:
-        workload.fill(volume.pwrite, size, MiB)
-        volume.snapshot("read")
-    made[0].seal()
-    yield made
-    for volume in made:
-        volume.close()
-        os.unlink(volume.path)
+def test_verify_of_a_snapshot(race, scale):
+    """Every block from the disk against its seal; raw: the same size from the disk, front to back, 1 MiB at a time."""
+    size = scale(128, 8, quick=32) * MiB
 
+    def verify(disk, workload):
+        workload.fill(disk.pwrite, size)
+        disk.snapshot("read")
+        disk.volume.seal()
+        snapshot = disk.volume.get_snapshot("read")
 
-def test_random_4k_reads_of_sealed_blocks(compare, workload, sealed, scale):
-    """Against the same reads of blocks that are not sealed."""
-    one, other = sealed
-    count = scale(1024, 16)
-    plans = [itertools.cycle([workload.offsets(one.size, count) for _ in range(20)]) for _ in sealed]
+        def verified() -> None:
+            assert snapshot.verify().counts["verified"] == size // BLOCK
 
-    def read() -> None:
-        for offset in next(plans[0]):
-            one.pread(BLOCK, offset)
+        return Lane(verified, operations=size // MiB)
 
-    def read_unsealed() -> None:
-        for offset in next(plans[1]):
-            other.pread(BLOCK, offset)
+    def base(raw, workload):
+        lane = sequential_reads_raw(raw, workload, size)
+        raw.flush()
+        return Lane(lane.run, lambda: os.posix_fadvise(raw.fd, 0, 0, os.POSIX_FADV_DONTNEED), lane.operations)
 
-    compare(read, read_unsealed, rounds=scale(100, 1), operations=count, goal=1.15)
-
-
-def test_sequential_1m_reads_of_sealed_blocks(compare, sealed, scale):
-    """Against the same reads of blocks that are not sealed."""
-    one, other = sealed
-    buffer = bytearray(MiB)
-
-    def read() -> None:
-        for offset in range(0, one.size, MiB):
-            one.pread_into(buffer, offset)
-
-    def read_unsealed() -> None:
-        for offset in range(0, other.size, MiB):
-            other.pread_into(buffer, offset)
-
-    compare(read, read_unsealed, rounds=scale(40, 1), operations=one.size // MiB, goal=1 / 0.8)
-
-
-def test_verify_of_a_snapshot(compare, sealed, make_raw, scale):
-    """Every block from the disk, against a raw file of that size from the disk, front to back, 1 MiB at a time."""
-    volume, buffer, raw = sealed[0], bytearray(MiB), make_raw(sealed[0].size)
-    snapshot, size, fd = volume.get_snapshot("read"), volume.size, raw.fd
-
-    def verify() -> None:
-        assert snapshot.verify().counts["verified"] == size // BLOCK
-
-    def read_raw() -> None:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        for offset in range(0, size, MiB):
-            os.preadv(fd, [buffer], offset)
-
-    compare(verify, read_raw, rounds=scale(20, 1), operations=size // MiB, goal=GOAL)
+    race.against(base, size)
+    race.enter(verify, size, goal=0.9, among=race.racers(**UNSEALED)[:1])
+    race.run("", "verifying a snapshot from the disk", rounds=20, rate=True)

@@ -1,102 +1,107 @@
-"""Writes that nobody flushes: what the data path costs beside the system call it must make anyway."""
+"""Writes that nobody flushes while they are timed: what the data path costs beside the system call. Rows 7 and 8."""
 
 from __future__ import annotations
 
-import itertools
 import os
+from itertools import count
 
-import cowengine
+import pytest
+from race import Lane
+from workload import BLOCK, KiB, MiB
 
-MiB = 1 << 20
-BLOCK = 4096
 
+def random_writes(disk, workload, size, step, writes):
+    """Each round so many, at other places; flushed before the next, or the kernel's write-back meets whom it likes."""
+    offsets, data, pwrite = [], workload.mebibyte[:step], disk.pwrite
 
-def compare_writes(compare, workload, volume, raw, size, scale, *, goal=None):
-    """Rounds of 1024 random 4 KiB overwrites, each side its own seeded offsets."""
-    count = scale(1024, 16)
-    rounds = scale(100, 1)
-    plan = itertools.cycle([workload.offsets(size, count) for _ in range(20)])
-    plan_raw = itertools.cycle([workload.offsets(size, count) for _ in range(20)])
-    block, pwrite, fd, os_pwrite = workload.block, volume.pwrite, raw.fd, os.pwrite
+    def prepare() -> None:
+        disk.flush()
+        offsets[:] = workload.offsets(size, writes, step)
 
     def write() -> None:
-        for offset in next(plan):
-            pwrite(block, offset)
+        for offset in offsets:
+            pwrite(data, offset)
 
-    def write_raw() -> None:
-        for offset in next(plan_raw):
-            os_pwrite(fd, block, offset)
-
-    compare(write, write_raw, rounds=rounds, operations=count, goal=goal)
+    return Lane(write, prepare, writes)
 
 
-def test_steady_random_4k_writes(compare, workload, make_raw, volume_path, scale):
+def random_writes_raw(raw, workload, size, step, writes):
+    """The same by the system call."""
+    offsets, data, pwrite, fd = [], workload.mebibyte[:step], os.pwrite, raw.fd
+    workload.fill(raw.pwrite, size, step)
+
+    def prepare() -> None:
+        raw.flush()
+        offsets[:] = workload.offsets(size, writes, step)
+
+    def write() -> None:
+        for offset in offsets:
+            pwrite(fd, data, offset)
+
+    return Lane(write, prepare, writes)
+
+
+@pytest.mark.parametrize(("step", "goal"), [(4 * KiB, 1.2), (64 * KiB, 1.05)], ids=["4k", "64k"])
+def test_steady_random_writes(race, scale, step, goal):
     """In place: no snapshot holds the blocks."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(size, BLOCK)
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        volume.flush()
-        compare_writes(compare, workload, volume, raw, size, scale, goal=1.4)
+    size, writes = scale(256, 8, quick=32) * MiB, scale(4096, 64, quick=1024) * 4 * KiB // step
+
+    def steady(disk, workload):
+        workload.fill(disk.pwrite, size, step)
+        return random_writes(disk, workload, size, step, writes)
+
+    race.against(lambda raw, workload: random_writes_raw(raw, workload, size, step, writes), size)
+    race.enter(steady, size, goal=goal)
+    race.run("7", f"steady random writes of {step // KiB} KiB", rounds=200)
 
 
-def test_steady_random_4k_writes_of_a_snapshotted_volume(compare, workload, make_raw, volume_path, scale):
-    """A snapshot holds every block; most were redirected once before, the others are during the measurement."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(size, BLOCK)
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size, BLOCK)
-        volume.snapshot("held")
+def test_steady_random_writes_of_a_snapshotted_volume(race, scale):
+    """A snapshot holds every block; half were redirected once before, the others are during the measurement."""
+    size, writes = scale(256, 8, quick=32) * MiB, scale(1024, 16, quick=256)
+
+    def steady(disk, workload):
+        workload.fill(disk.pwrite, size, BLOCK)
+        disk.snapshot("held")
         for offset in workload.offsets(size, size // BLOCK // 2):
-            volume.pwrite(workload.block, offset)
-        volume.flush()
-        compare_writes(compare, workload, volume, raw, size, scale)
+            disk.pwrite(workload.block, offset)
+        return random_writes(disk, workload, size, BLOCK, writes)
+
+    race.against(lambda raw, workload: random_writes_raw(raw, workload, size, BLOCK, writes), size)
+    race.enter(steady, size, among=[race.subject("cowengine")])
+    race.run("", "steady random writes of 4 KiB of a snapshotted volume", rounds=100)
 
 
-def test_sequential_1m_writes(compare, workload, make_raw, volume_path, scale):
-    """Overwriting what is there, 1 MiB at a time, front to back."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(size)
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
-        volume.flush()
-        piece = 32 * MiB if scale.full else size
-        starts = itertools.cycle(range(0, size, piece))
-        starts_raw = itertools.cycle(range(0, size, piece))
+@pytest.mark.parametrize("flushed", [False, True], ids=["buffered", "flushed"])
+@pytest.mark.parametrize("held", [False, True], ids=["before", "right-after-a-snapshot"])
+def test_sequential_writes(race, scale, held, flushed):
+    """Front to back, 1 MiB at a time, in place or all redirected; raw: in place."""
+    size = scale(64, 8, quick=32) * MiB
+
+    def sequential(disk, workload):
+        workload.fill(disk.pwrite, size)
+        names, pwrite, data = map(str, count()), disk.pwrite, workload.mebibyte
 
         def write() -> None:
-            start = next(starts)
-            for offset in range(start, start + piece, MiB):
-                volume.pwrite(workload.mebibyte, offset)
+            for offset in range(0, size, MiB):
+                pwrite(data, offset)
+            if flushed:
+                disk.flush()
 
-        def write_raw() -> None:
-            start = next(starts_raw)
-            for offset in range(start, start + piece, MiB):
-                os.pwrite(raw.fd, workload.mebibyte, offset)
+        return Lane(write, (lambda: disk.snapshot(next(names))) if held else disk.flush, size // MiB)
 
-        compare(write, write_raw, rounds=scale(40, 1), operations=piece // MiB)
+    def base(raw, workload):
+        workload.fill(raw.pwrite, size)
+        fd, data, pwrite = raw.fd, workload.mebibyte, os.pwrite
 
+        def write() -> None:
+            for offset in range(0, size, MiB):
+                pwrite(fd, data, offset)
+            if flushed:
+                os.fdatasync(fd)
 
-def test_sequential_1m_writes_right_after_a_snapshot(compare, workload, make_raw, volume_path, scale):
-    """All redirected; raw: the same overwrite in place."""
-    size = scale(64, 8) * MiB
-    raw = make_raw(size)
-    names = map(str, itertools.count())
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+        return Lane(write, raw.flush, size // MiB)
 
-        def snapshot_again() -> None:
-            # One snapshot back at most, so that the file does not grow without end.
-            for old in volume.snapshots():
-                old.delete()
-            volume.reclaim()
-            volume.snapshot(next(names))
-
-        compare(
-            lambda: [volume.pwrite(workload.mebibyte, offset) for offset in range(0, size, MiB)],
-            lambda: [os.pwrite(raw.fd, workload.mebibyte, offset) for offset in range(0, size, MiB)],
-            before_cow=snapshot_again,
-            before_raw=lambda: os.fdatasync(raw.fd),
-            rounds=scale(20, 1),
-            operations=size // MiB,
-        )
+    race.against(base, size)
+    race.enter(sequential, size, goal=0.95)
+    when = "right after a snapshot" if held else "before a snapshot"
+    race.run("8", f"sequential 1 MiB writes {when}{', flushed' if flushed else ''}", rounds=30, rate=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import cycle
 
 SEED = 20240229
 BLOCK = 4096
@@ -28,9 +29,8 @@ class Workload:
         return [number * step for number in self.random.sample(range(size // step), count)]
 
     def each_once(self, size: int) -> Iterator[int]:
-        """The offset of every block, in random order, and when all have been there, again in another order."""
-        while True:
-            yield from self.offsets(size, size // BLOCK)
+        """The offset of every block, in random order, again and again."""
+        return cycle(self.offsets(size, size // BLOCK))
 
     def fill(self, pwrite: Callable[[bytes, int], object], size: int, step: int = MiB) -> None:
         """Write every byte from 0 to `size`, a multiple of `step`, in writes of `step` bytes.

@@ -1,9 +1,10 @@
-"""cowengine itself, as an embedder uses it: in process, with the defaults of `Volume.create`."""
+"""cowengine itself, as an embedder uses it: in process, with the defaults of `Volume.create` unless a row says."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from subjects.subject import Disk, Subject
 
@@ -48,5 +49,9 @@ class CowengineVolume(Subject):
     name = "cowengine"
     settings = f"version {cowengine.__version__}, in process, blocks of 4 KiB, defaults; flush = Volume.flush"
 
+    def __init__(self, **options: Any) -> None:
+        """`options` are those of `Volume.create`."""
+        self.options = options
+
     def create(self, folder: Path, name: str, size: int) -> VolumeDisk:
-        return VolumeDisk(cowengine.Volume.create(folder / name, size))
+        return VolumeDisk(cowengine.Volume.create(folder / name, size, **self.options))
