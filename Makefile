@@ -2,7 +2,7 @@
 #
 #   make demo     the whole path on a live database, with a table of what was measured
 #   make test     lint, then the tests on the release build, and again on the debug build
-#   make bench    every workload beside the same one on a raw file
+#   make bench    every workload beside the same one on a raw file and on peers; QUICK=1 in under three minutes
 #   make torture  every harness that attacks the engine, for MINUTES (8), and a row for each
 #   make test-asan  the tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make build    the editable install in .venv          make sdist wheel    what is released
@@ -78,7 +78,7 @@ demo: build
 	$(BIN)/python bench/demo.py
 
 bench: build
-	$(BIN)/python -P -m pytest bench --benchmark-only
+	$(BIN)/python -P -m pytest bench --benchmark-only $(if $(QUICK),--quick)
 
 # Fuzzing needs atheris, which has no wheel for every Python: its row says so then.
 torture: build/release-site build/asan-site build/tsan-site build/gcov-site

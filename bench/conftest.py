@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 from compare import Comparison, RawFile, Row, ratio_table
+from page import page
 from race import Race
 from result import Line
 from subjects.field import Field, all_subjects, started
@@ -167,6 +168,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     output_json["quick"] = bool(config.getoption("quick"))
     output_json["subjects"] = {subject.name: subject.settings for subject in field.running}
     output_json["missing"] = field.missing
+    Path(config.option.benchmark_json).with_suffix(".html").write_text(page(output_json), encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -196,5 +198,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         *tables,
         "",
     ]
-    for line in [*shown, f"written to {config.getoption('benchmark_json')}"]:
+    for line in [*shown, f"written to {config.getoption('benchmark_json')} and .html beside it"]:
         terminalreporter.write_line(line)

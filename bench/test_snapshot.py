@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import count
 
 from race import Lane
 from workload import BLOCK, MiB
 
 
+def changed(disk, workload, size, step):
+    """Snapshots with nothing unflushed; before each a 4 KiB write and a flush."""
+    workload.fill(disk.pwrite, size, step)
+    offsets, names = workload.each_once(size), map(str, count())
+
+    def prepare() -> None:
+        disk.pwrite(workload.block, next(offsets))
+        disk.flush()
+
+    return Lane(lambda: disk.snapshot(next(names)), prepare)
+
+
+def overwritten(raw, workload, size):
+    """4 KiB and fdatasync, after the same."""
+    workload.fill(raw.pwrite, size, BLOCK)
+    offsets = workload.each_once(size)
+
+    def write() -> None:
+        os.pwrite(raw.fd, workload.block, next(offsets))
+        os.fdatasync(raw.fd)
+
+    return Lane(write, write)
+
+
 def test_durable_snapshot(race, scale):
-    """A snapshot with nothing unflushed, a 4 KiB write and a flush after the one before; raw: 4 KiB and fdatasync."""
+    """A snapshot with nothing unflushed; raw: one 4 KiB overwrite and fdatasync."""
     size = scale(256, 8, quick=32) * MiB
-
-    def snapshot(disk, workload):
-        workload.fill(disk.pwrite, size, BLOCK)
-        offsets, names = workload.each_once(size), map(str, count())
-
-        def prepare() -> None:
-            disk.pwrite(workload.block, next(offsets))
-            disk.flush()
-
-        return Lane(lambda: disk.snapshot(next(names)), prepare)
-
-    def overwrite(raw, workload):
-        workload.fill(raw.pwrite, size, BLOCK)
-        offsets = workload.each_once(size)
-
-        def write() -> None:
-            os.pwrite(raw.fd, workload.block, next(offsets))
-            os.fdatasync(raw.fd)
-
-        return Lane(write, write)
-
-    race.against(overwrite, size)
-    race.enter(snapshot, size, goal=1.15)
+    race.against(partial(overwritten, size=size), size)
+    race.enter(partial(changed, size=size, step=BLOCK), size, goal=1.15)
     race.run("1", "durable snapshot, nothing unflushed", rounds=1000, durable=True)
+
+
+def test_durable_snapshot_by_volume_size(race, scale):
+    """The same on volumes of other sizes, written in full."""
+    race.against(partial(overwritten, size=MiB), MiB)
+    for mebibytes in scale((64, 256, 1024, 4096), (2, 4), quick=(16, 64, 256)):
+        size = mebibytes * MiB
+        lane = partial(changed, size=size, step=MiB)
+        race.enter(lane, size, f"{mebibytes:,} MiB", at={"volume size": size})
+    race.run("1", "durable snapshot of a volume written in full", rounds=100, durable=True)
 
 
 def test_durable_snapshot_of_256_scattered_writes(race, scale):
