@@ -5,7 +5,7 @@ Threads   An object belongs to one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 
@@ -36,9 +36,9 @@ class Changes:
         else:
             del self._first[hashed]
 
-    def find(self, hashed: int, on_disk: Iterable[int]) -> set[int]:
+    def find(self, hashed: int, on_disk: Sequence[int]) -> set[int]:
         """The places of a hash, of which the index has those in `on_disk`."""
-        found = {place for place in on_disk if (hashed, place) not in self.removed}
+        found = {place for place in on_disk if (hashed, place) not in self.removed} if on_disk else set()
         if hashed in self._first:
             found.add(self._first[hashed])
             found |= self._further.get(hashed, set())

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from types import TracebackType
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
@@ -88,8 +90,34 @@ RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
 
 #: What `DataPath.take_batch` returns.
 Batch = tuple[bytes, bytes, bytes, int, list[Run], list[Root]]
+Meanwhile = Callable[[list[Root]], object]
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Undivided:
+    """What `Engine.undivided` gives. A second Ctrl-C may keep `__exit__` from running, or from coming to its end: the
+    engine's `_undone` then says so to whoever takes the lock next.
+    """
+
+    __slots__ = ("_engine", "_outer", "_passing")
+
+    def __init__(self, engine: Engine, passing: tuple[type[Exception], ...]) -> None:
+        self._engine, self._passing = engine, passing
+
+    def __enter__(self) -> None:
+        self._outer = self._engine._undone
+        self._engine._undone = self._outer + 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, self._passing):
+            poisoned = self._engine.poison(error)
+            if not isinstance(error, PoisonedError):
+                raise poisoned from error
+        else:
+            self._engine._undone = self._outer
 
 
 class Engine:
@@ -199,29 +227,12 @@ class Engine:
         self.path.poison()
         return PoisonedError(f"a sync or commit failed ({cause}); close the volume and open it again", self.name)
 
-    @contextmanager
-    def undivided(self, *passing: type[Exception]) -> Iterator[None]:
+    def undivided(self, *passing: type[Exception]) -> Undivided:
         """Around steps that must all happen: whatever interrupts them, Ctrl-C included, poisons the volume (I10).
 
-        Except errors of the classes `passing`, before which the steps have put all right. A second Ctrl-C may keep
-        this from running; `_undone` then says so to whoever takes the lock next.
+        Except errors of the classes `passing`, before which the steps have put all right.
         """
-        outer = self._undone
-        self._undone = outer + 1
-        try:
-            yield
-        except GeneratorExit as error:  # the second Ctrl-C came before this was told of the first
-            self.poison(error)
-            return
-        except BaseException as error:
-            if isinstance(error, passing):
-                self._undone = outer
-                raise
-            poisoned = self.poison(error)
-            if isinstance(error, PoisonedError):
-                raise
-            raise poisoned from error
-        self._undone = outer
+        return Undivided(self, passing)
 
     def is_between_steps(self) -> bool:
         """Whether nobody, this thread included, is in the middle of a commit or checkpoint. The lock is held."""
@@ -273,13 +284,14 @@ class Engine:
 
     def commit(
         self, events: Sequence[Event] = (), *, keep: Sequence[Head] = (), batch: Batch | None = None, epoch: int = 0,
-        room_made: bool = False, events_can_wait: bool = False,
+        room_made: bool = False, events_can_wait: bool = False, meanwhile: Meanwhile | None = None,
     ) -> list[Root]:  # fmt: skip
         """Makes everything published so far durable, and the events with it. Returns the roots of the heads to keep.
 
         The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
         reclaim has taken already; what it freed is punched to the last slot. With `events_can_wait` those of earlier
-        sets are no reason for a record.
+        sets are no reason for a record. `meanwhile(roots)` does what follows from the events in memory while the disk
+        writes their record: if that fails, nothing of this handle counts any more (I10).
         """
         if not room_made:
             self.make_room()
@@ -295,7 +307,8 @@ class Engine:
             all_events = [*self.pending_events, *events]
             if deltas or freed or freed_nodes or events or (self.pending_events and not events_can_wait):
                 epoch = epoch or self.path.map.epoch
-                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch)
+                follow = None if meanwhile is None else partial(meanwhile, roots)
+                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, follow)
                 self._acknowledge(deltas, freed, freed_nodes, punch_all)
             self._takes_done = self._takes
         return roots
@@ -305,8 +318,9 @@ class Engine:
         self._takes += 1
 
     def _write_record(
-        self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int
-    ) -> None:
+        self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int,
+        meanwhile: Callable[[], object] | None,
+    ) -> None:  # fmt: skip
         log = self.log
         record = Record(
             salt=self.superblock.salt, sequence=log.sequence + 1, generation=self.superblock.generation,
@@ -315,6 +329,8 @@ class Engine:
         )  # fmt: skip
         encoded = encode_record(record, self.fold)
         log.append(encoded, record_checksum(encoded))
+        if meanwhile is not None:
+            meanwhile()
         self.barrier()  # I4: acknowledged only when the record is durable
         self.locks.publish(log.sequence)  # I35
         self.counters["commits"] += 1
@@ -323,8 +339,11 @@ class Engine:
         self.pending_events, self._pending_bytes = [], 0
 
     def _size_after(self, events: list[Event]) -> int:
-        sizes = [event.size for event in events if isinstance(event, ResizeEvent | RollbackEvent) and not event.head]
-        return sizes[-1] if sizes else self.path.live.size
+        size = self.path.live.size
+        for event in events:
+            if isinstance(event, ResizeEvent | RollbackEvent) and not event.head:
+                size = event.size
+        return size
 
     def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
         """I7: only now is the space that the record freed on its way back."""
@@ -367,11 +386,11 @@ class Engine:
             self.make_room()
             with self.undivided():
                 event = self.new_event(name, metadata, epoch=self.path.fence(head), head=head)
-                (root,) = self.commit([event], keep=[head], room_made=True)
-                return self.taken(event, root)
+                self.commit([event], keep=[head], room_made=True, meanwhile=lambda roots: self.taken(event, *roots))
+            return self.live_snapshot(event.id)
 
     def taken(self, event: SnapshotEvent, root: Root) -> LineageRecord:
-        """Adds an acknowledged snapshot to the lineage."""
+        """Adds a snapshot to the lineage: one that is acknowledged, or will be before the lock is given back."""
         record = self.lineage.take(event, root, self.path.heads[event.head].size)
         self.lineage.set_holder(event.head)
         self.counters["snapshots_taken"] += 1
@@ -422,10 +441,13 @@ class Engine:
         self.lineage.names.load()
         self.lineage.root(number)  # if it is damaged, this says so before anything is done
         claim(self, self.live_snapshot(number))
-        with self.undivided():
-            self.commit([event], room_made=True)
+
+        def released(_: object) -> None:
             mark(number)
             self.lineage.set_holders()
+
+        with self.undivided():
+            self.commit([event], room_made=True, meanwhile=released)
 
     def reclaim(self) -> None:
         """Gives back what deleted snapshots and anchors alone hold, step by step, to the end."""

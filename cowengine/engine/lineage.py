@@ -218,7 +218,10 @@ class Lineage:
 
     def find_name(self, name: str) -> LineageRecord | None:
         """The snapshot of that name that is not deleted, or None."""
-        return next((record for record in self._visible(self.names.named(name)) if record.name == name), None)
+        for record in self._visible(self.names.named(name)):
+            if record.name == name:
+                return record
+        return None
 
     def find_epoch(self, epoch: int) -> LineageRecord | None:
         """The snapshot of that epoch that is not deleted, or None."""

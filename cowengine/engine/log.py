@@ -34,14 +34,15 @@ class CommitLog:
         """The room that a record of `length` bytes takes."""
         return (length + self.unit - 1) // self.unit * self.unit
 
-    def place(self, length: int) -> int:
-        """The position of a record of `length` bytes."""
+    def place(self, length: int) -> tuple[int, int]:
+        """(position, room) of a record of `length` bytes."""
+        room = self.padded(length)
         left = self.size - self.position % self.size
-        return self.position if self.padded(length) <= left else self.position + left
+        return (self.position if room <= left else self.position + left), room
 
     def fits(self, length: int) -> bool:
         """Whether a record of `length` bytes can be written without touching what is still needed."""
-        return self.place(length) + self.padded(length) - self.tail <= self.size
+        return sum(self.place(length)) - self.tail <= self.size
 
     @property
     def used(self) -> int:
@@ -49,12 +50,13 @@ class CommitLog:
         return self.position - self.tail
 
     def append(self, encoded: bytes, checksum: int) -> None:
-        """Writes the next record; it counts when a barrier has made it durable."""
-        assert self.fits(len(encoded)), "I9: the log has no room; the caller must have asked"
-        place = self.place(len(encoded))
-        padding = bytes(self.padded(len(encoded)) - len(encoded))
-        self._io.pwrite(self._fd, encoded + padding, self._start + place % self.size)
-        self.position = place + self.padded(len(encoded))
+        """Writes the next record, and lets the disk begin with it; it counts when a barrier has made it durable."""
+        place, room = self.place(len(encoded))
+        assert place + room - self.tail <= self.size, "I9: the log has no room; the caller must have asked"
+        offset = self._start + place % self.size
+        self._io.pwrite(self._fd, encoded.ljust(room, b"\0"), offset)
+        self._io.begin_write(self._fd, offset, room)
+        self.position = place + room
         self.sequence += 1
         self.checksum = checksum
 

@@ -141,7 +141,7 @@ def record_bytes_for(record: Record) -> int:
 def encode_record(record: Record, fold: int) -> bytes:
     """The bytes of a record, checksum included, without padding."""
     r = record
-    events = b"".join([encode_event(event) for event in r.events])
+    events = b"".join(map(encode_event, r.events))
     pairs = (*r.freed, *r.freed_nodes, *r.checks)
     pairs_end = RECORD_HEADER_BYTES + len(r.deltas) + PAIR_BYTES * len(pairs)
     data = bytearray(pairs_end + len(events))

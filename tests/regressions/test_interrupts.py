@@ -114,7 +114,7 @@ class SecondInterrupt:
             raise KeyboardInterrupt("the second")
 
 
-@pytest.mark.parametrize("where", ["__exit__", "undivided", "poison"])
+@pytest.mark.parametrize("where", ["__exit__", "poison"])
 @pytest.mark.parametrize("call", ["flush", "snapshot", "set"])
 def test_a_second_ctrl_c_cannot_keep_the_first_from_poisoning(tmp_path: Path, call: str, where: str) -> None:
     """It hit the handler of the first; `close` then wrote a checkpoint of steps half done, its free map wrong."""
