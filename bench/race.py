@@ -236,12 +236,16 @@ class Race:
 
     def figure(
         self, row: str, workload: str, value: float, unit: str, *, variant: str = "", goal: float | None = None,
-        rate: bool = False, subject: str = "cowengine",
+        rate: bool = False, subject: str = "cowengine", base: float | None = None,
     ) -> None:  # fmt: skip
         """A line that is no ratio: a time, bytes, a rate (larger is better), beside or instead of a race."""
-        line = Line(row, workload, variant, subject, value, unit, rate=rate, goal=goal)
+        line = Line(row, workload, variant, subject, value, unit, base, rate=rate, goal=goal)
         self.lines.append(line)
         self.benchmark.extra_info.setdefault("lines", []).append(asdict(line))
+
+    def missing(self, name: str, reason: str) -> None:
+        """Names something else that this machine cannot measure, as a missing subject is named."""
+        self.field.missing[name] = reason
 
 
 def why(error: Exception, subject: str) -> str:
