@@ -222,6 +222,15 @@ class Race:
             entry.at,
         )  # fmt: skip
 
+    def of_program(
+        self, workload: str, measured: Callable[[], list[tuple[float, float]]], *, goal: float | None = None,
+        rate: bool = False,
+    ) -> None:  # fmt: skip
+        """Instead of `run`: rounds that a program measured, seconds an operation of cowengine and of its base."""
+        self.enter_lane(Lane(nothing), goal=goal)
+        self.entries[0].pairs = dict(enumerate(self.benchmark.pedantic(measured)))
+        self._keep("", workload, rate)
+
     def between(self, variant: str, other: str, *, goal: float, rate: bool = False) -> None:
         """After `run`: a line more, for two variants of cowengine, round by round."""
         one, two = (next(e for e in self.entries if e.label == f"cowengine, {name}") for name in (variant, other))
