@@ -59,7 +59,9 @@ int main(int argc, char **argv) {
     if (view == snapshot && cowengine_open_snapshot(volume, "read", snapshot))
         stop(volume, "open snapshot");
 
-    /* A volume that was just opened is not in the page cache, the raw file is: both are read once. */
+    /* A volume that was just opened is not in the page cache. Neither is the raw file, then, and both are read once. */
+    if (fdatasync(fd) || posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED))
+        stop(NULL, "posix_fadvise");
     for (uint64_t offset = 0; offset < size; offset += length)
         if (pread(fd, buffer, length, (off_t)offset) != (ssize_t)length ||
             cowengine_pread(view, buffer, length, offset) != COWENGINE_OK)
