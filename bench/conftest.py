@@ -79,7 +79,7 @@ def directory(scale: Scale) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iterator[Field]:
     """The subjects of this run, running."""
-    with started(all_subjects(), directory, at_once=not scale.full) as found:
+    with started(all_subjects(scale(4096, 320, quick=2048) * MiB), directory, at_once=not scale.full) as found:
         request.config.stash[FIELD] = found
         yield found
 

@@ -1,8 +1,9 @@
 """What holds for every test: Hypothesis without deadlines, and what happens to a test whose needs are not met.
 
 `@pytest.mark.privileged("losetup", "mkfs.xfs")` marks a test that needs root and these programs,
-`@pytest.mark.needs("sqlite3")` one that needs only programs, or with `modules=["atheris"]` modules. Without them it is
-skipped, and the run's last lines count such tests; with CI=true it fails, because there the machine must have them.
+`@pytest.mark.needs("sqlite3")` one that needs only programs, or with `modules=["atheris"]` modules, or with
+`libraries=["nbd"]` shared libraries. Without them it is skipped, and the run's last lines count such tests; with
+CI=true it fails, because there the machine must have them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import signal
+from ctypes.util import find_library
 
 import hypothesis
 import pytest
@@ -35,6 +37,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     lacking += [tool for tool in tools if shutil.which(tool) is None]
     modules = [module for marker in item.iter_markers("needs") for module in marker.kwargs.get("modules", ())]
     lacking += [module for module in modules if importlib.util.find_spec(module) is None]
+    libraries = [library for marker in item.iter_markers("needs") for library in marker.kwargs.get("libraries", ())]
+    lacking += [f"lib{library}" for library in libraries if find_library(library) is None]
     if not lacking:
         return
     reason = f"TEST NOT RUN, it needs {', '.join(lacking)}"

@@ -8,14 +8,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from subjects.btrfs import Btrfs
 from subjects.cowengine_volume import CowengineVolume
+from subjects.nbdkit_cow import NbdkitCow
+from subjects.qcow2 import qcow2_subjects
 from subjects.raw_file import RawFile
+from subjects.rbd import Rbd
+from subjects.reflink import XfsReflink
 from subjects.subject import Subject
 
 
-def all_subjects() -> list[Subject]:
-    """The raw file first: it is what the others are compared with."""
-    return [RawFile(), CowengineVolume()]
+def all_subjects(room: int) -> list[Subject]:
+    """The raw file first: it is what the others are compared with. Peers that keep a store get `room` bytes for it."""
+    return [RawFile(), CowengineVolume(), *qcow2_subjects(), XfsReflink(room), Btrfs(room), Rbd(room), NbdkitCow()]
 
 
 @dataclass
