@@ -22,7 +22,7 @@ from compare import Comparison, RawFile, Row, ratio_table
 from page import page
 from race import Race
 from result import Line
-from subjects.field import Field, all_subjects, started
+from subjects.field import LEAST_ROOM, Field, all_subjects, started
 from table import cowengine_table, peers_table
 from workload import SEED, MiB, Workload
 
@@ -79,7 +79,8 @@ def directory(scale: Scale) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iterator[Field]:
     """The subjects of this run, running."""
-    with started(all_subjects(scale(4096, 320, quick=2048) * MiB), directory, at_once=not scale.full) as found:
+    subjects = all_subjects(scale(4096 * MiB, LEAST_ROOM, quick=2048 * MiB))
+    with started(subjects, directory, at_once=not scale.full) as found:
         request.config.stash[FIELD] = found
         yield found
 

@@ -17,8 +17,10 @@ from subjects.rbd import Rbd
 from subjects.reflink import XfsReflink
 from subjects.subject import Subject
 
+LEAST_ROOM = 320 << 20  # bytes that every peer can start with; XFS takes no less than 300 MiB
 
-def all_subjects(room: int) -> list[Subject]:
+
+def all_subjects(room: int = LEAST_ROOM) -> list[Subject]:
     """The raw file first: it is what the others are compared with. Peers that keep a store get `room` bytes for it."""
     return [RawFile(), CowengineVolume(), *qcow2_subjects(), XfsReflink(room), Btrfs(room), Rbd(room), NbdkitCow()]
 

@@ -147,10 +147,7 @@ class InternalDisk(ImageDisk):
         image = ["--read-only", "--image-opts", f"driver=qcow2,{file}{caches}", f"--load-snapshot=snapshot.name={name}"]
         with short_path("nbd") as socket:
             argv = ["qemu-nbd", "--persistent", f"--socket={socket}", *image]
-            with (
-                daemon(argv, self.path.with_name("views.log"), socket.exists),
-                closing(Connection(socket)) as connection,
-            ):
+            with daemon(argv, socket.with_suffix(".log"), socket.exists), closing(Connection(socket)) as connection:
                 yield connection
 
     def delete(self, name: str) -> None:
