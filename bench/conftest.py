@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from big_maps import BigMaps
 from compare import Comparison, RawFile, Row, ratio_table
 from page import page
 from race import Race
 from result import Line
 from subjects.field import LEAST_ROOM, Field, all_subjects, started
 from table import cowengine_table, peers_table
-from workload import SEED, MiB, Workload
+from workload import SEED, GiB, MiB, TiB, Workload
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
@@ -83,6 +84,18 @@ def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iter
     with started(subjects, directory, at_once=not scale.full) as found:
         request.config.stash[FIELD] = found
         yield found
+
+
+@pytest.fixture(scope="session")
+def big_maps(directory: Path, scale: Scale) -> BigMaps:
+    """Volumes with 1 TiB mapped, 2,000,000 scattered blocks, 100,000 snapshots; smaller in smaller runs."""
+    sizes = {
+        "mapped": scale(TiB, GiB, quick=TiB),
+        "span": scale(64, 1, quick=8) * GiB,
+        "blocks": scale(2_000_000, 2000, quick=250_000),
+        "snapshots": scale(100_000, 100, quick=10_000),
+    }
+    return BigMaps(directory, sizes)
 
 
 @pytest.fixture

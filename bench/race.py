@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -153,9 +153,12 @@ class Race:
         self.entries.append(entry)
 
     # -- the race -----------------------------------------------------------------------------------------------------
-    def run(self, row: str, workload: str, *, rounds: int, rate: bool = False, durable: bool = False) -> None:
+    def run(
+        self, row: str, workload: str, *, rounds: int, rate: bool = False, durable: bool = False, absolute: bool = False
+    ) -> None:  # fmt: skip
         """At most so many rounds. With `rate` ratios are of rates, larger is better. What is `durable` must not take
-        less than a barrier, which is measured beside it: a line that does says so.
+        less than a barrier, which is measured beside it: a line that does says so. Goals are for ratios, or with
+        `absolute` for seconds.
         """
         overwrite = self._barrier() if durable else None
 
@@ -172,7 +175,7 @@ class Race:
                     self.barriers[number] = overwrite.timed()
 
         self.benchmark.pedantic(whole)
-        self._keep(row, workload, rate)
+        self._keep(row, workload, rate, absolute)
 
     def _turn(self, entry: Entry, number: int, keep: bool) -> None:
         try:
@@ -192,8 +195,8 @@ class Race:
         return Lane(overwrite)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
-    def _keep(self, row: str, workload: str, rate: bool) -> None:
-        lines = [self._line(entry, row, workload, rate) for entry in self.entries]
+    def _keep(self, row: str, workload: str, rate: bool, absolute: bool) -> None:
+        lines = [replace(self._line(entry, row, workload, rate), absolute=absolute) for entry in self.entries]
         self.lines += lines
         own = [entry.pairs.values() for entry in self.entries if entry.subject == "cowengine" and entry.pairs]
         if own and self.benchmark.stats is not None:
@@ -229,26 +232,39 @@ class Race:
         """Instead of `run`: rounds that a program measured, seconds an operation of cowengine and of its base."""
         self.enter_lane(Lane(nothing), goal=goal)
         self.entries[0].pairs = dict(enumerate(self.benchmark.pedantic(measured)))
-        self._keep("", workload, rate)
+        self._keep("", workload, rate, False)
 
     def between(self, variant: str, other: str, *, goal: float, rate: bool = False) -> None:
         """After `run`: a line more, for two variants of cowengine, round by round."""
-        one, two = (next(e for e in self.entries if e.label == f"cowengine, {name}") for name in (variant, other))
+        one, two = self.rounds(variant), self.rounds(other)
+        pairs = [(one[number][0], two[number][0]) for number in one.keys() & two.keys()]
+        self.beside(pairs, f"{variant} beside {other}", goal=goal, rate=rate)
+
+    def rounds(self, variant: str = "") -> dict[int, tuple[float, float]]:
+        """Of a variant of cowengine, by round: seconds an operation, and of the base."""
+        label = f"cowengine, {variant}" if variant else "cowengine"
+        return next(entry.pairs for entry in self.entries if entry.label == label)
+
+    def beside(
+        self, pairs: Sequence[tuple[float, float]], variant: str, *, unit: str = "s", goal: float | None = None,
+        rate: bool = False,
+    ) -> None:  # fmt: skip
+        """After `run`: a line more, of pairs that lanes measured themselves: cowengine's value and that beside it."""
         row, workload = self.lines[-1].row, self.lines[-1].workload
-        pairs = [(one.pairs[number][0], two.pairs[number][0]) for number in one.pairs.keys() & two.pairs.keys()]
         low, ratio, high = tenths([b / a if rate else a / b for a, b in pairs])
         value, base = median([a for a, _ in pairs]), median([b for _, b in pairs])
-        beside = f"{variant} beside {other}"
-        line = Line(row, workload, beside, "cowengine", value, "s", base, ratio, low, high, rate, goal)
-        self.lines.append(line)
-        self.benchmark.extra_info["lines"].append(asdict(line))
+        self._more(Line(row, workload, variant, "cowengine", value, unit, base, ratio, low, high, rate, goal))
 
     def figure(
-        self, row: str, workload: str, value: float, unit: str, *, variant: str = "", goal: float | None = None,
-        rate: bool = False, subject: str = "cowengine", base: float | None = None,
+        self, row: str, workload: str, value: float | None, unit: str, *, variant: str = "", goal: float | None = None,
+        rate: bool = False, subject: str = "cowengine", base: float | None = None, note: str = "",
     ) -> None:  # fmt: skip
-        """A line that is no ratio: a time, bytes, a rate (larger is better), beside or instead of a race."""
-        line = Line(row, workload, variant, subject, value, unit, base, rate=rate, goal=goal)
+        """A line that is no ratio: a time, bytes, a rate (larger is better), beside or instead of a race; None was not
+        measured, and the note says why.
+        """
+        self._more(Line(row, workload, variant, subject, value, unit, base, rate=rate, goal=goal, note=note))
+
+    def _more(self, line: Line) -> None:
         self.lines.append(line)
         self.benchmark.extra_info.setdefault("lines", []).append(asdict(line))
 

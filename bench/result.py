@@ -24,6 +24,7 @@ class Line:
     goal: float | None = None  # for the ratio, and where there is none for the value
     note: str = ""
     at: dict[str, float] = field(default_factory=dict)  # where it stands in plots: "volume size", "snapshots"
+    absolute: bool = False  # the goal is for the value all the same
 
     @property
     def title(self) -> str:
@@ -32,17 +33,22 @@ class Line:
     @property
     def missed(self) -> bool:
         """Whether there is a goal and it was not reached."""
-        reached = self.value if self.ratio is None else self.ratio
+        reached = self.value if self.is_of_value else self.ratio
         if self.goal is None or reached is None:
             return False
         return reached < self.goal if self.rate else reached > self.goal
+
+    @property
+    def is_of_value(self) -> bool:
+        """Whether the goal is for the value."""
+        return self.absolute or self.ratio is None
 
     @property
     def goal_text(self) -> str:
         """The goal, and whether it was missed."""
         if self.goal is None:
             return ""
-        goal = f"{self.goal:g}" if self.ratio is not None else quantity(self.goal, self.unit)
+        goal = quantity(self.goal, self.unit) if self.is_of_value else f"{self.goal:g}"
         return f"{'≥' if self.rate else '≤'} {goal}{' MISSED' if self.missed else ''}"
 
     @property

@@ -16,9 +16,9 @@ def cowengine_table(lines: Sequence[Line]) -> list[str]:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for line in lines:
-        if line.subject == OWN and line.value is not None:
-            base = "" if line.base is None else quantity(line.base, line.unit)
-            cells = [line.row, line.title, quantity(line.value, line.unit), base, line.ratio_text, line.spread_text]
+        if line.subject == OWN:
+            value, base = ("" if each is None else quantity(each, line.unit) for each in (line.value, line.base))
+            cells = [line.row, line.title, value, base, line.ratio_text, line.spread_text]
             table.append("| " + " | ".join([*cells, " ".join(filter(None, [line.goal_text, line.note]))]) + " |")
     return table
 

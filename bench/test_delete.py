@@ -1,77 +1,138 @@
-"""Deleting a snapshot: until it is gone, and until its space is free again."""
+"""Row 12: deleting a snapshot, until it is gone, until its blocks can be used again, and the punching apart."""
 
 from __future__ import annotations
 
-import itertools
+import time
+from collections import defaultdict
+from itertools import count
+
+import pytest
+from barrier import overwritten
+from race import Lane
+from result import median
+from subjects.cowengine_volume import VolumeDisk
+from workload import BLOCK, MiB
 
 import cowengine
-from cowengine.core.iotable import KERNEL
-
-MiB = 1 << 20
-BLOCK = 4096
+from cowengine.core.iotable import KERNEL, IOTable
 
 
-def test_delete_until_gone(compare, workload, volume_path, make_raw, scale):
-    """A snapshot that alone holds 256 blocks; raw: overwrite 4 KiB and fdatasync."""
-    size = scale(256, 8) * MiB
-    raw = make_raw(MiB)
-    names = map(str, itertools.count())
-    held = []
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+class PunchClock(IOTable):
+    """The kernel's calls; says how long the punching took, by the length of the runs."""
 
-        def prepare() -> None:
-            volume.reclaim()
-            held.append(volume.snapshot(next(names)))
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.by_blocks: dict[int, list[float]] = defaultdict(list)
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        """One run."""
+        began = time.perf_counter()
+        super().punch(fd, offset, length)
+        took = time.perf_counter() - began
+        self.seconds += took
+        self.by_blocks[length // BLOCK].append(took)
+
+
+def test_delete_until_gone(race, scale):
+    """A snapshot that alone holds 256 blocks; raw: overwrite 4 KiB and fdatasync. Peers' deletes end when they end."""
+    size = scale(256, 8, quick=32) * MiB
+
+    def one_more(disk, workload):
+        """Takes a snapshot that alone holds 256 scattered blocks."""
+        workload.fill(disk.pwrite, size, BLOCK)
+        names = map(str, count())
+
+        def take() -> str:
+            disk.snapshot(name := next(names))
             for offset in workload.offsets(size, 256):
-                volume.pwrite(workload.block, offset)
-            volume.flush()
+                disk.pwrite(workload.block, offset)
+            disk.flush()
+            return name
 
-        compare(
-            # Snapshot.delete goes on and gives the space back; the engine's part ends where the snapshot is gone.
-            lambda: volume.engine.delete(held.pop().id),
-            raw.write_durably,
-            before_cow=prepare,
-            rounds=scale(100, 1),
-        )
+        return take
 
+    def whole(disk, workload):
+        take, names = one_more(disk, workload), []
+        return Lane(lambda: disk.delete(names.pop()), lambda: names.append(take()))
 
-def test_delete_until_reclaimed(compare, workload, volume_path, make_raw, scale):
-    """A snapshot that alone holds 16 MiB in one piece, given back; raw: punch 16 MiB and fdatasync."""
-    size = scale(256, 8) * MiB
-    piece = scale(16, 4) * MiB
-    raw = make_raw(size)
-    names = map(str, itertools.count())
-    starts = itertools.cycle(range(0, size, piece))
-    starts_raw = itertools.cycle(range(0, size, piece))
-    held = []
-
-    def rewrite(pwrite, start: int) -> None:
-        for offset in range(start, start + piece, MiB):
-            pwrite(workload.mebibyte, offset)
-
-    with cowengine.Volume.create(str(volume_path), size) as volume:
-        workload.fill(volume.pwrite, size)
+    def until_gone(disk, workload):
+        """What `Snapshot.delete` does first: the snapshot is gone, durably. It then gives the space back."""
+        take, engine, numbers = one_more(disk, workload), disk.volume.engine, []
 
         def prepare() -> None:
-            held.append(volume.snapshot(next(names)))
-            rewrite(volume.pwrite, next(starts))
-            volume.flush()
+            engine.reclaim()
+            numbers.append(disk.volume.get_snapshot(take()).id)
 
-        def delete() -> None:
-            held.pop().delete()
-            volume.reclaim()
+        return Lane(lambda: engine.delete(numbers.pop()), prepare)
 
-        spent = []
+    race.against(overwritten, MiB)
+    race.enter(until_gone, size, "until logically gone", goal=1.15, only=("cowengine",))
+    race.enter(whole, size, "until the call returns")
+    race.run("12", "delete a snapshot that alone holds 256 scattered blocks", rounds=300, durable=True)
 
-        def prepare_raw() -> None:
-            if spent:
-                rewrite(lambda data, offset: KERNEL.pwrite(raw.fd, data, offset), spent.pop())
-            KERNEL.fdatasync(raw.fd)
 
-        def punch_raw() -> None:
-            spent.append(next(starts_raw))
-            KERNEL.punch(raw.fd, spent[-1], piece)
-            KERNEL.fdatasync(raw.fd)
+@pytest.mark.parametrize("shape", ["scattered", "in runs"])
+def test_delete_until_free(race, scale, shape):
+    """From the call until the blocks that a snapshot alone held can be placed again; raw: punch as many in one run.
 
-        compare(delete, punch_raw, before_cow=prepare, before_raw=prepare_raw, rounds=scale(30, 1))
+    Full: 16,384 blocks, one in eight at random, or 64 runs of 1 MiB. The time of punching is taken off.
+    """
+    blocks = scale(16384, 256, quick=2048)
+    size, table = 8 * blocks * BLOCK, PunchClock()
+    volume = cowengine.Volume.create(race.field.folders["cowengine"] / "deleted from", size, io=table)
+    race.disks.callback(VolumeDisk(volume).close)
+    names, freeing, punching = map(str, count()), [], []
+    workload = race.workload
+    workload.fill(volume.pwrite, size, BLOCK)
+
+    def prepare() -> None:
+        volume.snapshot(next(names))
+        step = BLOCK if shape == "scattered" else MiB
+        for offset in workload.offsets(size, blocks * BLOCK // step, step):
+            volume.pwrite(workload.mebibyte[:step], offset)
+        volume.flush()
+
+    def delete() -> None:
+        before, began = table.seconds, time.perf_counter()
+        (only,) = volume.snapshots()
+        only.delete()
+        punching.append(table.seconds - before)
+        freeing.append(time.perf_counter() - began - punching[-1])
+
+    race.against(lambda raw, workload: punching_all(raw, workload, blocks * BLOCK), blocks * BLOCK)
+    race.enter_lane(Lane(delete, prepare, blocks))
+    what = f"delete a snapshot that alone holds {blocks:,} blocks {shape}, per block"
+    race.run("12", what, rounds=20)
+    rate = blocks / median(freeing)
+    race.figure("12", what, rate, "blocks/s", variant="until free, without punching", goal=500_000, rate=True)
+    race.figure("12", what, median(punching) / blocks, "s", variant="punching, per block")
+    for length, number, seconds in by_length(table):
+        race.figure("12", what, seconds, "s", variant=f"punching {length}, per run ({number:,} runs)")
+
+
+def punching_all(raw, workload, size):
+    """One punch over a file that was written, and fdatasync."""
+
+    def fill() -> None:
+        workload.fill(raw.pwrite, size)
+        raw.flush()
+
+    def punch() -> None:
+        KERNEL.punch(raw.fd, 0, size)
+        raw.flush()
+
+    return Lane(punch, fill, size // BLOCK)
+
+
+def by_length(table):
+    """The punched runs by classes of length: how many, and the median time of one."""
+    classes = {
+        "a block": range(1, 2),
+        "2 to 15 blocks": range(2, 16),
+        "16 to 255 blocks": range(16, 256),
+        "256 blocks and more": range(256, 1 << 40),
+    }
+    for name, lengths in classes.items():
+        times = [each for length, found in table.by_blocks.items() if length in lengths for each in found]
+        if times:
+            yield name, len(times), median(times)

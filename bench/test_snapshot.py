@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from itertools import count
 
+from barrier import overwritten
 from race import Lane
 from workload import BLOCK, MiB
 
@@ -22,18 +22,6 @@ def changed(disk, workload, size, step):
     return Lane(lambda: disk.snapshot(next(names)), prepare)
 
 
-def overwritten(raw, workload, size):
-    """4 KiB and fdatasync, after the same."""
-    workload.fill(raw.pwrite, size, BLOCK)
-    offsets = workload.each_once(size)
-
-    def write() -> None:
-        os.pwrite(raw.fd, workload.block, next(offsets))
-        os.fdatasync(raw.fd)
-
-    return Lane(write, write)
-
-
 def test_durable_snapshot(race, scale):
     """A snapshot with nothing unflushed; raw: one 4 KiB overwrite and fdatasync."""
     size = scale(256, 8, quick=32) * MiB
@@ -44,7 +32,7 @@ def test_durable_snapshot(race, scale):
 
 def test_durable_snapshot_by_volume_size(race, scale):
     """The same on volumes of other sizes, written in full."""
-    race.against(partial(overwritten, size=MiB), MiB)
+    race.against(overwritten, MiB)
     for mebibytes in scale((64, 256, 1024), (2, 4), quick=(16, 64, 256)):
         size = mebibytes * MiB
         lane = partial(changed, size=size, step=MiB)
