@@ -28,9 +28,8 @@ def test_changed_extents(race, scale, big_maps, shape):
     folder, lacking = xfs(race)
     if folder is not None and scale.kind == "full":
         enter(race, mapped(folder / f"volume-{shape}", 16 * TiB), 16 * TiB, shape, changes)
-    peers = tuple(each.name for each in race.racers() if each.name != "cowengine")
-    if peers:
-        race.enter(lambda disk, workload: listing(disk, plan(GiB, shape, changes, workload)), GiB, only=peers)
+    peers = [each for each in race.racers() if each.name != "cowengine"]
+    race.enter(lambda disk, workload: listing(disk, plan(GiB, shape, changes, workload)), GiB, "1 GiB", among=peers)
     race.run("11", what, rounds=200, absolute=True)
     if lacking:
         race.figure("11", what, None, "s", variant=f"{16 * TiB // GiB:,} GiB", note=f"not measured: {lacking}")

@@ -66,7 +66,7 @@ def test_delete_until_gone(race, scale):
         return Lane(lambda: engine.delete(numbers.pop()), prepare)
 
     race.against(overwritten, MiB)
-    race.enter(until_gone, size, "until logically gone", goal=1.15, only=("cowengine",))
+    race.enter(until_gone, size, "until logically gone", goal=1.15, among=[race.subject("cowengine")])
     race.enter(whole, size, "until the call returns")
     race.run("12", "delete a snapshot that alone holds 256 scattered blocks", rounds=300, durable=True)
 

@@ -90,7 +90,7 @@ def test_writes_while_snapshots_are_taken(race, scale, pool):
         return entered("cow", disk, workload, disk.pwrite, lambda: disk.snapshot(next(names)), delete_all)
 
     race.against(of_raw, size)
-    race.enter(of_volume, size, goal=1.0, only=("cowengine",))
+    race.enter(of_volume, size, goal=1.0, among=[race.subject("cowengine")])
     what = "two threads write, snapshots 100 times a second"
     race.run("4", what, rounds=20, rate=True)
     slowest = list(zip(writers["cow"].slowest, writers["raw"].slowest, strict=True))[-len(race.rounds()) :]
