@@ -6,20 +6,18 @@ once and small. Every random choice is seeded. Results go to bench/results (or -
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from big_maps import BigMaps
-from compare import Comparison, RawFile, Row, ratio_table
 from page import page
 from race import Race
 from result import Line
@@ -29,9 +27,7 @@ from workload import SEED, GiB, MiB, TiB, Workload
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
-ROWS = pytest.StashKey[list[Row]]()
 LINES = pytest.StashKey[list[Line]]()
-TABLES = pytest.StashKey[list[str]]()
 FIELD = pytest.StashKey[Field]()
 
 
@@ -114,44 +110,6 @@ def race(
         yield made
 
 
-@pytest.fixture
-def compare(benchmark: Any, scale: Scale, request: pytest.FixtureRequest) -> Comparison:
-    name = request.node.name.removeprefix("test_")
-    return Comparison(benchmark, scale, name, request.config.stash[ROWS])
-
-
-@pytest.fixture
-def volume_path(directory: Path) -> Iterator[Path]:
-    """The path of a volume that is gone after the test."""
-    path = directory / f"volume-{next(_numbers)}"
-    yield path
-    path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def make_raw(directory: Path) -> Iterator[Callable[..., RawFile]]:
-    """Makes raw files that are gone after the test, filled in writes of `step` bytes (see Workload.fill)."""
-    made: list[RawFile] = []
-
-    def make(size: int, step: int = MiB) -> RawFile:
-        made.append(RawFile(directory / f"raw-{next(_numbers)}", size, step))
-        return made[-1]
-
-    yield make
-    for raw in made:
-        raw.close()
-        raw.path.unlink()
-
-
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def report_table(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Adds a table of a test's own to what is printed at the end."""
-    return request.config.stash[TABLES].append
-
-
 def file_system(path: Path) -> str:
     """The type of the file system that `path` lies on."""
     mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -161,9 +119,7 @@ def file_system(path: Path) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
     config.stash[LINES] = []
-    config.stash[TABLES] = []
     config.stash[FIELD] = Field()
     if not config.getoption("benchmark_disable") and not config.getoption("benchmark_json"):
         RESULTS.mkdir(exist_ok=True)
@@ -189,13 +145,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     field = config.stash[FIELD]
     missing = [f"not measured: {name}: {reason}" for name, reason in field.missing.items()]
     lines = config.stash[LINES]
-    tables = config.stash[TABLES]
     if config.getoption("benchmark_disable"):
         for line in missing:
             terminalreporter.write_line(line)
         return
-    rows = config.stash[ROWS]
-    if not (lines or tables or rows):
+    if not lines:
         return
     terminalreporter.write_sep("=", "cowengine beside a raw file, and its peers")
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
@@ -208,8 +162,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         *cowengine_table(lines),
         "",
         *peers_table(lines),
-        *ratio_table(rows),
-        *tables,
         "",
     ]
     for line in [*shown, f"written to {config.getoption('benchmark_json')} and .html beside it"]:

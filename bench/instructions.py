@@ -23,14 +23,20 @@ from workload import BLOCK, MiB, Workload
 import cowengine
 
 SIZE = 16 * MiB
+CHANGED = 256
+SEALED, LISTED = "4 KiB read of a sealed snapshot", f"list of {CHANGED} scattered changed blocks"
 NAMES = (
     "4 KiB write in place",
     "4 KiB write in place, flushed",
     "4 KiB write, first after a snapshot",
     "4 KiB read",
     "4 KiB read of a snapshot",
+    SEALED,
     "durable snapshot",
+    LISTED,
+    "snapshot, 4 KiB write, delete",
 )
+RAW_NAMES = tuple(name for name in NAMES if name not in (SEALED, *NAMES[-2:]))
 Operations = dict[str, Callable[[], object]]
 
 
@@ -39,6 +45,11 @@ def of_cowengine(path: Path, work: Workload) -> Operations:
     volume = cowengine.Volume.open(path, background=False)
     snapshot, names, offsets = volume.get_snapshot("held"), map(str, count()), work.each_once(SIZE)
     buffer, block = bytearray(BLOCK), work.block
+    if work.name == SEALED:
+        volume.seal()
+    if work.name == LISTED:
+        for offset in work.offsets(SIZE, CHANGED):
+            volume.pwrite(block, offset)
 
     def in_place() -> None:
         volume.pwrite(block, 0)
@@ -47,18 +58,26 @@ def of_cowengine(path: Path, work: Workload) -> Operations:
         volume.pwrite(block, 0)
         volume.flush()
 
+    def delete() -> None:
+        taken = volume.snapshot(next(names))
+        volume.pwrite(block, next(offsets))
+        taken.delete()
+
     return {
         "4 KiB write in place": in_place,
         "4 KiB write, first after a snapshot": lambda: volume.pwrite(block, next(offsets)),
         "4 KiB write in place, flushed": durable,
         "4 KiB read": lambda: volume.pread_into(buffer, next(offsets)),
         "4 KiB read of a snapshot": lambda: snapshot.pread_into(buffer, next(offsets)),
+        SEALED: lambda: snapshot.pread_into(buffer, next(offsets)),
         "durable snapshot": lambda: volume.snapshot(next(names)),
+        LISTED: lambda: volume.changed_extents("held"),
+        "snapshot, 4 KiB write, delete": delete,
     }
 
 
 def of_raw_file(path: Path, work: Workload) -> Operations:
-    """The same by the system call; a snapshot is a write and a barrier."""
+    """The same by the system call, as far as there is any; a snapshot is a write and a barrier."""
     fd, offsets = os.open(path, os.O_RDWR), work.each_once(SIZE)
     buffers, block = [bytearray(BLOCK)], work.block
 
@@ -108,7 +127,7 @@ def main(folder: Path, times: int) -> None:
     (folder / "raw").write_bytes(bytes(SIZE))
     found = [("nothing", "nothing", forked(int), forked(int))]
     for subject, operations in ("cowengine", of_cowengine), ("raw", of_raw_file):
-        for name in NAMES:
+        for name in NAMES if subject == "cowengine" else RAW_NAMES:
             once = forked(partial(repeated, operations, folder / subject, name, 1))
             often = forked(partial(repeated, operations, folder / subject, name, times + 1))
             found.append((name, subject, once, often))
