@@ -154,15 +154,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_sep("=", "cowengine beside a raw file, and its peers")
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
     settings = [f"{subject.name}: {subject.settings}" for subject in field.running]
-    shown = [
-        machine,
-        *settings,
-        *missing,
-        "",
-        *cowengine_table(lines),
-        "",
-        *peers_table(lines),
-        "",
-    ]
+    shown = [machine, *settings, *missing, "", *cowengine_table(lines), "", *peers_table(lines), ""]
     for line in [*shown, f"written to {config.getoption('benchmark_json')} and .html beside it"]:
         terminalreporter.write_line(line)

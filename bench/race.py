@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from result import Line, median, tenths
 from subjects.cowengine_volume import CowengineVolume
 from subjects.field import Field
 from subjects.raw_file import RawDisk
-from subjects.subject import Disk, NotOffered, Subject
+from subjects.subject import NotOffered, Subject
 from workload import MiB, Workload
 
 LEAST = 5
@@ -100,15 +101,15 @@ class Race:
         self.barriers: dict[int, float] = {}  # by round, of what must be durable
 
     # -- who takes part -----------------------------------------------------------------------------------------------
-    def disk(self, subject: Subject, size: int) -> Disk:
-        """A new disk, closed after the race."""
-        made = subject.create(self.field.folders[subject.name], f"disk-{next(_numbers)}", size)
+    def disk(self, subject: Subject, size: int, folder: Path | None = None) -> Any:
+        """A new disk, closed after the race; in the subject's own folder unless told."""
+        made = subject.create(folder or self.field.folders[subject.name], f"disk-{next(_numbers)}", size)
         self.disks.callback(made.close)
         return made
 
-    def raw(self, size: int) -> RawDisk:
+    def raw(self, size: int, folder: Path | None = None) -> RawDisk:
         """A raw file, closed after the race."""
-        made = self.disk(self.subject("raw file"), size)
+        made = self.disk(self.subject("raw file"), size, folder)
         assert isinstance(made, RawDisk)
         return made
 

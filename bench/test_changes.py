@@ -6,6 +6,7 @@ import os
 
 import pytest
 from big_maps import MARK, making, mapped
+from on_xfs import xfs_folder
 from race import Lane
 from subjects.cowengine_volume import VolumeDisk
 from unsynced import synced
@@ -25,22 +26,21 @@ def test_changed_extents(race, scale, big_maps, shape):
     race.against(lambda raw, workload: reading(raw, workload, changes), changes * BLOCK)
     for size in scale([GiB, 64 * GiB, TiB, 15 * TiB], [GiB], quick=[GiB, TiB]):
         enter(race, mapped(big_maps.path(), size), size, shape, changes)
-    folder, lacking = xfs(race)
+    folder, lacking = xfs_folder(race)
     if folder is not None and scale.kind == "full":
         enter(race, mapped(folder / f"volume-{shape}", 16 * TiB), 16 * TiB, shape, changes)
     peers = [each for each in race.racers() if each.name != "cowengine"]
     race.enter(lambda disk, workload: listing(disk, plan(GiB, shape, changes, workload)), GiB, "1 GiB", among=peers)
     race.run("11", what, rounds=200, absolute=True)
     if lacking:
-        race.figure("11", what, None, "s", variant=f"{16 * TiB // GiB:,} GiB", note=f"not measured: {lacking}")
-
-
-def xfs(race):
-    """A folder on the XFS that a subject has mounted, as ext4 has no file of 16 TiB; or None, and why."""
-    name = "XFS reflink"
-    if name in race.field.folders:
-        return race.disk(race.subject(name), MiB).path.parent, ""
-    return None, f"ext4 has no file of that size, and {race.field.missing.get(name, 'there is no XFS')}"
+        race.figure(
+            "11",
+            what,
+            None,
+            "s",
+            variant=f"{16 * TiB // GiB:,} GiB",
+            note=f"ext4 has no file of that size, and {lacking}",
+        )
 
 
 def enter(race, path, size, shape, count):
