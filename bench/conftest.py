@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pytest
 from big_maps import BigMaps
 from page import page
-from race import Race
+from race import ONCE, Budget, Race
 from result import Line
 from subjects.field import LEAST_ROOM, Field, all_subjects, started
 from table import cowengine_table, peers_table
@@ -103,9 +103,9 @@ def workload(request: pytest.FixtureRequest) -> Workload:
 def race(
     benchmark: Any, field: Field, workload: Workload, scale: Scale, request: pytest.FixtureRequest
 ) -> Iterator[Race]:  # fmt: skip
-    """An empty race; its disks are closed after the test. An entry may use 6 seconds, in a quick run half a second."""
-    seconds = {"full": 6.0, "quick": 0.5, "small": 0.0}[scale.kind]
-    made = Race(benchmark, field, workload, seconds, request.config.stash[LINES])
+    """An empty race; its disks are closed after the test."""
+    budget = {"full": Budget(6.0, 3.0, least=5), "quick": Budget(0.3, 0.15, least=2), "small": ONCE}[scale.kind]
+    made = Race(benchmark, field, workload, budget, request.config.stash[LINES])
     with made.disks:
         yield made
 

@@ -5,7 +5,7 @@ base, the same work on the raw file; in one round the one goes first, in the nex
 meanwhile meets both, so what counts is the ratio of a pair; that of an entry is the median over the rounds.
 
 A subject that is slow must not make the run long: an entry that has used more of its time than rounds have passed sits
-out, but has at least LEAST rounds.
+out, but has some rounds at least.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from subjects.raw_file import RawDisk
 from subjects.subject import NotOffered, Subject
 from workload import MiB, Workload
 
-LEAST = 5
 BARRIER_SHARE = 0.7  # what is durable and takes less than this of a barrier is not durable
 
 _numbers = count()
@@ -67,6 +66,7 @@ class Entry:
     base: Lane
     reason: str = ""  # why it takes no part any more
     spent: float = 0.0
+    turns: int = 0
     pairs: dict[int, tuple[float, float]] = field(default_factory=dict)  # by round: seconds an operation, of the base
 
     @property
@@ -81,19 +81,31 @@ class Entry:
         else:
             seconds, base_seconds = self.lane.timed(), self.base.timed()
         self.spent += time.perf_counter() - began
+        self.turns += 1
         if keep:
             self.pairs[number] = seconds / self.lane.operations, base_seconds / self.base.operations
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a race may be: seconds of each entry, cowengine's own and a peer's; rounds that each has at least."""
+
+    own: float
+    peers: float
+    least: int  # without the one that warms up
+
+
+ONCE = Budget(0.0, 0.0, 1)  # a single round, to see that it works
 
 
 class Race:
     """Enter lanes, then `run` once; lines are left in `lines`, for the table."""
 
-    def __init__(self, benchmark: Any, field: Field, workload: Workload, seconds: float, lines: list[Line]) -> None:
-        """`seconds` is the time that each entry may use; 0: a single round."""
+    def __init__(self, benchmark: Any, field: Field, workload: Workload, budget: Budget, lines: list[Line]) -> None:
         self.benchmark = benchmark
         self.field = field
         self.workload = workload
-        self.seconds = seconds
+        self.budget = budget
         self.lines = lines
         self.entries: list[Entry] = []
         self.disks = ExitStack()
@@ -165,18 +177,23 @@ class Race:
 
         def whole() -> None:
             os.sync()  # what making the disks left to be written
-            total, warmup = (rounds, max(rounds // 20, 1)) if self.seconds else (1, 0)
+            total, warmup = (1, 0) if self.budget == ONCE else (rounds, max(rounds // 20, 1))
             for number in range(-warmup, total):
-                share = self.seconds * (number + 1) / total
+                passed = (number + warmup + 1) / (total + warmup)
                 turn = number % max(len(self.entries), 1)
                 for entry in self.entries[turn:] + self.entries[:turn]:
-                    if not entry.reason and (entry.spent <= share or len(entry.pairs) < LEAST):
+                    if self._takes_part(entry, passed, 1 if number < 0 else self.budget.least + bool(warmup)):
                         self._turn(entry, number, keep=number >= 0)
                 if overwrite is not None:
                     self.barriers[number] = overwrite.timed()
 
         self.benchmark.pedantic(whole)
         self._keep(row, workload, rate, absolute)
+
+    def _takes_part(self, entry: Entry, passed: float, least: int) -> bool:
+        """Whether it has time left, when that part of the rounds has passed, or had fewer turns than it must have."""
+        seconds = self.budget.own if entry.subject == "cowengine" else self.budget.peers
+        return not entry.reason and (entry.spent < seconds * passed or entry.turns < least)
 
     def _turn(self, entry: Entry, number: int, keep: bool) -> None:
         try:

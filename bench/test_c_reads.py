@@ -20,7 +20,7 @@ def program(tmp_path_factory):
 @pytest.mark.parametrize("how", ["random", "sequential"])
 def test_c_reads(program, race, workload, scale, how, of):
     """A volume filled in the steps that are read; for a snapshot, an eighth of its blocks has moved away since."""
-    size = scale(256, 8, quick=32) * MiB
+    size = scale(256, 8, quick=16) * MiB
     step = BLOCK if how == "random" else MiB
     raw = race.raw(size)
     workload.fill(raw.pwrite, size, step)

@@ -33,14 +33,8 @@ def test_changed_extents(race, scale, big_maps, shape):
     race.enter(lambda disk, workload: listing(disk, plan(GiB, shape, changes, workload)), GiB, "1 GiB", among=peers)
     race.run("11", what, rounds=200, absolute=True)
     if lacking:
-        race.figure(
-            "11",
-            what,
-            None,
-            "s",
-            variant=f"{16 * TiB // GiB:,} GiB",
-            note=f"ext4 has no file of that size, and {lacking}",
-        )
+        note = f"ext4 has no file of that size, and {lacking}"
+        race.figure("11", what, None, "s", variant=f"{16 * TiB // GiB:,} GiB", note=note)
 
 
 def enter(race, path, size, shape, count):

@@ -13,7 +13,7 @@ from workload import BLOCK, MiB
 
 def test_first_writes_after_a_snapshot(race, scale):
     """4,096 random 4 KiB writes of blocks that a snapshot just made holds, and a flush; raw: in place, fdatasync."""
-    size, writes = scale(256, 8, quick=64) * MiB, scale(4096, 256, quick=4096)
+    size, writes = scale(256, 8, quick=32) * MiB, scale(4096, 256, quick=1024)
 
     def base(raw, workload):
         workload.fill(raw.pwrite, size, BLOCK)
@@ -61,7 +61,7 @@ def test_first_writes_after_a_snapshot(race, scale):
 @pytest.mark.parametrize("held", [True, False], ids=["after-a-snapshot", "in-place"])
 def test_durable_writes(race, scale, held):
     """Single 4 KiB writes, each to another block and each followed by a flush."""
-    size = scale(64, 8, quick=32) * MiB
+    size = scale(64, 8, quick=16) * MiB
 
     def durable_write(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)
@@ -85,6 +85,6 @@ def test_durable_writes(race, scale, held):
         return Lane(write)
 
     race.against(base, size)
-    race.enter(durable_write, size, goal=1.15 if held else None)
+    race.enter(durable_write, size, goal=1.15 if held else None, among=race.racers()[: None if held else 1])
     row, what = ("6", "first write of a block after a snapshot") if held else ("", "write in place")
     race.run(row, f"{what}, each flushed", rounds=1000, durable=True)

@@ -73,7 +73,7 @@ def sequential_reads_raw(raw, workload, size):
 
 def test_random_reads_of_a_snapshot(race, scale):
     """The newest of 1, 50 and 100,000 snapshots, with a 4 KiB write before every eighth; as it is and sealed."""
-    size, reads = scale(256, 8, quick=32) * MiB, scale(1024, 16)
+    size, reads = scale(256, 8, quick=16) * MiB, scale(1024, 16)
     some, many = scale(50, 2, quick=5), scale(100_000, 20, quick=2000)
 
     def newest(snapshots, sealed=False):
@@ -107,7 +107,7 @@ def shown(snapshots):
 
 def test_sequential_reads_of_a_snapshot(race, scale):
     """Of one that was written front to back; of one 10 % of whose blocks were redirected; of one that is sealed."""
-    size = scale(256, 8, quick=32) * MiB
+    size = scale(256, 8, quick=16) * MiB
 
     def fresh(disk, workload):
         workload.fill(disk.pwrite, size)
@@ -138,20 +138,20 @@ def test_sequential_reads_of_a_snapshot(race, scale):
 
 def test_random_reads(race, scale):
     """Of the live volume."""
-    size, reads = scale(256, 8, quick=32) * MiB, scale(1024, 16)
+    size, reads = scale(256, 8, quick=16) * MiB, scale(1024, 16)
 
     def live(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)
         return random_reads(disk, workload, size, reads)
 
     race.against(lambda raw, workload: random_reads_raw(raw, workload, size, reads), size)
-    race.enter(live, size)
+    race.enter(live, size, among=race.racers()[:1])
     race.run("", "random 4 KiB reads of the live volume", rounds=100)
 
 
 def test_sequential_reads(race, scale):
     """Of the live volume: written front to back, aged by 1,000 snapshots and deletes, and compacted after that."""
-    size, rounds = scale(256, 8, quick=32) * MiB, scale(1000, 10, quick=20)
+    size, rounds = scale(256, 8, quick=16) * MiB, scale(1000, 10, quick=20)
 
     def live(disk, workload):
         workload.fill(disk.pwrite, size)
@@ -174,8 +174,8 @@ def test_sequential_reads(race, scale):
         return lane
 
     race.against(lambda raw, workload: sequential_reads_raw(raw, workload, size), size)
-    race.enter(live, size, "fresh")
-    own = [race.subject("cowengine")]
+    own = race.racers()[:1]
+    race.enter(live, size, "fresh", among=own)
     race.enter(aged, size, f"after {rounds:,} snapshots and deletes", among=own)
     race.enter(compacted, size, "after those and compaction", among=own)
     race.run("", "sequential 1 MiB reads of the live volume", rounds=30, rate=True)
@@ -183,7 +183,7 @@ def test_sequential_reads(race, scale):
 
 def test_verify_of_a_snapshot(race, scale):
     """Every block from the disk against its seal; raw: the same size from the disk, front to back, 1 MiB at a time."""
-    size = scale(128, 8, quick=32) * MiB
+    size = scale(128, 8, quick=16) * MiB
 
     def verify(disk, workload):
         workload.fill(disk.pwrite, size)

@@ -24,7 +24,7 @@ def changed(disk, workload, size, step):
 
 def test_durable_snapshot(race, scale):
     """A snapshot with nothing unflushed; raw: one 4 KiB overwrite and fdatasync."""
-    size = scale(256, 8, quick=32) * MiB
+    size = scale(256, 8, quick=16) * MiB
     race.against(partial(overwritten, size=size), size)
     race.enter(partial(changed, size=size, step=BLOCK), size, goal=1.15)
     race.run("1", "durable snapshot, nothing unflushed", rounds=1000, durable=True)
@@ -33,7 +33,7 @@ def test_durable_snapshot(race, scale):
 def test_durable_snapshot_by_volume_size(race, scale):
     """The same on volumes of other sizes, written in full."""
     race.against(overwritten, MiB)
-    for mebibytes in scale((64, 256, 1024), (2, 4), quick=(16, 64, 256)):
+    for mebibytes in scale((64, 256, 1024), (2, 4), quick=(8, 32, 128)):
         size = mebibytes * MiB
         lane = partial(changed, size=size, step=MiB)
         race.enter(lane, size, f"{mebibytes:,} MiB", at={"volume size": size})
@@ -44,7 +44,7 @@ def test_durable_snapshot_of_256_scattered_writes(race, scale):
     """A snapshot right after 256 scattered 4 KiB writes, first ones after the snapshot before; raw: fdatasync after the
     same writes.
     """
-    size = scale(256, 8, quick=32) * MiB
+    size = scale(256, 8, quick=16) * MiB
 
     def scattered(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)

@@ -44,7 +44,7 @@ def random_writes_raw(raw, workload, size, step, writes):
 @pytest.mark.parametrize(("step", "goal"), [(4 * KiB, 1.2), (64 * KiB, 1.05)], ids=["4k", "64k"])
 def test_steady_random_writes(race, scale, step, goal):
     """In place: no snapshot holds the blocks."""
-    size, writes = scale(256, 8, quick=32) * MiB, scale(4096, 64, quick=1024) * 4 * KiB // step
+    size, writes = scale(256, 8, quick=16) * MiB, scale(4096, 64, quick=1024) * 4 * KiB // step
 
     def steady(disk, workload):
         workload.fill(disk.pwrite, size, step)
@@ -57,7 +57,7 @@ def test_steady_random_writes(race, scale, step, goal):
 
 def test_steady_random_writes_of_a_snapshotted_volume(race, scale):
     """A snapshot holds every block; half were redirected once before, the others are during the measurement."""
-    size, writes = scale(256, 8, quick=32) * MiB, scale(1024, 16, quick=256)
+    size, writes = scale(256, 8, quick=16) * MiB, scale(1024, 16, quick=256)
 
     def steady(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)
@@ -75,7 +75,7 @@ def test_steady_random_writes_of_a_snapshotted_volume(race, scale):
 @pytest.mark.parametrize("held", [False, True], ids=["before", "right-after-a-snapshot"])
 def test_sequential_writes(race, scale, held, flushed):
     """Front to back, 1 MiB at a time, in place or all redirected; raw: in place."""
-    size = scale(64, 8, quick=32) * MiB
+    size = scale(64, 8, quick=16) * MiB
 
     def sequential(disk, workload):
         workload.fill(disk.pwrite, size)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import race as racing
 from page import page
-from race import Lane, Race
+from race import Budget, Lane, Race
 from result import Line, quantity, tenths
 from subjects.field import Field, all_subjects, started
 from subjects.raw_file import RawFile
@@ -36,9 +36,9 @@ def clock(monkeypatch):
     return made
 
 
-def new_race(seconds, field=None):
+def new_race(seconds=1e9, field=None):
     benchmark = SimpleNamespace(pedantic=lambda run: run(), stats=None, extra_info={})
-    return Race(benchmark, field or Field(), Workload("a test"), seconds, [])
+    return Race(benchmark, field or Field(), Workload("a test"), Budget(seconds, seconds / 2, least=5), [])
 
 
 def taking(clock, seconds, log=None, name=""):
@@ -52,7 +52,7 @@ def taking(clock, seconds, log=None, name=""):
 
 def test_every_entry_has_its_neighbour_and_the_order_rotates(clock):
     log = []
-    race = new_race(1e9)
+    race = new_race()
     race.against(taking(clock, 1.0, log, "raw"))
     for name in "abc":
         race.enter_lane(taking(clock, 1.0, log, name), name)
@@ -63,7 +63,7 @@ def test_every_entry_has_its_neighbour_and_the_order_rotates(clock):
 
 def test_a_ratio_is_the_median_of_pairs_and_of_rates_upside_down(clock):
     slow = iter([9.0] + [2.0, 3.0, 50.0] * 10)
-    race = new_race(1e9)
+    race = new_race()
 
     def run() -> None:
         clock.now += next(slow)
@@ -82,14 +82,16 @@ def test_who_uses_up_his_time_sits_out_but_has_some_rounds(clock):
     race = new_race(10.0)
     race.against(taking(clock, 0.001))
     race.enter_lane(taking(clock, 0.001), "quick")
-    race.enter_lane(taking(clock, 100.0), "slow")
+    race.enter_lane(taking(clock, 100.0), "very slow")
+    for subject in "cowengine", "a peer":
+        race.enter_lane(taking(clock, 0.5), "slow", subject=subject)
     race.run("", "time", rounds=100)
-    assert [len(entry.pairs) for entry in race.entries] == [100, racing.LEAST]
+    assert [len(entry.pairs) for entry in race.entries] == [100, 5, 19, 9]
 
 
 def test_what_is_durable_faster_than_a_barrier_is_told(clock, monkeypatch):
     monkeypatch.setattr(Race, "_barrier", lambda self: taking(clock, 1.0))
-    race = new_race(1e9)
+    race = new_race()
     race.against(taking(clock, 1.0))
     race.enter_lane(taking(clock, 0.69), "too fast")
     race.enter_lane(taking(clock, 0.71), "fast")
@@ -133,7 +135,7 @@ def test_what_is_not_offered_is_a_dash_with_its_reason_and_who_is_missing_is_nam
     ]  # fmt: skip
     with started(subjects, tmp_path, at_once=False) as field:
         assert field.missing == {"absent": "apt install it", "broken": "it did not start: no daemon"}
-        race = new_race(1e9, field)
+        race = new_race(field=field)
         with race.disks:
             race.against(lambda raw, workload: Lane(lambda: raw.pwrite(b"x", 0)), 4096)
             race.enter(lambda disk, workload: Lane(lambda: disk.snapshot("s")), 4096, among=race.racers()[1:])
