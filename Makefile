@@ -78,7 +78,7 @@ demo: build
 	$(BIN)/python bench/demo.py
 
 bench: build
-	$(BIN)/python -P -m pytest bench --benchmark-only $(if $(QUICK),--quick)
+	$(BIN)/python -P -m pytest bench --benchmark-only -o timeout=0 $(if $(QUICK),--quick)
 
 # Fuzzing needs atheris, which has no wheel for every Python: its row says so then.
 torture: build/release-site build/asan-site build/tsan-site build/gcov-site

@@ -127,6 +127,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_json = str(RESULTS / time.strftime("%Y%m%dT%H%M%S.json"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A benchmark that was interrupted has no result. If that were not said, saving results would fail for want of it,
+    before mounts and daemons are ended.
+    """
+    try:
+        return (yield)
+    except BaseException:
+        if isinstance(item, pytest.Function) and "benchmark" in item.funcargs:
+            item.funcargs["benchmark"].has_error = True
+        raise
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["cpu_count"] = os.cpu_count()
     machine_info["file_system"] = file_system(Path(os.environ.get("BENCH_DIR", RESULTS)))
