@@ -76,7 +76,7 @@ def directory(scale: Scale) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iterator[Field]:
     """The subjects of this run, running."""
-    subjects = all_subjects(scale(4096 * MiB, LEAST_ROOM, quick=2048 * MiB))
+    subjects = all_subjects(scale(4096 * MiB, LEAST_ROOM, quick=1024 * MiB))
     with started(subjects, directory, at_once=not scale.full) as found:
         request.config.stash[FIELD] = found
         yield found
