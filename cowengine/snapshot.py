@@ -33,6 +33,7 @@ from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
+    from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
     from cowengine.engine.lineage import Lineage
     from cowengine.engine.report import Report
@@ -169,19 +170,24 @@ class Snapshot:
         self._record()
         self._engine.readable_snapshot(self._id)
 
+    def _root(self) -> Root:
+        """The map's root, for who does not find it loaded."""
+        self._require_data()
+        return self._engine.lineage.root(self._id)
+
     # -- bytes --------------------------------------------------------------------------------------------------------
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes from byte `offset`. Raises OutOfRangeError past the end, NotFoundError once deleted or, as
         AnchorError, once the data was given up.
         """
-        plain = type(offset) is int and type(length) is int
-        if not plain or length < 0 or offset < 0 or offset + length > self._size:
+        if (
+            type(offset) is not int or type(length) is not int
+            or length < 0 or offset < 0 or offset + length > self._size
+        ):  # fmt: skip
             offset, length = check_range(offset, length, self._size, "read", "snapshot")
         engine = self._engine
         try:
-            if self._id not in engine.lineage.loaded_roots:
-                self._require_data()
-            return engine.path.pread(length, offset, engine.lineage.root(self._id))
+            return engine.path.pread(length, offset, engine.lineage.loaded_roots.get(self._id) or self._root())
         except NotFoundError:
             self._require_data()
             raise
@@ -195,9 +201,8 @@ class Snapshot:
             length = memoryview(buffer).nbytes
             if type(offset) is not int or offset < 0 or offset + length > self._size:
                 offset, length = check_range(offset, length, self._size, "read", "snapshot")
-            if self._id not in engine.lineage.loaded_roots:
-                self._require_data()
-            return engine.path.pread_into(buffer, offset, length, engine.lineage.root(self._id))
+            root = engine.lineage.loaded_roots.get(self._id) or self._root()
+            return engine.path.pread_into(buffer, offset, length, root)
         except NotFoundError:
             self._require_data()
             raise

@@ -47,7 +47,7 @@ cdef inline uint64_t limit_of(const holder_t *holder, uint64_t block) noexcept n
 cdef class BlockMap(Tree):
     cdef readonly observed_t kept_uncounted   # subtrees left to snapshots whose blocks are not in `kept_blocks`
     cdef readonly observed_signed_t kept_blocks   # left by heads to snapshots, less those reclaimed; since the open
-    cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil
+    cdef int find(self, link_t *root, uint64_t block, uint64_t wanted, entry_t *entry, uint64_t *count) noexcept nogil
     cdef entry_t entry_in(self, pointer_t pointer, uint64_t into) noexcept nogil
     cdef entry_t entry_of(self, link_t *leaf, uint64_t block) noexcept nogil
     cdef readonly uint64_t epoch        # the largest given out so far, to any head

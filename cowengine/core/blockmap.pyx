@@ -53,13 +53,15 @@ cdef class BlockMap(Tree):
         self.orphan_count = 0
 
     # -- where is it? --------------------------------------------------------------------------------------------------
-    cdef int find(self, link_t *root, uint64_t block, entry_t *entry, uint64_t *count) noexcept nogil:
-        """The entry of a block, and for how many blocks from it on the tree says so at one go (at least 1)."""
+    cdef int find(self, link_t *root, uint64_t block, uint64_t wanted, entry_t *entry, uint64_t *count) noexcept nogil:
+        """The entry of a block, and for how many blocks from it on the tree says so at one go: at least 1, at most
+        `wanted`. A leaf is read no further than that.
+        """
         cdef link_t below
         cdef node_t *node
         cdef entry_t *entries
         cdef pointer_t pointer = root.pointer
-        cdef uint64_t index, into, key = block
+        cdef uint64_t index, into, end, key = block
         cdef int shift, status
         if kind_of(pointer.target) == KIND_NODE:
             status = self.load(root, block)
@@ -83,19 +85,20 @@ cdef class BlockMap(Tree):
                 entries = <entry_t *>node.words
                 entry[0] = entries[index]
                 into = index + 1
+                end = min(<uint64_t>LEAF_ENTRIES, index + wanted)
                 if kind_of(entry.target) == KIND_RUN:
-                    while (into < LEAF_ENTRIES and entries[into].birth == entry.birth
+                    while (into < end and entries[into].birth == entry.birth
                            and entries[into].target == entries[into - 1].target + self.slots_per_block):
                         into += 1
                 else:
-                    while into < LEAF_ENTRIES and entries[into].target == 0 and entries[into].birth == entry.birth:
+                    while into < end and entries[into].target == 0 and entries[into].birth == entry.birth:
                         into += 1
                 count[0] = into - index
                 return 0
         shift = self.span_shift(level_of(pointer.target))
         into = key & ((<uint64_t>1 << shift) - 1)
         entry[0] = self.entry_in(pointer, into)
-        count[0] = (<uint64_t>1 << shift) - into
+        count[0] = min(wanted, (<uint64_t>1 << shift) - into)
         return 0
 
     cdef entry_t entry_in(self, pointer_t pointer, uint64_t into) noexcept nogil:

@@ -134,10 +134,9 @@ cdef int find_run(DataPath path, Head head, move_t *move) noexcept nogil:
     cdef int status
     plan.count, plan.first, plan.end = 0, move.position, move.position
     while plan.count < <int>path.chunk_blocks and plan.end - plan.first < blocks_max and plan.end < head.block_count:
-        status = path.map.find(&head.link, plan.end, &entry, &count)
+        status = path.map.find(&head.link, plan.end, head.block_count - plan.end, &entry, &count)
         if status != 0:
             return status
-        count = min(count, head.block_count - plan.end)
         home = path.home_of(plan.end, &room)
         if plan.count > 0 and home != plan.pieces[0].slot + (plan.end - plan.first) * path.slots_per_block:
             break       # another home region begins here, and the pieces are written at one go

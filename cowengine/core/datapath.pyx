@@ -208,11 +208,10 @@ cdef class DataPath(ReadPath):
         plan.count, plan.reserved = 0, 0
         while block < plan.end:
             piece = &plan.pieces[plan.count]
-            status = self.map.find(&head.link, block, &entry, &count)
+            status = self.map.find(&head.link, block, plan.end - block, &entry, &count)
             if status != 0:
                 self.unplace(plan)
                 return status
-            count = min(count, plan.end - block)
             hole = kind_of(entry.target) == KIND_HOLE
             piece.first, piece.old_slot, piece.partial, piece.placed = block, 0, False, False
             if not hole and entry.birth > head.frozen:

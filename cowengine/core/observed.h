@@ -18,4 +18,16 @@ static inline void observed_add(observed_t *word, uint64_t more)
     atomic_store_explicit(word, before + more, memory_order_relaxed);
 }
 
+/* One more, and one less, of those who use what somebody wants to take away: he sees no one left only when all that the
+ * last one did is done. */
+static inline void observed_enter(observed_t *word)
+{
+    atomic_fetch_add_explicit(word, 1, memory_order_relaxed);
+}
+
+static inline void observed_leave(observed_t *word)
+{
+    atomic_fetch_sub_explicit(word, 1, memory_order_release);
+}
+
 #endif

@@ -9,3 +9,5 @@ cdef extern from "observed.h" nogil:
     ctypedef int observed_int_t
     ctypedef bint observed_bint_t "observed_int_t"
     void observed_add(observed_t *word, uint64_t more)
+    void observed_enter(observed_t *word)
+    void observed_leave(observed_t *word)

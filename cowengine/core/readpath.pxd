@@ -32,7 +32,7 @@ cdef class ReadPath:
     cdef int block_shift
     cdef uint64_t slots_per_block
     cdef uint64_t era
-    cdef uint64_t readers[2]
+    cdef observed_t readers[2]     # under way, by era
     cdef readonly observed_t bytes_read
     cdef public observed_t node_limit       # `trim` is called when there are more nodes of the map in memory
     cdef public observed_t seal_limit       # the same for the table of seals

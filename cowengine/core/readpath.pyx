@@ -23,7 +23,7 @@ from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, 
 from cowengine.core.checksum cimport ce_seal
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
-from cowengine.core.observed cimport observed_add
+from cowengine.core.observed cimport observed_add, observed_enter, observed_leave
 from cowengine.core.radix cimport (
     NODE_BYTES, STATUS_BEYOND, STATUS_CORRUPT, STATUS_MEMORY, STATUS_STOPPED, TREE_MAP, entry_t, link_t, slot_of,
 )
@@ -35,6 +35,8 @@ cdef enum:
     VERIFY_BYTES = 256 << 10        # read, then verified while the cache has them
     WALK_NODES = 64                 # visited while the mutex is held
     WALK_EXTENTS = 4096
+
+cdef uint64_t BLOCKS_MAX = <uint64_t>1 << 47
 
 
 @cython.no_gc_clear
@@ -114,7 +116,8 @@ cdef class ReadPath:
         while covered[0] < length:
             block = (offset + covered[0]) >> self.block_shift
             skip = (offset + covered[0]) & (self.block_bytes - 1)
-            status = self.map.find(link, block, &entry, &blocks)
+            blocks = (skip + length - covered[0] + self.block_bytes - 1) >> self.block_shift
+            status = self.map.find(link, block, blocks, &entry, &blocks)
             if status != 0:
                 return status
             bytes = min(length - covered[0], (blocks << self.block_shift) - skip)
@@ -142,7 +145,7 @@ cdef class ReadPath:
             self.mutex.acquire_nogil()
             status = self.state if self.state != 0 else root.state
             if status == 0:
-                status = self.map.find(&root.link, block, &entry, &count)
+                status = self.map.find(&root.link, block, BLOCKS_MAX, &entry, &count)
             self.mutex.release()
         check_status(status, self.map)
         return slot_of(entry.target), count
@@ -171,7 +174,7 @@ cdef class ReadPath:
                 status = self.expect(extents, count, seals, &sealed)
             era = self.era
             if status == 0:
-                self.readers[era & 1] += 1
+                observed_enter(&self.readers[era & 1])
                 observed_add(&self.bytes_read, covered)
             self.mutex.release()
             if status != 0:
@@ -189,9 +192,7 @@ cdef class ReadPath:
                         self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
                 data += extents[i].length
                 offset += extents[i].length
-            self.mutex.acquire_nogil()
-            self.readers[era & 1] -= 1
-            self.mutex.release()
+            observed_leave(&self.readers[era & 1])
             if status != 0:
                 return status
             length -= covered

@@ -10,6 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from cowengine.core.checksum cimport ce_seal
+from cowengine.core.observed cimport observed_enter, observed_leave
 from cowengine.core.radix cimport NODE_BYTES, STATUS_CORRUPT, entry_t, slot_of
 from cowengine.core.readpath cimport SEALS_MAX, ReadPath
 from cowengine.core.roots cimport Root
@@ -41,13 +42,13 @@ cdef int find_blocks(ReadPath path, Root root, uint64_t end, uint64_t count_max,
     for _look in range(LOOKS):
         if status != 0 or found.first >= end:
             break
-        status = path.map.find(&root.link, found.first, &entry, &count)
+        status = path.map.find(&root.link, found.first, end - found.first, &entry, &count)
         if status == 0 and slot_of(entry.target) != 0:
-            found.count = min(min(count, end - found.first), min(count_max, <uint64_t>SEALS_MAX))
+            found.count = min(count, min(count_max, <uint64_t>SEALS_MAX))
             status = path.find_seals(slot_of(entry.target), found.count, found.seals)
             if status == 0:
                 found.slot, found.birth, found.era = slot_of(entry.target), entry.birth, path.era
-                path.readers[path.era & 1] += 1
+                observed_enter(&path.readers[path.era & 1])
             break
         found.first += count
     path.mutex.release()
@@ -55,9 +56,7 @@ cdef int find_blocks(ReadPath path, Root root, uint64_t end, uint64_t count_max,
 
 
 cdef void end_read(ReadPath path, found_t *found) noexcept nogil:
-    path.mutex.acquire_nogil()
-    path.readers[found.era & 1] -= 1
-    path.mutex.release()
+    observed_leave(&path.readers[found.era & 1])
 
 
 cdef int make_room(ReadPath path) except -1:
@@ -151,7 +150,7 @@ def enter_seals(ReadPath path not None, Root root not None, list made not None):
     status = path.state if path.state != 0 else root.state
     for block, slot, birth, seal in made:
         if status == 0:
-            status = path.map.find(&root.link, block, &entry, &count)
+            status = path.map.find(&root.link, block, 1, &entry, &count)
         if status == 0 and slot_of(entry.target) == slot and entry.birth == birth:
             status = path.seals.enter(slot, seal)
     path.mutex.release()
