@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -119,6 +120,8 @@ def file_system(path: Path) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Who ends a run with SIGTERM gets the same order as with Ctrl-C: files, mounts and daemons of the subjects go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[LINES] = []
     config.stash[FIELD] = Field()
     if not config.getoption("benchmark_disable") and not config.getoption("benchmark_json"):

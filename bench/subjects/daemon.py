@@ -13,6 +13,7 @@ from pathlib import Path
 
 PATIENCE = 60.0  # seconds until a program must have started
 FILES = 65536  # that it may have open: a chain of overlays has one for each snapshot
+ACCEPTING = "00010000"  # the flag in the list of sockets
 GRACE = 10.0  # seconds that it has to end by itself
 
 
@@ -55,6 +56,12 @@ def short_path(name: str) -> Iterator[Path]:
     """Where a socket may lie: paths of sockets have no more than 107 characters."""
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         yield Path(folder, name)
+
+
+def listens(socket: Path) -> bool:
+    """Whether a program accepts connections there: for a moment before, its socket exists and refuses them."""
+    with open("/proc/net/unix") as lines:
+        return any(line.split()[3] == ACCEPTING and line.endswith(f" {socket}\n") for line in lines)
 
 
 def run(*argv: str | Path) -> str:

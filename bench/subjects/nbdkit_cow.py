@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from subjects import nbd
-from subjects.daemon import daemon, lacking, run, short_path
+from subjects.daemon import daemon, lacking, listens, run, short_path
 from subjects.nbd import Connection, View
 from subjects.subject import Disk, NotOffered, Subject
 
@@ -41,7 +41,7 @@ class CowDisk(Disk):
         """A connection to a server of its own; TMPDIR is where the filter's file lies."""
         socket = self._sockets[kind] = self._stack.enter_context(short_path(kind))
         argv = ["env", f"TMPDIR={self._folder}", "nbdkit", "--foreground", f"--unix={socket}", *words]
-        self._stack.enter_context(daemon(argv, self._folder / f"{kind}.log", socket.exists))
+        self._stack.enter_context(daemon(argv, self._folder / f"{kind}.log", lambda: listens(socket)))
         return self._stack.enter_context(closing(Connection(socket)))
 
     def pwrite(self, data: bytes, offset: int) -> None:

@@ -13,7 +13,7 @@ from itertools import count, groupby
 from pathlib import Path
 
 from subjects import nbd
-from subjects.daemon import daemon, lacking, run, short_path
+from subjects.daemon import daemon, lacking, listens, run, short_path
 from subjects.nbd import Connection, View
 from subjects.qmp import Monitor
 from subjects.subject import Disk, NotOffered, Subject
@@ -54,16 +54,17 @@ EXTENDED = Layout(128 * KiB, extended=True)  # 32 subclusters of 4 KiB, the size
 class Daemon:
     """A running qemu-storage-daemon."""
 
-    def __init__(self, monitor: Monitor, socket: Path, layout: Layout) -> None:
+    def __init__(self, monitor: Monitor, socket: Path, layout: Layout, aio: str) -> None:
         self.monitor = monitor
         self.socket = socket
         self.layout = layout
+        self.aio = aio
 
     def add_image(self, path: Path, size: int, backing: Path | None = None) -> str:
         """Creates an image and opens it; the name of its node. An overlay is not yet connected with what it covers."""
         node = f"node{next(_numbers)}"
         path.touch(exist_ok=False)
-        self.monitor("blockdev-add", driver="file", node_name=f"{node}.file", filename=str(path))
+        self.monitor("blockdev-add", driver="file", node_name=f"{node}.file", filename=str(path), aio=self.aio)
         options: dict[str, object] = {
             "driver": "qcow2",
             "file": f"{node}.file",
@@ -146,8 +147,8 @@ class InternalDisk(ImageDisk):
         file = f"file.driver=file,file.filename={str(self.path).replace(',', ',,')},file.locking=off"
         image = ["--read-only", "--image-opts", f"driver=qcow2,{file}{caches}", f"--load-snapshot=snapshot.name={name}"]
         with short_path("nbd") as socket:
-            argv = ["qemu-nbd", "--persistent", f"--socket={socket}", *image]
-            with daemon(argv, socket.with_suffix(".log"), socket.exists), closing(Connection(socket)) as connection:
+            argv, log = ["qemu-nbd", "--persistent", f"--socket={socket}", *image], socket.with_suffix(".log")
+            with daemon(argv, log, lambda: listens(socket)), closing(Connection(socket)) as connection:
                 yield connection
 
     def delete(self, name: str) -> None:
@@ -218,6 +219,18 @@ class OverlayDisk(ImageDisk):
         os.close(self._folder)
 
 
+def fastest_aio(monitor: Monitor, folder: Path) -> str:
+    """How the daemon reads and writes files: io_uring saves a change of threads, where it is allowed."""
+    probe = folder / "probe"
+    probe.touch()
+    try:
+        monitor("blockdev-add", driver="file", node_name="probe", filename=str(probe), aio="io_uring")
+    except RuntimeError:
+        return "threads"
+    monitor("blockdev-del", node_name="probe")
+    return "io_uring"
+
+
 class Qcow2(Subject):
     """qcow2 with one kind of snapshots and one layout."""
 
@@ -225,13 +238,14 @@ class Qcow2(Subject):
         self.name = f"qcow2 {kind}" + (" extended" if layout.extended else "")
         self._disk = disk
         self._layout = layout
+        self._aio = "threads or io_uring"
 
     @property
     def settings(self) -> str:
         version = run("qemu-img", "--version").split()[2]
         return (
-            f"QEMU {version}, {self._layout}, all of its map cached, page cache; one qemu-storage-daemon, NBD on a "
-            "Unix socket by libnbd, snapshots by QMP; flush = fdatasync of the image"
+            f"QEMU {version}, {self._layout}, all of its map cached, page cache, aio={self._aio}; one "
+            "qemu-storage-daemon, NBD on a Unix socket by libnbd, snapshots by QMP; flush = fdatasync of the image"
         )
 
     def why_missing(self) -> str:
@@ -247,9 +261,10 @@ class Qcow2(Subject):
                 "--monitor=control",
                 f"--nbd-server=addr.type=unix,addr.path={socket},max-connections=0",
             ]
-            stack.enter_context(daemon(argv, folder / "log", lambda: control.exists() and socket.exists()))
+            stack.enter_context(daemon(argv, folder / "log", lambda: listens(control) and listens(socket)))
             monitor = stack.enter_context(closing(Monitor(control)))
-            self._daemon = Daemon(monitor, socket, self._layout)
+            self._aio = fastest_aio(monitor, folder)
+            self._daemon = Daemon(monitor, socket, self._layout, self._aio)
             yield
 
     def create(self, folder: Path, name: str, size: int) -> Disk:

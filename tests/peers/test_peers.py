@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import pytest
 from subjects.btrfs import Btrfs
-from subjects.daemon import daemon
+from subjects.loop_mount import lacking_for_mounts, mounted
 from subjects.nbdkit_cow import NbdkitCow
 from subjects.qcow2 import qcow2_subjects
 from subjects.rbd import Rbd
@@ -76,10 +76,23 @@ def started(peer: Subject, folder: Path, extents: int = 0) -> Iterator[Running]:
         assert not leftovers(folder)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where peers run: on a disk that nobody else flushes, if we may have one."""
+    folder = tmp_path_factory.mktemp("place")
+    if lacking_for_mounts({"mkfs.ext4": "e2fsprogs"}):
+        yield folder
+        return
+    with mounted(folder, 1024 * MiB, ["mkfs.ext4", "-q", "-F", "-E", "nodiscard"], "noatime,nodiscard") as mount:
+        yield mount
+
+
 @pytest.fixture(scope="module", params=LASTING)
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(request: pytest.FixtureRequest, place: Path) -> Iterator[Running]:
     peer, extents = request.param
-    with started(peer, tmp_path_factory.mktemp("peer"), extents) as result:
+    folder = place / peer.name.replace(" ", "-")
+    folder.mkdir()
+    with started(peer, folder, extents) as result:
         yield result
 
 
@@ -124,9 +137,17 @@ def whole(disk: Disk) -> bytearray:
 def leftovers(folder: Path) -> list[str]:
     """What a peer that ran in `folder` might leave behind: processes of ours, mounts, loop devices."""
     mounts = Path("/proc/self/mounts").read_text().splitlines()
-    loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children(os.getpid())]
-    return [line for line in [*mounts, *loops, *commands] if str(folder) in line]
+    return [line for line in [*mounts, *commands] if str(folder) in line] + loops(folder)
+
+
+def loops(folder: Path) -> list[str]:
+    """The files in `folder` that loop devices use."""
+    files = []
+    for device in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # it has just ended
+            files.append(device.read_text())
+    return [file for file in files if file.startswith(str(folder))]
 
 
 def children(pid: int) -> list[int]:
@@ -134,24 +155,10 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@contextmanager
-def barriers(folder: Path, traces: Path) -> Iterator[Callable[[], int]]:
-    """Counts how often a peer that runs in `folder` has made something durable: calls of fsync and fdatasync by its
-    daemons, flushes of its loop devices.
-    """
-    mounts = [line.split()[:2] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    devices = [Path(device).name for device, point in mounts if Path(point).is_relative_to(folder)]
-    with ExitStack() as stack:
-        for pid in children(os.getpid()):
-            trace, log = traces / f"{pid}.trace", traces / f"{pid}.log"
-            strace = ["strace", "-f", "-e", "trace=fsync,fdatasync", "-o", str(trace), "-p", str(pid)]
-            stack.enter_context(daemon(strace, log, lambda log=log: "attached" in log.read_text()))
-
-        def count() -> int:
-            flushes = [int(Path(f"/sys/block/{device}/stat").read_text().split()[15]) for device in devices]
-            return sum(flushes) + sum(trace.read_text().count("sync(") for trace in traces.glob("*.trace"))
-
-        yield count
+def flushes(folder: Path) -> int:
+    """How often the disk below a folder was told to make durable what it has."""
+    device = os.stat(folder).st_dev
+    return int(Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()[15])
 
 
 def test_a_peer_keeps_what_its_snapshots_hold(running: Running) -> None:
@@ -183,19 +190,21 @@ def test_a_peer_keeps_what_its_snapshots_hold(running: Running) -> None:
         model.check()
 
 
-@pytest.mark.needs("strace")
-def test_what_a_peer_says_is_durable_ended_in_a_barrier(running: Running, tmp_path: Path) -> None:
-    with running.disk() as disk, barriers(running.folder, tmp_path) as so_far:
+@pytest.mark.privileged("losetup", "mount", "mkfs.ext4")
+def test_what_a_peer_says_is_durable_ended_in_a_barrier(running: Running) -> None:
+    def reaches_the_disk(step: Callable[[], None]) -> None:
+        before = flushes(running.folder)
+        step()
+        assert flushes(running.folder) > before
+
+    with running.disk() as disk:
         for number in range(3):
-            for step in (disk.flush, lambda name=str(number): disk.snapshot(name)):
-                before = so_far()
-                disk.pwrite(bytes([number + 1]) * BLOCK, number * BLOCK)
-                step()
-                assert so_far() > before
+            block = bytes([number + 1]) * BLOCK
+            for end in (disk.flush, lambda name=str(number): disk.snapshot(name)):
+                disk.pwrite(block, number * BLOCK)
+                reaches_the_disk(end)
         for name in ("1", "2", "0"):
-            before = so_far()
-            disk.delete(name)
-            assert so_far() > before
+            reaches_the_disk(lambda name=name: disk.delete(name))
 
 
 @pytest.mark.parametrize("peer", [*LASTING, pytest.param((NbdkitCow(), 0), marks=NBDKIT, id="nbdkit cow")])
@@ -205,21 +214,25 @@ def test_an_interrupted_run_leaves_nothing_behind(peer: tuple[Subject, int], tmp
         raise KeyboardInterrupt
 
 
-@QEMU
-def test_daemons_end_with_a_run_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param("qcow2 internal", marks=QEMU), pytest.param("XFS reflink", marks=XFS)])
+def test_daemons_and_mounts_end_with_a_run_that_was_killed(name: str, tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from subjects.qcow2 import qcow2_subjects\n"
-        "with qcow2_subjects()[0].running(Path(sys.argv[1])): print('running', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from subjects.field import all_subjects\n"
+        "[peer] = [each for each in all_subjects() if each.name == sys.argv[2]]\n"
+        "with peer.running(Path(sys.argv[1])): print('running', flush=True); time.sleep(600)"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(BENCH)}
+        [sys.executable, "-c", script, tmp_path, name],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": f"{BENCH}:{os.environ.get('PYTHONPATH', '')}"},
     )
     with run:
         assert run.stdout is not None
         assert run.stdout.readline() == b"running\n"
-        [started] = children(run.pid)
+        daemons = children(run.pid)
+        assert daemons or loops(tmp_path)
         run.send_signal(signal.SIGKILL)
-    while is_alive(started):
+    while any(map(is_alive, daemons)) or loops(tmp_path):
         time.sleep(0.01)
 
 
