@@ -22,7 +22,7 @@ CACHE = 256 * MiB  # the map of 10,000 blocks far apart takes more than the 64 M
 @pytest.mark.parametrize("shape", ["clustered", "scattered"])
 def test_changed_extents(race, scale, big_maps, shape):
     """10,000 changed blocks: in runs of 250, or each on its own. Raw: reading them, as a backup does with the list."""
-    what, changes = f"changed extents, {shape}, per block", scale(10_000, 500, quick=10_000)
+    what, changes = f"changed extents, {shape}, per block", scale(10_000, RUN, quick=10_000)
     race.against(lambda raw, workload: reading(raw, workload, changes), changes * BLOCK)
     for size in scale([GiB, 64 * GiB, TiB, 15 * TiB], [GiB], quick=[GiB, TiB]):
         enter(race, mapped(big_maps.path(), size), size, shape, changes)

@@ -35,7 +35,7 @@ class PunchClock(IOTable):
 
 def test_delete_until_gone(race, scale):
     """A snapshot that alone holds 256 blocks; raw: overwrite 4 KiB and fdatasync. Peers' deletes end when they end."""
-    size = scale(256, 8, quick=16) * MiB
+    size = scale(256, 2, quick=16) * MiB
 
     def one_more(disk, workload):
         """Takes a snapshot that alone holds 256 scattered blocks."""

@@ -6,6 +6,7 @@ Threads: plain generators of one caller. Memory: one page of extents and one pie
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -13,9 +14,13 @@ from cowengine.errors import BackupError
 
 PIECE_BYTES = 1 << 20
 PAGE_EXTENTS = 4096
+ROWS_AT_ONCE = 64  # of what is allocated near a changed extent
 # Zeros shorter than this are stored as data: zstd makes nothing of them, and each record costs 80 bytes.
 ZERO_BYTES_MIN = 64 << 10
 _ZEROS = bytes(ZERO_BYTES_MIN)
+
+#: (start, length, most rows) -> an array of (offset, length)
+Lister = Callable[[int, int, int], Any]
 
 
 class SnapshotLike(Protocol):
@@ -42,25 +47,28 @@ def allocated(snapshot: SnapshotLike, start: int = 0, end: int | None = None) ->
 def changed(snapshot: SnapshotLike, base_id: str) -> Iterator[tuple[int, int]]:
     """The extents (offset, length) that differ from the snapshot with change id `base_id`, ascending."""
 
-    def page(start: int, length: int, max_results: int) -> Any:
+    def list_changed(start: int, length: int, max_results: int) -> Any:
         return snapshot.changed_extents(base_id, start, length, max_results)
 
-    return _paged(page, 0, snapshot.size)
+    return _paged(list_changed, 0, snapshot.size)
 
 
-def _paged(page: Callable[[int, int, int], Any], start: int, end: int) -> Iterator[tuple[int, int]]:
+def _paged(list_extents: Lister, start: int, end: int) -> Iterator[tuple[int, int]]:
     while start < end:
-        rows = page(start, end - start, PAGE_EXTENTS)
-        if len(rows) == 0:
-            return
-        for offset, length in rows.tolist():
-            first, last = max(offset, start), min(offset + length, end)
-            if first < last:
-                yield first, last - first
-        after = int(rows[-1][0]) + int(rows[-1][1])
-        if after <= start:
-            raise BackupError(f"the extents of a snapshot do not ascend at {start}: nothing was backed up")
-        start = after
+        rows, start = _page(list_extents, start, end, PAGE_EXTENTS)
+        yield from ((first, last - first) for first, last in rows)
+
+
+def _page(list_extents: Lister, start: int, end: int, rows_max: int) -> tuple[list[tuple[int, int]], int]:
+    """The next extents as (begin, end), cut at both ends of the range, and where to go on."""
+    rows = list_extents(start, end - start, rows_max).tolist()
+    if not rows:
+        return [], end
+    after = sum(rows[-1])
+    if after <= start:
+        raise BackupError(f"the extents of a snapshot do not ascend at {start}: nothing was backed up")
+    cut = [(max(offset, start), min(offset + length, end)) for offset, length in rows]
+    return [(first, last) for first, last in cut if first < last], after
 
 
 def pieces(snapshot: SnapshotLike, base_id: str | None) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
@@ -72,15 +80,41 @@ def pieces(snapshot: SnapshotLike, base_id: str | None) -> Iterator[tuple[int, i
         for offset, length in allocated(snapshot):
             yield from _data(snapshot, offset, length)
         return
+    mapped = _Mapped(snapshot)
     for first, length in changed(snapshot, base_id):
         position, end = first, first + length
-        for offset, data_length in allocated(snapshot, first, end):
+        while position < end:
+            offset, stop = mapped.next(position)
+            offset, stop = min(offset, end), min(stop, end)
             if position < offset:
                 yield position, offset - position, None
-            yield from _data(snapshot, offset, data_length)
-            position = offset + data_length
-        if position < end:
-            yield position, end - position, None
+            if offset < stop:
+                yield from _data(snapshot, offset, stop - offset)
+            position = max(offset, stop)
+
+
+class _Mapped:
+    """What is allocated in a snapshot, asked for by ascending positions; what lies between far ones is not listed."""
+
+    def __init__(self, snapshot: SnapshotLike) -> None:
+        self._snapshot = snapshot
+        self._rows: deque[tuple[int, int]] = deque()  # begin and end of extents, ascending
+        self._listed = 0  # what is allocated before is in the rows, or was passed
+
+    def next(self, position: int) -> tuple[int, int]:
+        """The first allocated (begin, end) from a position on, cut there; behind the last one both are the size."""
+        size = self._snapshot.size
+        while True:
+            while self._rows and self._rows[0][1] <= position:
+                self._rows.popleft()
+            if self._rows:
+                begin, end = self._rows[0]
+                return max(begin, position), end
+            start = max(position, self._listed)
+            if start >= size:
+                return size, size
+            rows, self._listed = _page(self._snapshot.allocated_extents, start, size, ROWS_AT_ONCE)
+            self._rows.extend(rows)
 
 
 def _data(snapshot: SnapshotLike, offset: int, length: int) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
@@ -97,21 +131,18 @@ def _data(snapshot: SnapshotLike, offset: int, length: int) -> Iterator[tuple[in
 
 def _without_zeros(plain: bytes, offset: int) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
     """Splits a piece at long runs of zeros."""
-    if len(plain) <= ZERO_BYTES_MIN:
-        yield offset, len(plain), None if _ZEROS.startswith(plain) else plain
-        return
-    import numpy as np
+    end, begun, filled = len(plain), 0, not _is_zero(plain, 0)
+    for at in range(ZERO_BYTES_MIN, end, ZERO_BYTES_MIN):
+        if filled == _is_zero(plain, at):
+            yield offset + begun, at - begun, memoryview(plain)[begun:at] if filled else None
+            begun, filled = at, not filled
+    whole = plain if begun == 0 else memoryview(plain)[begun:]
+    yield offset + begun, end - begun, whole if filled else None
 
-    whole = len(plain) - len(plain) % ZERO_BYTES_MIN
-    words = np.frombuffer(plain, dtype=np.uint64)
-    filled: list[bool] = np.any(words[: whole // 8].reshape(-1, ZERO_BYTES_MIN // 8), axis=1).tolist()
-    if whole < len(plain):
-        filled.append(bool(words[whole // 8 :].any()))
-    view = memoryview(plain)
-    first = 0
-    for index in range(1, len(filled) + 1):
-        if index < len(filled) and filled[index] == filled[first]:
-            continue
-        begin, end = first * ZERO_BYTES_MIN, min(index * ZERO_BYTES_MIN, len(plain))
-        yield offset + begin, end - begin, view[begin:end] if filled[first] else None
-        first = index
+
+def _is_zero(plain: bytes, at: int) -> bool:
+    """Whether the part that begins there, of ZERO_BYTES_MIN bytes or to the end, is all zeros; stops at the first other
+    byte.
+    """
+    rest = len(plain) - at
+    return plain.startswith(_ZEROS if rest >= ZERO_BYTES_MIN else _ZEROS[:rest], at)
