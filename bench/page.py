@@ -16,6 +16,7 @@ from result import Line, quantity
 from svg import Points, chart
 from table import OWN, behind, by_row
 
+LINES_MAX = 12  # of a plot, more cannot be told apart
 POINTS_MAX = 120  # of a distribution: more are not seen
 RAW = "raw file"
 STYLE = """
@@ -160,17 +161,27 @@ def smoothed(pairs: Sequence[Sequence[float]]) -> Iterator[tuple[int, Sequence[f
 
 
 def distributions(benchmarks: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A plot for each race: all of its entries, and the raw file's rounds beside the first."""
+    """A plot for each race, or if that has too many lines for each variant; the raw file is in all of them."""
     for each in benchmarks:
         rounds = {label: pairs for label, pairs in each["extra_info"].get("rounds", {}).items() if pairs}
-        if rounds:
-            series = {label: distribution([pair[0] for pair in pairs]) for label, pairs in rounds.items()}
-            series[RAW] = distribution([pair[1] for pair in next(iter(rounds.values()))])
-            line = Line(**each["extra_info"]["lines"][0])
+        lines = [Line(**line) for line in each["extra_info"].get("lines", ())]
+        subjects = {line.subject for line in lines}
+        for variant, labels in grouped(list(rounds), apart=len(rounds) > LINES_MAX and len(subjects) > 1).items():
+            series = {label: distribution([pair[0] for pair in rounds[label]]) for label in labels}
+            series[RAW] = distribution([pair[1] for pair in rounds[labels[0]]])
+            title = ", ".join(filter(None, [f"{lines[0].row} {lines[0].workload}".strip(), variant]))
             yield chart(
-                f"{line.row} {line.workload}".strip(), "latency of one operation", "share of rounds", series,
-                x_spelt=seconds_spelt, y_spelt=lambda value: f"{value:.0%}", y_log=False, steps=True,
+                title, "latency of one operation", "share of rounds", series, x_spelt=seconds_spelt,
+                y_spelt=lambda value: f"{value:.0%}", y_log=False, steps=True,
             )  # fmt: skip
+
+
+def grouped(labels: Sequence[str], *, apart: bool) -> dict[str, list[str]]:
+    """The labels of entries, "subject, variant", together or by variant."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(label.partition(", ")[2] if apart else "", []).append(label)
+    return groups
 
 
 def distribution(values: Sequence[float]) -> Points:

@@ -11,6 +11,7 @@ Points = Sequence[tuple[float, float]]
 
 # Okabe and Ito's, which people with any colour vision tell apart; black is for the raw file, which comes last.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
+DASHES = ("none", "6 3", "2 3")  # when the colours begin again
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 70, 250, 12, 46
 
@@ -64,10 +65,12 @@ def chart(
     parts = [*grid(across, up)]
     for place, (name, points) in enumerate(drawn.items()):
         colour = "currentColor" if name.startswith("raw file") else COLOURS[place % len(COLOURS)]
-        parts += line(points, across, up, colour, steps=steps)
-        parts += legend(name, place, colour)
+        dashes = DASHES[place // len(COLOURS) % len(DASHES)]
+        parts += line(points, across, up, f'stroke="{colour}" stroke-dasharray="{dashes}"', colour, steps=steps)
+        parts += legend(name, place, f'stroke="{colour}" stroke-dasharray="{dashes}"')
+    height = max(HEIGHT, TOP + 18 * len(drawn) + 10)
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg></figure>"
     )
 
@@ -91,22 +94,22 @@ def grid(across: Axis, up: Axis) -> list[str]:
     return parts
 
 
-def line(points: Points, across: Axis, up: Axis, colour: str, *, steps: bool) -> list[str]:
+def line(points: Points, across: Axis, up: Axis, stroke: str, colour: str, *, steps: bool) -> list[str]:
     """A line through the points, with a dot at each where they are few."""
     places = [(across.place(x), up.place(y)) for x, y in sorted(points)]
     path = [f"M{places[0][0]:.1f} {places[0][1]:.1f}"]
     path += [f"H{x:.1f}V{y:.1f}" if steps else f"L{x:.1f} {y:.1f}" for x, y in places[1:]]
-    parts = [f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="2"/>']
+    parts = [f'<path d="{"".join(path)}" fill="none" {stroke} stroke-width="2"/>']
     if not steps and len(places) <= 12:
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
     return parts
 
 
-def legend(name: str, place: int, colour: str) -> list[str]:
+def legend(name: str, place: int, stroke: str) -> list[str]:
     """The name of a line, right of the chart."""
     x, y = WIDTH - RIGHT + 14, TOP + 10 + 18 * place
     shown = name if len(name) <= 36 else name[:35] + "…"
     return [
-        f'<line x1="{x}" x2="{x + 16}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>',
+        f'<line x1="{x}" x2="{x + 16}" y1="{y}" y2="{y}" {stroke} stroke-width="3"/>',
         f'<text x="{x + 22}" y="{y + 4}">{escape(shown)}<title>{escape(name)}</title></text>',
     ]
