@@ -62,6 +62,7 @@ class Allocator:
         self._scraps: list[Run] = []  # busy, in front of runways
         self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
         self._reserve_slots = reserve_slots
+        self._unpunched: list[Run] = []  # free, and still take space
         self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
 
     # -- giving out ---------------------------------------------------------------------------------------------------
@@ -273,19 +274,26 @@ class Allocator:
 
     # -- coming back --------------------------------------------------------------------------------------------------
     def retire(self, runs: list[Run], *, punch_all: bool) -> None:
-        """Slots freed by a commit that was acknowledged (I7): they come back when no read can need them."""
+        """Slots freed by a commit that was acknowledged (I7): they come back when no read can need them.
+
+        With `punch_all` they come back first, and `take_unpunched` tells who punches them then.
+        """
         if runs:
             punch_from = 1 if punch_all else PUNCH_SLOTS_MIN
             self._waiting.append((self._path.turn_era(), merged(runs), punch_from))
-        self.settle()
+        self.settle(punch_later=punch_all)
 
-    def settle(self) -> None:
-        """Gives back what has waited long enough (I5)."""
+    def settle(self, *, punch_later: bool = False) -> None:
+        """Gives back what has waited long enough (I5), punched, or to be punched later."""
         if not self._waiting:
             return
         era = max(self._path.turn_era(), self._path.turn_era())
         while self._waiting and self._waiting[0][0] + 2 <= era:
             _, runs, punch_from = self._waiting.popleft()
+            if punch_later:
+                self.give_back(runs)
+                self._unpunched += runs
+                continue
             punch_from = 1 if self._tight else punch_from
             for slot, count in runs:
                 if count >= punch_from:
@@ -305,17 +313,28 @@ class Allocator:
                 self._punch(*run)
             self._return(taken)
 
+    def take_unpunched(self, least: int = 1) -> list[Run]:
+        """What came back and still takes space, for `punch_free`, if that are at least so many runs."""
+        if len(self._unpunched) < least:
+            return []
+        runs, self._unpunched = merged(self._unpunched), []
+        return runs
+
     def _punch_free(self) -> None:
-        """Every free slot gives its space back, as in `_punch_windows`; costs a call for each run of them."""
-        at = self._first
-        while at < self.limit:
+        """Every free slot gives its space back."""
+        self.punch_free(self._first, self.limit - self._first)
+
+    def punch_free(self, slot: int, count: int) -> None:
+        """What is free of these slots gives its space back, as in `_punch_windows`; a call for each run of them."""
+        end = slot + count
+        while slot < end:
             with self._lock:  # a run at a time, as writers wait for it
-                run = self._path.slots.find_free(at, self.limit, SPAN_SLOTS, take=True)
+                run = self._path.slots.find_free(slot, end, SPAN_SLOTS, take=True)
                 if run is None:
                     return
                 self._punch(*run)
                 self._return([run])
-                at = sum(run)
+                slot = sum(run)
 
     def _punch(self, slot: int, count: int) -> None:
         try:

@@ -289,9 +289,9 @@ class Engine:
         """Makes everything published so far durable, and the events with it. Returns the roots of the heads to keep.
 
         The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
-        reclaim has taken already; what it freed is punched to the last slot. With `events_can_wait` those of earlier
-        sets are no reason for a record. `meanwhile(roots)` does what follows from the events in memory while the disk
-        writes their record: if that fails, nothing of this handle counts any more (I10).
+        reclaim has taken already; what it freed is to be punched to the last slot, later. With `events_can_wait` those
+        of earlier sets are no reason for a record. `meanwhile(roots)` does what follows from the events in memory while
+        the disk writes their record: if that fails, nothing of this handle counts any more (I10).
         """
         if not room_made:
             self.make_room()
@@ -452,7 +452,8 @@ class Engine:
     def reclaim(self) -> None:
         """Gives back what deleted snapshots and anchors alone hold, step by step, to the end."""
         while reclaim.reclaim_step(self):
-            pass
+            reclaim.punch(self, reclaim.UNPUNCHED_MAX)
+        reclaim.punch(self)
 
     def resize(self, size: int, head: Head) -> None:
         """Makes a head `size` bytes long. Durable on return; then what was cut off is given back."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
 
 LEAVES_A_STEP = 64
+UNPUNCHED_MAX = 1 << 16  # runs of slots, about 100 bytes of memory each
 
 
 def reclaim_step(engine: Engine) -> bool:
@@ -48,6 +49,20 @@ def reclaim_step(engine: Engine) -> bool:
                 lineage.move_cursor(number, cursor)
             lineage.set_holders()
         return True
+
+
+def punch(engine: Engine, least: int = 1) -> None:
+    """Gives the space of what steps freed back to the file system, if that are at least so many runs of slots.
+
+    A call for each run, which may take as long as a barrier: so only now, when all of it can be used again, and one at
+    a time. What a crash or a close leaves, gives its space back with its neighbours, or when the file system is full.
+    """
+    with engine.lock:
+        runs = engine.allocator.take_unpunched(least)
+    for run in runs:
+        with engine.lock:
+            engine.require_writable()
+            engine.allocator.punch_free(*run)
 
 
 def _sides(engine: Engine, number: int) -> tuple[Root, Root | None, int, int]:

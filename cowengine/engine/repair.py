@@ -18,7 +18,7 @@ from cowengine.engine.check_trees import FREE_MAP, NAMES, SEALS
 from cowengine.engine.engine import Engine
 from cowengine.engine.lineage import is_readable
 from cowengine.engine.rebuild import Rebuilding, as_runs, require_repairable, told
-from cowengine.engine.reclaim import pending
+from cowengine.engine.reclaim import pending, punch
 from cowengine.engine.recovery import open_engine
 from cowengine.engine.report import Report
 from cowengine.errors import CorruptionError, FormatError
@@ -148,3 +148,4 @@ def _round(engine: Engine, check: Check, *, names: bool) -> None:
     engine.retired = [run for run in engine.retired if run not in freed]
     engine.checkpoint()  # neither superblock calls them used any more
     engine.allocator.retire(leaked, punch_all=True)
+    punch(engine)

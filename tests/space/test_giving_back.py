@@ -6,11 +6,15 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cowengine import Volume
+from cowengine.core.iotable import IOTable
+from cowengine.engine import reclaim
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -112,3 +116,59 @@ def test_nothing_that_is_written_meanwhile_is_punched(tmp_path: Path) -> None:
             thread.join()
         assert not wrong
         assert volume.check().ok
+
+
+class Punches(IOTable):
+    """Does something before each punch."""
+
+    def __init__(self) -> None:
+        self.before: Callable[[], object] = list
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        self.before()
+        super().punch(fd, offset, length)
+
+
+def scattered(path: Path, table: IOTable) -> tuple[Volume, dict[int, bytes]]:
+    """A volume with a deleted snapshot of which every other block is to be given back; and what it holds by then."""
+    volume = Volume.create(path, 8 * MIB, background=False, io=table)
+    volume.pwrite(os.urandom(8 * MIB), 0)
+    volume.snapshot("s")
+    held = {offset: os.urandom(BLOCK) for offset in range(0, 8 * MIB, 2 * BLOCK)}
+    for offset, block in held.items():
+        volume.pwrite(block, offset)
+    volume.flush()
+    volume.engine.delete(volume.get_snapshot("s").id)
+    return volume, held
+
+
+@pytest.mark.parametrize("most", [reclaim.UNPUNCHED_MAX, 1])
+def test_a_delete_frees_all_blocks_and_punches_then(tmp_path: Path, monkeypatch: Any, most: int) -> None:
+    """A punch costs as much as a barrier, and there may be one for each block. They are noted up to a number only."""
+    monkeypatch.setattr(reclaim, "UNPUNCHED_MAX", most)
+    monkeypatch.setattr(reclaim, "LEAVES_A_STEP", 1)
+    table, left = Punches(), list[int]()
+    volume, held = scattered(tmp_path / "v", table)
+    table.before = lambda: left.append(reclaim.pending(volume.engine))
+    with volume:
+        before = taken(tmp_path / "v")
+        volume.reclaim()
+        assert len(left) == len(held) and (set(left) == {0}) == (most > 1)
+        assert before - taken(tmp_path / "v") >= len(held) * BLOCK - 64 * BLOCK
+        assert all(volume.pread(BLOCK, offset) == block for offset, block in held.items()) and volume.check().ok
+
+
+def test_what_is_in_use_again_is_not_punched(tmp_path: Path, monkeypatch: Any) -> None:
+    """Compaction brings blocks home between the step that freed their homes and the punch."""
+    volume, held = scattered(tmp_path / "v", Punches())
+    punch, moved = reclaim.punch, list[int]()
+
+    def later(engine: Any, least: int = 1) -> None:
+        moved.append(volume.compact().moved_bytes if least == 1 and not any(moved) else 0)
+        punch(engine, least)
+
+    monkeypatch.setattr(reclaim, "punch", later)
+    with volume:
+        volume.reclaim()
+        assert max(moved) > MIB
+        assert all(volume.pread(BLOCK, offset) == block for offset, block in held.items()) and volume.check().ok

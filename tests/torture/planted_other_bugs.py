@@ -168,7 +168,7 @@ def rest_of_a_block_copied_before_the_wait(plant: Plant) -> None:
 @bug("I5", Beside("delete_beside_read", length=2), "a freed slot comes back while a read may still need it")
 def slot_comes_back_under_a_read(plant: Plant) -> None:
     @plant.method(Allocator, "settle")
-    def settle(original: Any, self: Allocator) -> None:
+    def settle(original: Any, self: Allocator, *, punch_later: bool = False) -> None:
         while self._waiting:
             _, runs, _ = self._waiting.popleft()
             for run in runs:
