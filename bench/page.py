@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 2em auto
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { border-bottom: 1px solid var(--line); padding: 4px 10px; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; min-width: 17em; } td small { display: block; opacity: .7; }
+th:first-child, td:first-child { text-align: left; min-width: 17em; }
+td small { display: block; opacity: .7; white-space: nowrap; }
 .missed { color: var(--bad); font-weight: 600; } .reached { color: var(--good); font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(34em, 100%), 1fr)); gap: 1em 2em; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; max-width: 900px; height: auto; }
@@ -95,9 +96,9 @@ def ratio_table(lines: Sequence[Line], missing: Sequence[str]) -> str:
 
 
 def value_cell(line: Line | None) -> str:
-    """A ratio with its spread and the median, or a value without ratio, or a dash."""
+    """A ratio with its spread and the median, or a value without ratio, or a dash; nothing for who was not asked."""
     if line is None or line.value is None:
-        return "<td>-</td>"
+        return "<td></td>" if line is None else "<td>-</td>"
     value = quantity(line.value, line.unit)
     if line.ratio is None:
         return f"<td>{escape(value)}</td>"

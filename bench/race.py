@@ -26,6 +26,7 @@ from subjects.raw_file import RawDisk
 from subjects.subject import NotOffered, Subject
 from workload import MiB, Workload
 
+ROUNDS_TO_JUDGE = 5
 BARRIER_SHARE = 0.7  # what is durable and takes less than this of a barrier is not durable
 
 _numbers = count()
@@ -236,7 +237,7 @@ class Race:
         value, base = median([a for a, _ in pairs]), median([b for _, b in pairs])
         note = entry.reason
         shares = [a * entry.lane.operations / self.barriers[n] for n, (a, _) in entry.pairs.items() if self.barriers]
-        if shares and median(shares) < BARRIER_SHARE:
+        if len(shares) >= ROUNDS_TO_JUDGE and median(shares) < BARRIER_SHARE:
             note = f"BELOW {BARRIER_SHARE} OF A BARRIER: not durable, or not measured right"
         return Line(
             row, workload, entry.variant, entry.subject, value, "s", base, ratio, low, high, rate, entry.goal, note,

@@ -15,7 +15,7 @@ def cowengine_table(lines: Sequence[Line]) -> list[str]:
         "| row | workload | cowengine | beside it | ratio | 10 % to 90 % | goal |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for line in lines:
+    for line in sorted(lines, key=place):
         if line.subject == OWN:
             value, base = ("" if each is None else quantity(each, line.unit) for each in (line.value, line.base))
             cells = [line.row, line.title, value, base, line.ratio_text, line.spread_text]
@@ -44,17 +44,22 @@ def peers_table(lines: Sequence[Line]) -> list[str]:
 
 
 def by_row(lines: Sequence[Line]) -> dict[tuple[str, str], Mapping[str, Line]]:
-    """The lines that stand side by side: by row and title, then by subject."""
+    """The lines that stand side by side: by row and title, then by subject. In the order of the rows' numbers."""
     rows: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in lines:
+    for line in sorted(lines, key=place):
         rows.setdefault((line.row, line.title), {})[line.subject] = line
     return dict(rows)
 
 
+def place(line: Line) -> float:
+    """Where a line stands in the table: rows without a number come last."""
+    return float(line.row or "inf")
+
+
 def cell(line: Line | None) -> str:
-    """A ratio and its spread, or a dash."""
+    """A ratio and its spread, or a dash for what is not offered; nothing where the subject was not asked."""
     if line is None or line.ratio is None:
-        return "-"
+        return "" if line is None else "-"
     return f"{line.ratio_text} ({line.spread_text})"
 
 

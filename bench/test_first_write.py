@@ -13,7 +13,7 @@ from workload import BLOCK, MiB
 
 def test_first_writes_after_a_snapshot(race, scale):
     """4,096 random 4 KiB writes of blocks that a snapshot just made holds, and a flush; raw: in place, fdatasync."""
-    size, writes = scale(256, 8, quick=32) * MiB, scale(4096, 256, quick=1024)
+    size, writes = scale(256, 8, quick=32) * MiB, scale(4096, 256, quick=256)
 
     def base(raw, workload):
         workload.fill(raw.pwrite, size, BLOCK)

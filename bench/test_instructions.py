@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 def test_instructions(race, directory, scale):
     """Counted by callgrind; where valgrind is missing the operations are run and nothing is counted."""
-    folder, times = directory / "instructions", scale(1000, 1, quick=300)
+    folder, times = directory / "instructions", scale(1000, 1, quick=100)
     folder.mkdir()
     counts = folder / "counts"
     command = [sys.executable, "-P", str(FOLDER / "instructions.py"), str(folder), str(times)]

@@ -61,7 +61,7 @@ def test_durable_snapshot_of_256_scattered_writes_in_place(race, scale):
 
     So they lie scattered in the file as well, and 256 of them are written again. Raw: the same writes, fdatasync.
     """
-    size = scale(16, 8, quick=16) * MiB
+    size = scale(16, 8, quick=4) * MiB
 
     def in_place(disk, workload):
         workload.fill(disk.pwrite, size, BLOCK)
