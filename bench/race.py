@@ -276,12 +276,13 @@ class Race:
 
     def figure(
         self, row: str, workload: str, value: float | None, unit: str, *, variant: str = "", goal: float | None = None,
-        rate: bool = False, subject: str = "cowengine", base: float | None = None, note: str = "",
+        rate: bool = False, subject: str = "cowengine", base: float | None = None, ratio: float | None = None,
+        note: str = "",
     ) -> None:  # fmt: skip
-        """A line that is no ratio: a time, bytes, a rate (larger is better), beside or instead of a race; None was not
-        measured, and the note says why.
+        """A line that is not of a race: a time, bytes, a rate (larger is better), beside or instead of one; None was
+        not measured, and the note says why.
         """
-        self._more(Line(row, workload, variant, subject, value, unit, base, rate=rate, goal=goal, note=note))
+        self._more(Line(row, workload, variant, subject, value, unit, base, ratio, rate=rate, goal=goal, note=note))
 
     def _more(self, line: Line) -> None:
         self.lines.append(line)

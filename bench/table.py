@@ -60,7 +60,7 @@ def cell(line: Line | None) -> str:
     """A ratio and its spread, or a dash for what is not offered; nothing where the subject was not asked."""
     if line is None or line.ratio is None:
         return "" if line is None else "-"
-    return f"{line.ratio_text} ({line.spread_text})"
+    return f"{line.ratio_text} ({line.spread_text})" if line.spread_text else line.ratio_text
 
 
 def behind(lines: Sequence[Line]) -> Iterator[str]:
