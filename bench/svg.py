@@ -38,17 +38,18 @@ class Axis:
 def axis(
     label: str, values: Sequence[float], begin: float, end: float, spelt: Callable[[float], str], *, log: bool
 ) -> Axis:  # fmt: skip
-    """An axis that has all the values on it, and ticks at the values themselves where they are few."""
+    """An axis that has all the values on it; one from left to right has its ticks at the values where they are few."""
     low, high = min(values), max(values)
     few = sorted(set(values))
     if not log:
         return Axis(label, begin, end, 0.0, max(high, 1e-12), spelt, False, [high * part / 4 for part in range(5)])
-    if len(few) <= 6:
+    if len(few) <= 6 and begin < end:
         return Axis(label, begin, end, low, high, spelt, True, few)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1,) if last - first > 2 else (1, 2, 5)
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
-    return Axis(label, begin, end, low, high, spelt, True, [tick for tick in ticks if low <= tick <= high])
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return Axis(label, begin, end, low, high, spelt, True, inside if len(inside) > 1 else [low, high])
 
 
 def chart(
