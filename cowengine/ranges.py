@@ -44,3 +44,11 @@ def check_rate(rate: int | None) -> int | None:
     if rate is not None and whole_number(rate, "rate") < 1:
         raise OutOfRangeError(f"a rate of {rate} bytes a second")
     return rate
+
+
+def check_barriers(barriers: Any) -> int:
+    """How many barriers a commit of data takes at least: 1 or 2. Raises OutOfRangeError."""
+    number = whole_number(barriers, "barriers")
+    if number not in (1, 2):
+        raise OutOfRangeError(f"barriers is 1 or 2, not {number}")
+    return number

@@ -43,7 +43,7 @@ from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
 from cowengine.oserrors import typed
-from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
+from cowengine.ranges import check_barriers, check_buffer, check_range, check_rate, whole_number
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, head_walk
 
 if TYPE_CHECKING:
@@ -95,20 +95,22 @@ class Volume(Closing):
     def create(
         cls, path: str | os.PathLike[str], size: int, *, block_size: int = 4096, log_size: int | None = None,
         io: IOTable | None = None, background: bool = True, store_uuid: bytes | None = None,
-        cache_size: int | None = None,
+        cache_size: int | None = None, barriers: int = 1,
     ) -> Self:  # fmt: skip
         """A new sparse volume file of `size` bytes (a multiple of 512), mode 0600; durable when it returns.
 
         `io` replaces the I/O table; without `background` no thread or timer is used. `block_size` is a power of two
-        from 4096 to 1048576. Raises ExistsError if something is in the way, OutOfRangeError, NoSpaceError.
+        from 4096 to 1048576. `barriers` is as for `open`. Raises ExistsError if something is in the way,
+        OutOfRangeError, NoSpaceError.
         """
-        name = check_path(path)
+        name, barriers = check_path(path), check_barriers(barriers)
         size, block_size = whole_number(size, "size"), whole_number(block_size, "block_size")
         log_size = None if log_size is None else whole_number(log_size, "log_size")
         cache_size = None if cache_size is None else whole_number(cache_size, "cache_size")
         engine = create_engine(
             io or KERNEL, name, size, block_size=block_size, log_size=log_size, store_uuid=store_uuid
         )  # fmt: skip
+        engine.vouching.barriers = barriers
         return cls(engine, background=background, cache_size=cache_size)
 
     @classmethod
@@ -122,11 +124,16 @@ class Volume(Closing):
         without_store: bool = False,
         store_uuid: bytes | None = None,
         cache_size: int | None = None,
+        barriers: int = 1,
     ) -> Self:
         """Opens a volume file, as its owner or read-only (nothing is written then).
 
         `cache_size` bounds the memory, in bytes, that the map of this volume may take (64 MiB unless told, at least 1
         MiB); what is dirty comes on top of it, up to 16 MiB and one batch.
+
+        With `barriers` 1 a commit of little data is one barrier: its record carries 64-bit checksums of the data, by
+        which an open tells after a crash whether it was written. With 2 the data is always synced before the record is
+        written: for data of an adversary who can also bring about a crash, as those checksums have no secret.
 
         Read-only, a volume that has an owner gives its snapshots as they are committed, not the live volume: reading
         that raises BusyError. One that has none gives all, and keeps owners out until it is closed.
@@ -134,11 +141,12 @@ class Volume(Closing):
         Raises NotFoundError, BusyError (owned by somebody, or it needs its store: `without_store` overrides),
         FormatError (no volume), UnsupportedVersionError, CorruptionError.
         """
-        name = check_path(path)
+        name, barriers = check_path(path), check_barriers(barriers)
         cache_size = None if cache_size is None else whole_number(cache_size, "cache_size")
         engine = open_engine(
             io or KERNEL, name, read_only=read_only, store_uuid=store_uuid, without_store=without_store
         )  # fmt: skip
+        engine.vouching.barriers = barriers
         if isinstance(engine, Look):
             from cowengine.reader import SnapshotReader
 

@@ -22,6 +22,7 @@ cdef class Batch:
     cdef runs_t freed_nodes
     cdef size_t reserved        # bytes, for writes in flight
     cdef size_t bytes_max
+    cdef uint64_t number        # how many were taken before it
     cdef uint64_t slots_per_block
 
     cdef int add_delta(self, uint64_t block, uint64_t count, uint64_t target, uint64_t birth) noexcept nogil

@@ -54,7 +54,7 @@ cdef class Batch:
         return self.freed.count + ((self.bytes_max - bytes) // sizeof(run_t) if bytes < self.bytes_max else 0)
 
     cdef tuple take(self):
-        """Its three arrays as bytes, as in a record; it is empty then."""
+        """Its three arrays as bytes, as in a record; it is empty then, and the next one."""
         taken = (
             (<const char *>self.deltas)[:self.delta_count * sizeof(delta_t)] if self.delta_count else b"",
             packed(&self.freed),
@@ -63,6 +63,7 @@ cdef class Batch:
         self.delta_count = 0
         self.freed.count = 0
         self.freed_nodes.count = 0
+        self.number += 1
         return taken
 
 

@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from cowengine.core.batch cimport Batch
+from cowengine.core.batch cimport Batch, delta_t
 from cowengine.core.observed cimport observed_t
 from cowengine.core.radix cimport run_t
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.roots cimport Head, Root
 from cowengine.core.slotmap cimport SlotMap
+from cowengine.core.unconfirmed cimport Unconfirmed
 
 cdef enum:
     PIECES_MAX = 256
@@ -46,8 +47,11 @@ cdef class DataPath(ReadPath):
     cdef region_t regions[REGIONS_MAX]
     cdef int region_count
     cdef Batch batch            # the open one
+    cdef readonly Unconfirmed unconfirmed
     cdef uint64_t chunk_blocks
     cdef readonly observed_t data_writes
+    cdef readonly observed_t in_place_writes    # those of them that overwrote a block
+    cdef readonly observed_t placed_again       # pieces that could have been in place, but for an unconfirmed record
     cdef run_t runway[RUNWAY_MAX]
     cdef int runway_count
     cdef object refill          # callable(slots_wanted): gives runs to add_runway
@@ -56,6 +60,7 @@ cdef class DataPath(ReadPath):
     cdef readonly observed_t blocks_placed
 
     cdef void await_older(self)
+    cdef void await_placed(self, const delta_t *deltas, size_t count)
     cdef tuple take(self, list keep)
     cdef Root kept_root(self, Head head)
     cdef int status_of(self, Head head) noexcept nogil

@@ -10,6 +10,7 @@ Invariants (numbers as in docs/invariants.md)
     I2   Two writes that touch one block never run at the same time; so a partly written block loses nobody's bytes.
     I3   An entry is published after its block was written whole.
     I6   A write that began after the fence publishes after the snapshot's root was kept.
+    I48  Not in place either what an unconfirmed record of one barrier vouches for, or one on its way.
 
 Threads   Any number. One mutex guards all state; it is never held during the I/O of data, and never waited for with the
           GIL held.
@@ -34,6 +35,7 @@ from cowengine.core.readpath cimport ReadPath
 from cowengine.core.roots cimport FLIGHTS_MAX, Head, Root
 from cowengine.core.slotmap cimport SlotMap
 from cowengine.core.status cimport check_status
+from cowengine.core.unconfirmed cimport Unconfirmed
 
 
 @cython.no_gc_clear
@@ -48,6 +50,7 @@ cdef class DataPath(ReadPath):
         self.slots = SlotMap(io, fd, fold, self.mutex)
         self.heads = {0: self.live}
         self.batch = Batch(batch_max, self.slots_per_block)
+        self.unconfirmed = Unconfirmed(io, fd, fold, block_shift, self.mutex)
         self.chunk_blocks = max(1, min(PIECES_MAX, batch_max // 4 // BYTES_A_PIECE))
         self.refill, self.commit = refill, commit
 
@@ -191,19 +194,19 @@ cdef class DataPath(ReadPath):
     cdef void register(self, Head head, plan_t *plan) noexcept nogil:
         """A plan whose pieces have their places goes on its way: from here until `end` it is in flight."""
         self.batch.reserved += plan.reserved
-        plan.epoch, plan.flight = head.epoch, head.begin_flight(plan.first, plan.end)
+        plan.epoch, plan.flight = head.epoch, head.begin_flight(plan.first, plan.end, self.batch.number)
 
     cdef void end(self, Head head, plan_t *plan) noexcept nogil:
         self.batch.reserved -= plan.reserved
         head.end_flight(plan.flight)
 
     cdef int place(self, Head head, plan_t *plan) noexcept nogil:
-        """Splits a write into pieces: in place (I1), or placed anew."""
+        """Splits a write into pieces: in place (I1, I48), or placed anew."""
         cdef uint64_t block = plan.first, count, slot, got, last = plan.end - 1
         cdef uint64_t tail = (plan.skip + plan.length) & (self.block_bytes - 1)
         cdef entry_t entry
         cdef piece_t *piece
-        cdef bint hole, partial
+        cdef bint hole, own, partial
         cdef int status
         plan.count, plan.reserved = 0, 0
         while block < plan.end:
@@ -214,7 +217,8 @@ cdef class DataPath(ReadPath):
                 return status
             hole = kind_of(entry.target) == KIND_HOLE
             piece.first, piece.old_slot, piece.partial, piece.placed = block, 0, False, False
-            if not hole and entry.birth > head.frozen:
+            own = not hole and entry.birth > head.frozen
+            if own and not self.unconfirmed.has(slot_of(entry.target), &count):
                 piece.slot, piece.count = slot_of(entry.target), count
             else:
                 partial = block == plan.first and plan.skip != 0 or block == last and tail != 0
@@ -238,6 +242,8 @@ cdef class DataPath(ReadPath):
                     return status
                 piece.slot, piece.count, piece.partial, piece.placed = slot, got, partial, True
                 plan.reserved += got * BYTES_A_PIECE
+                if own:
+                    observed_add(&self.placed_again, 1)
             block += piece.count
             plan.count += 1
         if plan.reserved > 0 and self.batch.bytes() + plan.reserved > self.batch.bytes_max:
@@ -353,7 +359,7 @@ cdef class DataPath(ReadPath):
 
     cdef int publish(self, Head head, plan_t *plan) noexcept nogil:
         """Enters the placed pieces into the map and the batch (I3, I6)."""
-        cdef int i, status = 0
+        cdef int i, in_place = 0, status = 0
         # Of an epoch that has just begun nothing is in place, so there is something to enter.
         while head.fencing and plan.epoch == head.epoch and self.state == 0:
             self.mutex.wait()
@@ -361,9 +367,12 @@ cdef class DataPath(ReadPath):
             self.unplace(plan)
             return self.state
         for i in range(plan.count):
-            if plan.pieces[i].placed and status == 0:
+            if not plan.pieces[i].placed:
+                in_place = 1
+            elif status == 0:
                 status = self.enter(head, &plan.pieces[i], plan.epoch)
         observed_add(&self.data_writes, 1)
+        observed_add(&self.in_place_writes, in_place)
         observed_add(&self.bytes_written, plan.length)
         return status
 
@@ -423,20 +432,30 @@ cdef class DataPath(ReadPath):
             head = self.live
         return fence_all([head])[0]
 
-    def take_batch(self, list keep not None):
+    def take_batch(self, list keep not None, uint64_t vouched_max=0):
         """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, roots).
 
         After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a
         record. `keep` are the heads whose maps as of the batch are kept: roots are their Roots, and if there are any,
         superseded nodes are [(slot, count)].
+
+        What the batch places, if that is at most `vouched_max` blocks, is not written any more: `unconfirmed` then has
+        its checks (I47, I48).
         """
+        cdef bint is_vouched
+        cdef bytes deltas
         self.mutex.acquire()
         self.await_older()
         if self.state != 0:
             self.mutex.release()
             check_status(self.state, self.map)
+        is_vouched = self.unconfirmed.fence(self.batch, vouched_max)
         batch = self.take(keep)
+        deltas = batch[0]
+        if is_vouched:
+            self.await_placed(<const delta_t *><const char *>deltas, len(deltas) // sizeof(delta_t))
         self.mutex.release()
+        check_status(self.state, self.map)
         return batch
 
     cdef void await_older(self):
@@ -448,6 +467,21 @@ cdef class DataPath(ReadPath):
         for head in list(self.heads.values()):
             with nogil:
                 while head.fencing and self.state == 0 and head.has_older():
+                    self.mutex.wait()
+
+    cdef void await_placed(self, const delta_t *deltas, size_t count):
+        """Waits until none of the writes that began before these were taken is under way on what they place (I47).
+
+        The mutex is held, but not all the time.
+        """
+        cdef uint64_t number = self.batch.number
+        cdef Head head
+        cdef size_t i
+        for i in range(count):
+            head = self.heads[deltas[i].birth >> 48]
+            with nogil:
+                while self.state == 0 and head.has_earlier(
+                        number, deltas[i].block, deltas[i].block + deltas[i].count):
                     self.mutex.wait()
 
     cdef tuple take(self, list keep):

@@ -14,6 +14,7 @@ ctypedef struct flight_t:       # a write that has begun and not ended: blocks [
     uint64_t first
     uint64_t end
     uint64_t epoch
+    uint64_t batch              # number of the one that was open when it began
 
 
 cdef class Root:
@@ -40,9 +41,10 @@ cdef class Head(Root):
     cdef uint64_t hand          # where the sweep over its nodes goes on
 
     cdef bint overlaps(self, uint64_t first, uint64_t end) noexcept nogil
-    cdef int begin_flight(self, uint64_t first, uint64_t end) noexcept nogil
+    cdef int begin_flight(self, uint64_t first, uint64_t end, uint64_t batch) noexcept nogil
     cdef void end_flight(self, int flight) noexcept nogil
     cdef bint has_older(self) noexcept nogil
+    cdef bint has_earlier(self, uint64_t batch, uint64_t first, uint64_t end) noexcept nogil
     cdef void fence(self) noexcept nogil
     cdef uint64_t blocks_of(self, uint64_t size) noexcept nogil
     cdef void stand_on_snapshot(self) noexcept nogil

@@ -111,12 +111,13 @@ cdef class Head(Root):
             i += 1
         return False
 
-    cdef int begin_flight(self, uint64_t first, uint64_t end) noexcept nogil:
+    cdef int begin_flight(self, uint64_t first, uint64_t end, uint64_t batch) noexcept nogil:
         """Registers a write of the current epoch, for which there is room; returns its number."""
         cdef int i = 0
         while self.flights[i].end != 0:
             i += 1
         self.flights[i].first, self.flights[i].end, self.flights[i].epoch = first, end, self.epoch
+        self.flights[i].batch = batch
         self.flight_count += 1
         return i
 
@@ -130,6 +131,14 @@ cdef class Head(Root):
         cdef int i
         for i in range(FLIGHTS_MAX):
             if self.flights[i].end != 0 and self.flights[i].epoch <= self.frozen:
+                return True
+        return False
+
+    cdef bint has_earlier(self, uint64_t batch, uint64_t first, uint64_t end) noexcept nogil:
+        """Whether a write to one of these blocks that began before this batch is in flight."""
+        cdef int i
+        for i in range(FLIGHTS_MAX):
+            if self.flights[i].batch < batch and self.flights[i].first < end and first < self.flights[i].end:
                 return True
         return False
 

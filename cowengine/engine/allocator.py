@@ -122,6 +122,11 @@ class Allocator:
             self._punch_free()
         return not before
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the file system has been full."""
+        return self._tight
+
     def _taken(self, run: Run) -> Run:
         self._path.slots.mark_busy(*run)
         return run

@@ -218,14 +218,23 @@ class Check:
     # --- the log ---------------------------------------------------------------------------------------------------
 
     def _used_after(self, used: list[Run], records: list[Record], optional: list[Run]) -> list[Run]:
-        """The free map after the records: what they place is used, and was not; what they free is not, from then on."""
+        """The free map after the records: what they place is used, and was not; what they free is not, from then on.
+
+        What one frees that vouches for its blocks is not used from the next one's end on (I49).
+        """
         slots = Intervals(subtract(used, optional))
+        held_back: list[Run] = []
         for record in records:
             for block, count, kind, slot, _, _ in iter_deltas(record.deltas):
                 if kind == ENTRY_MAPPED and slots.assign(slot, slot + count * self.block_slots, True):
                     self.problems.add(f"record {record.sequence}: places block {block} in slot {slot}, which is in use")
-            for slot, count in (*record.freed, *record.freed_nodes):
-                slots.assign(slot, slot + count, None)
+            freed = [(slot, slot + count) for slot, count in (*record.freed, *record.freed_nodes)]
+            is_held_back = record.one_barrier and record.sequence > self.sb.tip_sequence
+            for begin, end in held_back if is_held_back else [*held_back, *freed]:
+                slots.assign(begin, end, None)
+            held_back = freed if is_held_back else []
+        for begin, end in held_back:
+            slots.assign(begin, end, None)
         return list(zip(slots.starts, slots.ends, strict=True))
 
     # --- lineage ---------------------------------------------------------------------------------------------------

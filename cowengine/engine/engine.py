@@ -1,8 +1,8 @@
 """The engine of one volume: the order in which its changes become durable.
 
-Everything that ends in a barrier goes through `Engine.commit`, one at a time under `lock`. The commit as it stands uses
-two barriers where data was written (data, then record) and one where it was not; the record format has room for
-one-barrier commits.
+Everything that ends in a barrier goes through `Engine.commit`, one at a time under `lock`. It is one barrier where no
+data was written, or little: then the record has checks of the blocks that it places (I47), and the barrier is for both.
+Else it is two: the data, then the record. Which it is, vouching.py says.
 
 Invariants   docs/invariants.md; the numbers stand at the assertions and steps.
 Threads      Any thread may call anything. Writers take `lock` only when their batch is full.
@@ -42,6 +42,7 @@ from cowengine.engine.retention import RetentionClock
 from cowengine.engine.sealing import Sealer
 from cowengine.engine.space import Space
 from cowengine.engine.usage import Amount
+from cowengine.engine.vouching import Vouching, vouched_blocks
 from cowengine.errors import (
     AnchorError,
     ClosedError,
@@ -58,6 +59,7 @@ from cowengine.format import (
     LINEAGE_AUTOMATIC,
     LINEAGE_DELETED,
     LINEAGE_SNAPSHOT,
+    PAIR_BYTES,
     RECORD_HEADER_BYTES,
     SLOT_BYTES,
     AnchorEvent,
@@ -146,9 +148,10 @@ class Engine:
         event = EVENT_BYTES_FIXED + 256 + self.metadata_max
         self._pending_max = max(event, self.log.record_max // 4)
         events = event + self._pending_max + SMALL_EVENTS_BYTES
+        vouched = vouched_blocks(self.log.record_max, sb.block_shift)
+        others = RECORD_HEADER_BYTES + events + vouched * PAIR_BYTES
         self.path = DataPath(
-            io, fd, self.fold, sb.block_shift, self.log.record_max - RECORD_HEADER_BYTES - events,
-            self._refill, self._commit_full_batch,
+            io, fd, self.fold, sb.block_shift, self.log.record_max - others, self._refill, self._commit_full_batch,
         )  # fmt: skip
         self.regions = sb.regions  # as of the last record
         self.path.set_regions([tuple(region) for region in sb.regions])
@@ -162,6 +165,7 @@ class Engine:
         self.bound(file_slots)
         reserve = RESERVE_SLOTS if self.log.size >= 1 << 20 else RESERVE_SLOTS_SMALL
         self.allocator = Allocator(self.path, sb.regions, file_slots, reserve)
+        self.vouching = Vouching(self.path, self.allocator, vouched)
         self.pending_events: list[Event] = []  # of snapshot sets; they lead the next record
         self._pending_bytes = 0
         self.durable_store_sequence = sb.store_sequence
@@ -177,6 +181,7 @@ class Engine:
         self.space = Space(self, sb)
         self.retention = RetentionClock(sb)
         self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
+        self.counters |= {"one_barrier_commits": 0}
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
         self.unsealable: set[int] = set()  # snapshots that could not be read when they were to be sealed
@@ -299,17 +304,23 @@ class Engine:
         with self.undivided():
             if batch is None:
                 self.begin_take()
-            deltas, freed, freed_nodes, writes, superseded, roots = batch or self.path.take_batch(list(keep))
+                batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events))
+            deltas, freed, freed_nodes, writes, superseded, roots = batch
             self.superseded += superseded
-            if writes != self._synced_writes:
+            in_place = self.path.in_place_writes  # before a barrier begins: what is counted now is covered by it
+            checks = [] if punch_all else self.vouching.checks(runs_of(freed), events, in_place)
+            if writes != self._synced_writes and not checks:
                 self.barrier()  # I3: what the record places is durable before the record
-                self._synced_writes = writes
+                self.vouching.synced(in_place)
+            self._synced_writes = writes
             all_events = [*self.pending_events, *events]
-            if deltas or freed or freed_nodes or events or (self.pending_events and not events_can_wait):
+            has_events = events or (self.pending_events and not events_can_wait)
+            if deltas or freed or freed_nodes or has_events or self.vouching.must_confirm:
                 epoch = epoch or self.path.map.epoch
                 follow = None if meanwhile is None else partial(meanwhile, roots)
-                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, follow)
-                self._acknowledge(deltas, freed, freed_nodes, punch_all)
+                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, checks, follow)
+                self._acknowledge(deltas, freed, freed_nodes, punch_all, bool(checks))
+                self.vouching.synced(in_place)
             self._takes_done = self._takes
         return roots
 
@@ -319,21 +330,22 @@ class Engine:
 
     def _write_record(
         self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int,
-        meanwhile: Callable[[], object] | None,
+        checks: list[tuple[int, int]], meanwhile: Callable[[], object] | None,
     ) -> None:  # fmt: skip
         log = self.log
         record = Record(
             salt=self.superblock.salt, sequence=log.sequence + 1, generation=self.superblock.generation,
             previous=log.checksum, epoch=epoch, time_ns=time.time_ns(), size=self._size_after(events), deltas=deltas,
-            freed=freed, freed_nodes=freed_nodes, events=events,
+            freed=freed, freed_nodes=freed_nodes, events=events, one_barrier=bool(checks), checks=checks,
         )  # fmt: skip
         encoded = encode_record(record, self.fold)
         log.append(encoded, record_checksum(encoded))
         if meanwhile is not None:
             meanwhile()
-        self.barrier()  # I4: acknowledged only when the record is durable
+        self.barrier()  # I4: acknowledged only when the record is durable, and what it vouches for
         self.locks.publish(log.sequence)  # I35
         self.counters["commits"] += 1
+        self.counters["one_barrier_commits"] += bool(checks)
         for event in self.pending_events:
             self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
         self.pending_events, self._pending_bytes = [], 0
@@ -345,12 +357,14 @@ class Engine:
                 size = event.size
         return size
 
-    def _acknowledge(self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool) -> None:
-        """I7: only now is the space that the record freed on its way back."""
+    def _acknowledge(
+        self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool, vouches: bool
+    ) -> None:  # fmt: skip
+        """I7: only now is the space that the record freed on its way back, or later (I49)."""
         self.path.account(deltas, freed)
         self.superseded += runs_of(freed_nodes)
         self.allocator.committed()
-        self.allocator.retire(runs_of(freed), punch_all=punch_all)
+        self.allocator.retire(self.vouching.acknowledged(runs_of(freed), vouches=vouches), punch_all=punch_all)
 
     def flush(self) -> None:
         """Everything written before the call is durable when it returns."""

@@ -77,6 +77,7 @@ from cowengine.format import (
     decode_record,
     decode_superblock,
     hole,
+    iter_deltas,
     level_for,
     records_beyond,
     superblock_astray,
@@ -258,8 +259,11 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
         chain.add(place % log.size)
         log.position = place + log.padded(length)
         log.sequence, log.checksum = last.sequence, checksum
-    if last is not None and last.sequence > sb.tip_sequence and not _is_whole(engine, last):
-        logger.warning("%s: record %d, the last one, is dropped: its data was not written", engine.name, last.sequence)
+    dropped = ""
+    # What an owner announced is there, and he may be writing: only a file that stands still is looked at (I52).
+    if last is not None and durable is None and last.sequence > sb.tip_sequence and not _is_whole(engine, last):
+        dropped = _contents(last)
+        logger.warning("%s: the last record is dropped, its data was not written: %s", engine.name, dropped)
         last = None
         log.position, log.sequence, log.checksum = end
     if last is not None and (durable is None or last.sequence <= max(durable, sb.tip_sequence)):
@@ -278,7 +282,7 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
         raise CorruptionError(f"superblock {astray} was written over the commit log, not into its slot", engine.name)
     live = engine.path.live
     live.set_epochs(engine.path.map.epoch, live.frozen)
-    engine.recovered = {"records": len(chain), "was_clean": sb.clean}
+    engine.recovered = {"records": len(chain), "was_clean": sb.clean, "dropped": dropped}
     engine.path.slots.forget_busy()
 
 
@@ -306,9 +310,16 @@ def _is_whole(engine: Engine, record: Record) -> bool:
         raise CorruptionError(f"record {record.sequence} checks a block twice")
     for slot, checksum in record.checks:
         data = engine.io.pread(engine.fd, block_bytes, slot * SLOT_BYTES)
-        if xxh64(data + bytes(block_bytes - len(data)), check_seed(engine.fold, slot)) != checksum:
+        if len(data) < block_bytes or xxh64(data, check_seed(engine.fold, slot)) != checksum:
             return False
     return True
+
+
+def _contents(record: Record) -> str:
+    """What a record holds, for who wants to know what was dropped: nobody was told that it is durable."""
+    blocks = sum(delta.block_count for delta in iter_deltas(record.deltas))
+    taken = [f"snapshot {event.name!r}" for event in record.events if isinstance(event, SnapshotEvent)]
+    return f"record {record.sequence} with " + ", ".join([*taken, f"changes of {blocks} blocks"])
 
 
 def _apply(engine: Engine, record: Record) -> None:

@@ -23,6 +23,8 @@ from cowengine.errors import AnchorError, FullBackupRequired
 SECTOR = 512
 PIECE = 8 * SECTOR
 HOLD_REASON = "crash test"
+# Of these, until they return, the changes of the map may be found and yet not what was written in place before.
+FREEZING_NOTHING = ("flush", "reopen", "checkpoint", "compact", "seal", "clone_write", "clone_discard")
 UNKNOWN_NAME = "?"  # of an automatic snapshot whose rollback has not returned
 UNCERTAIN = count(1)
 
@@ -121,6 +123,7 @@ class Oracle:
         self.keep_newest = 1
         self.acked = self._commit()
         self.in_flight: Commit | None = None
+        self.floor = self.acked.floor  # of what is in flight, once it is acknowledged
 
     @classmethod
     def resume(cls, expected: Expectation, found: Found) -> Oracle:
@@ -167,6 +170,9 @@ class Oracle:
             self.acked = self.acked.followed_by(self.model, self.versions)
         else:
             self.in_flight = self._commit()
+            self.floor = self.in_flight.floor
+            if name in FREEZING_NOTHING:
+                self.in_flight = replace(self.in_flight, floor=self.acked.floor)
         return self.expectation()
 
     def intrude(self, operation: Operation) -> Expectation:
@@ -185,7 +191,7 @@ class Oracle:
             self.model.snapshots[-1] = newest
             self.identities = self.identities | {result.name: result.change_id}
         if self.in_flight is not None:
-            self.acked = replace(self.in_flight, snapshots=tuple(self.model.snapshots))
+            self.acked = replace(self.in_flight, snapshots=tuple(self.model.snapshots), floor=self.floor)
             self.in_flight = None
         return self.expectation()
 

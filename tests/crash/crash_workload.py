@@ -69,12 +69,13 @@ class Geometry:
     block_size: int = 4096
     log_size: int = 16384
     adopted: bool = False  # begins as a raw image: two home regions, the first one last in the file
+    barriers: int = 1  # of a commit that places data, at least
 
 
 GEOMETRIES = (
     Geometry(49152),
     Geometry(12 * 4096 - 1536),
-    Geometry(24 * 4096),
+    Geometry(24 * 4096, barriers=2),
     Geometry(5 * 16384 + 512, 16384),
     Geometry(16 * 4096 - 512, adopted=True),
 )
@@ -193,11 +194,11 @@ class Runner:
             self.io.close(image)
             self.volume = Volume.adopt(self.path, **settings)
         else:
-            self.volume = Volume.create(self.path, geometry.size, **settings)
+            self.volume = Volume.create(self.path, geometry.size, barriers=geometry.barriers, **settings)
         self.disk.note(self.oracle.expectation())
 
     def open(self) -> None:
-        self.volume = Volume.open(self.path, io=self.io, background=self.background)
+        self.volume = Volume.open(self.path, io=self.io, background=self.background, barriers=self.geometry.barriers)
 
     def close(self) -> None:
         if self.volume is not None:

@@ -24,7 +24,7 @@ def test_every_crash_state_recovers_to_a_promised_commit() -> None:
     print(summary(tally, done.seconds))
     assert not tally.violations, tally.violations[0]
     assert tally.distinct >= STATES
-    assert min(tally.kills, tally.failed_barriers, tally.rotten) > 50, "a kind of fault was hardly tried"
+    assert min(tally.kills, tally.failed_barriers, tally.rotten) > 20, "a kind of fault was hardly tried"
     assert min(tally.recovery_states, tally.killed_states, tally.failed_states) > 500
     assert tally.second_recovery_states > 50
 
@@ -56,8 +56,8 @@ def test_a_sequence_is_cut_in_its_last_step() -> None:
     name = f"exhaustive:{2 * (1 + len(ALPHABET) + letters[0] + len(ALPHABET) * letters[1])}"
     assert explorer.make_task(name)[1][-2:] == (("write", 2, 3), ("flush",))
     whole, last = (run_task(each, Plan(images=4, nested=0, kills=0, rot=0)) for each in ("exhaustive:0", name))
-    assert whole.barriers == 4  # of the prelude, and the end
-    assert last.barriers == 3  # data, record, and the end
+    assert whole.barriers == 3  # of the prelude, and the end
+    assert last.barriers == 2  # data and record, and the end
 
 
 def test_a_failing_history_is_told_with_its_shortest_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """Model: commit, checkpoint and recovery of one tiny volume, under power cuts, kills, failing barriers and rot.
 
 Two blocks, six slots, a log of five positions that checkpoints recycle, three node areas, two superblocks. A commit
-goes on in steps, and writes come between them, as from other threads. Two protocols: *built* is the engine's (a
-barrier for the data, a record, a barrier), *planned* a commit of one barrier, whose record carries checksums of the
-data it needs.
+goes on in steps, and writes come between them, as from other threads. Two protocols: a commit takes *two barriers*
+(one for the data, a record, one for that), or, where it can, only one: then its record *vouches* for the data with
+checksums of it.
 
 After each crash, also one inside recovery or one that follows another at once: map, size and snapshots are those of
 the last acknowledged commit or of one in flight; each snapshot holds its image; a live block holds what the last
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from commit_rules import BUILT, PLANNED
+from commit_rules import ONE_BARRIER, TWO_BARRIERS
 from crash_disk import BarrierError, Disk, operate, reopened
 from exploring import Choose, Violation, pick
 
@@ -105,6 +105,7 @@ class Batch:
     freed: set[int] = field(default_factory=set)
     checks: dict[int, Hashable] = field(default_factory=dict)
     writes: int = 0
+    freezes_in_place: bool = False  # a snapshot of what was written in place since the last barrier began
     state: State | None = None
     seen: list[int] = field(default_factory=list)
 
@@ -157,14 +158,14 @@ class Oracle:
 
 
 class Volume:
-    """One process that has the file open. `planned` chooses the protocol."""
+    """One process that has the file open. `vouches`: its records may."""
 
-    def __init__(self, disk: Disk, oracle: Oracle, dropped: str, planned: bool) -> None:
-        self.disk, self.oracle, self.dropped, self.planned = disk, oracle, dropped, planned
+    def __init__(self, disk: Disk, oracle: Oracle, dropped: str, vouches: bool) -> None:
+        self.disk, self.oracle, self.dropped, self.vouches = disk, oracle, dropped, vouches
         self.open = Batch()
         self.fenced: Batch | None = None
         self.flight: list[Flight] = []
-        self.unconfirmed: Batch | None = None  # acknowledged, but a crash may still drop it (planned)
+        self.unconfirmed: Batch | None = None  # acknowledged, but a crash may still drop it (if it vouches)
         self.marks: set[int] = set()  # slots written in place since the last barrier began
         self.writes = self.synced = 0  # how many there were, and when the last data barrier began
         self.step = 0  # of a checkpoint
@@ -278,8 +279,8 @@ class Volume:
         self.coming |= {"tip": sequence, "tip_checksum": checksum, "clean": False, "epoch": state.epoch}
 
     def checkpoint(self) -> None:
-        """One step of it: nodes, barrier, superblock, barrier. Planned: in the background; built: the lock is held."""
-        if self.flight and not self.planned and self.dropped != "barriers_side_by_side":
+        """One step of it: nodes, barrier, superblock, barrier. If it vouches: beside commits."""
+        if self.flight and not self.vouches and self.dropped != "barriers_side_by_side":
             return
         if self.step == 0:
             self.write_nodes(*self.acknowledged)
@@ -306,8 +307,8 @@ class Volume:
             raise
 
     def commit_by_checkpoint(self) -> None:
-        """Planned, for a batch that fits no record: nodes and both superblocks are the commit."""
-        if self.flight or self.step or not self.planned:
+        """If it vouches, for a batch that fits no record: nodes and both superblocks are the commit."""
+        if self.flight or self.step or not self.vouches:
             return
         self.fence(start=False)
         batch, self.fenced = self.fenced, None
@@ -330,7 +331,7 @@ class Volume:
         self.fence()
         while self.flight and not (self.dropped == "clean_before_durable" and self.flight[0].sequence):
             self.end()
-        if self.fenced and self.planned:
+        if self.fenced and self.vouches:
             self.commit_by_checkpoint()  # the log was full
         elif self.fenced:
             return ""
@@ -340,7 +341,7 @@ class Volume:
             self.acknowledge()
         return "close"
 
-    # -- writes (I1, OB1) ----------------------------------------------------------------------------------------------
+    # -- writes (I1, I48) ----------------------------------------------------------------------------------------------
     def view(self, entries: tuple[Entry | None, ...]) -> list[Hashable]:
         return [self.disk.read(("data", entry.slot)) if entry else None for entry in entries]
 
@@ -352,13 +353,13 @@ class Volume:
         (self.free if self.dropped == "reused_at_once" else self.open.freed).update(freed)
 
     def is_protected(self, slot: int) -> bool:
-        """OB1: placed by a record that recovery may still have to verify, or will be."""
+        """I48: placed by a record that recovery may still have to verify, or will be."""
         batches = [flight.batch for flight in self.flight]
         if self.dropped != "acknowledged_overwritten" or not batches:
             batches += [self.unconfirmed] if self.unconfirmed else []
         if self.dropped != "fenced_overwritten":
             batches += [self.fenced] if self.fenced else []
-        guarded = self.planned and self.dropped != "unconfirmed_overwritten"
+        guarded = self.vouches and self.dropped != "unconfirmed_overwritten"
         return guarded and any(slot in batch.placed for batch in batches)
 
     def write(self, block: int, value: Hashable) -> None:
@@ -408,16 +409,16 @@ class Volume:
 
     # -- commit (I3, I4, I7, I8) ---------------------------------------------------------------------------------------
     def fence(self, op: Op | None = None, *, start: bool = True) -> None:
-        """Takes the open batch, with an event behind it; planned: it shares a record with what waits already."""
+        """Takes the open batch, with an event behind it; if it vouches, it shares a record with what waits already."""
         if op is not None:
             self.change(op)
-        covered = set(self.open.placed)
-        if any(op[0] == "snapshot" for op in self.open.ops) and self.dropped != "marks_not_covered":
-            covered |= self.marks  # OB4
+        covered, takes_snapshot = set(self.open.placed), any(op[0] == "snapshot" for op in self.open.ops)
         batch, self.open = self.open, Batch()
         joined = self.fenced = self.fenced or Batch()
         joined.ops += batch.ops
         joined.placed |= batch.placed
+        if takes_snapshot and self.marks and self.dropped != "marks_not_covered":
+            joined.freezes_in_place = True  # I50
         joined.freed |= batch.freed
         joined.checks.update((slot, self.disk.read(("data", slot))) for slot in covered)
         joined.writes, joined.state, joined.seen = self.writes, self.live, [len(w) for w in self.oracle.writes]
@@ -432,9 +433,9 @@ class Volume:
         self.fenced = None
         flight = Flight(batch, self.disk.serial)
         self.flight.append(flight)
-        two_barriers = not self.planned or self.disk.choose(2) == 0
+        two_barriers = not self.vouches or batch.freezes_in_place or self.disk.choose(2) == 0
         if two_barriers:
-            batch.checks = {}
+            batch.checks, batch.placed = {}, set()
         if two_barriers and batch.writes != self.synced and self.dropped != "record_before_data":
             return  # its data barrier runs; `end` goes on
         self.write_record(flight)
@@ -483,12 +484,11 @@ class Volume:
         assert batch.state is not None
         self.confirm(self.unconfirmed)
         self.acknowledged = (batch.state, flight.sequence, flight.checksum)
-        if self.planned and self.dropped != "reused_when_acknowledged":
-            self.unconfirmed = batch
-        else:
-            self.unconfirmed = batch if self.planned else None
+        self.unconfirmed = batch if batch.checks else None
+        if not batch.checks or self.dropped == "reused_when_acknowledged":
             self.free |= batch.freed
             batch.freed = set()
+        self.synced = max(self.synced, batch.writes)
         if self.dropped == "marks_swapped_at_return":
             self.marks = set()
         if self.dropped == "synced_counts_from_return":
@@ -496,15 +496,15 @@ class Volume:
         self.oracle.acknowledge(batch)
 
     def confirm(self, batch: Batch | None) -> None:
-        """OB2: recovery cannot drop it any more: what it freed comes back."""
+        """I49: recovery cannot drop it any more: what it freed comes back."""
         if batch is not None:
             self.free |= batch.freed
         if batch is self.unconfirmed:
             self.unconfirmed = None
 
     def idle(self) -> None:
-        """Planned: an idle second, a record of nothing."""
-        if self.planned and self.unconfirmed and not self.flight and not self.fenced:
+        """If it vouches: an idle second, a record of nothing."""
+        if self.vouches and self.unconfirmed and not self.flight and not self.fenced:
             seen = [first + 1 for first in self.oracle.first]
             self.fenced = Batch(state=self.acknowledged[0], seen=seen, writes=self.synced)
             self.start()
@@ -512,7 +512,7 @@ class Volume:
     @property
     def is_busy(self) -> bool:
         """Built: the lock is held, and whoever asks for a commit waits."""
-        return not self.planned and bool(self.flight or self.fenced or self.step) and self.dropped != "two_in_flight"
+        return not self.vouches and bool(self.flight or self.fenced or self.step) and self.dropped != "two_in_flight"
 
 
 class CommitModel:
@@ -525,10 +525,10 @@ class CommitModel:
         "write write idle flush end end idle end",
     )
 
-    def __init__(self, name: str, planned: bool) -> None:
-        self.name, self._planned = name, planned
-        self.rules = PLANNED if planned else BUILT
-        self._operations = OPERATIONS + (" idle idle commit_by_checkpoint" if planned else "")
+    def __init__(self, name: str, vouches: bool) -> None:
+        self.name, self._vouches = name, vouches
+        self.rules = ONE_BARRIER if vouches else TWO_BARRIERS
+        self._operations = OPERATIONS + (" idle idle commit_by_checkpoint" if vouches else "")
 
     def play(self, choose: Choose, dropped: str, trace: list[str]) -> None:
         """A beginning, some operations with crashes, and a power cut."""
@@ -588,7 +588,7 @@ class CommitModel:
         """Recovers; the first attempts may be cut short."""
 
         def recovered() -> Volume:
-            volume = Volume(disk, oracle, dropped, self._planned)
+            volume = Volume(disk, oracle, dropped, self._vouches)
             volume.recover()
             self._check(volume)
             return volume

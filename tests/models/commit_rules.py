@@ -33,22 +33,24 @@ SHARED = {
     "shrink_in_two_records": Rule("M1", "the new size and the holes of the tail are in one record"),
 }
 
-BUILT = SHARED | {
+TWO_BARRIERS = SHARED | {
     "synced_counts_from_return": Rule("I3", "a barrier covers what was written before it *began*"),
 }
 
-PLANNED = SHARED | {
+ONE_BARRIER = SHARED | {
     "salt_is_kept": Rule("I14", "each open takes a fresh salt"),
     "log_of_the_older_overwritten": Rule("I9", "nor over what only the older superblock needs"),
-    "unconfirmed_overwritten": Rule("OB1", "what an unconfirmed record placed is not overwritten in place"),
-    "acknowledged_overwritten": Rule("OB1", "not that of the acknowledged one either, while the next is in flight"),
-    "fenced_overwritten": Rule("OB1", "nor that of a batch that waits for its record"),
-    "reused_when_acknowledged": Rule("OB2", "freed slots wait until their record is confirmed"),
-    "confirmed_before_durable": Rule("OB2", "a record confirms the one before when it is durable"),
-    "checkpoint_confirms": Rule("OB2", "the superblock of a checkpoint confirms no record"),
-    "last_record_is_believed": Rule("OB3", "an open verifies the blocks of the last record"),
-    "marks_not_covered": Rule("OB4", "a snapshot's record vouches for what was written in place"),
-    "marks_swapped_at_return": Rule("OB4", "writes while a barrier runs stay marked for the next one"),
+    "unconfirmed_overwritten": Rule("I48", "what an unconfirmed record placed is not overwritten in place"),
+    "acknowledged_overwritten": Rule("I48", "not that of the acknowledged one either, while the next is in flight"),
+    "fenced_overwritten": Rule("I48", "nor that of a batch that waits for its record"),
+    "reused_when_acknowledged": Rule("I49", "freed slots wait until their record is confirmed"),
+    "confirmed_before_durable": Rule("I49", "a record confirms the one before when it is durable"),
+    "checkpoint_confirms": Rule("I49", "the superblock of a checkpoint confirms no record"),
+    "last_record_is_believed": Rule("I52", "an open verifies the blocks of the last record"),
+    "marks_not_covered": Rule(
+        "I50", "a snapshot of what was written in place since the last barrier began takes two barriers"
+    ),
+    "marks_swapped_at_return": Rule("I50", "writes while a barrier runs stay marked for the next one"),
     "batch_writes_one_superblock": Rule("OB5", "a batch committed by a checkpoint goes to both superblocks"),
 }
 

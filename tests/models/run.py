@@ -28,8 +28,8 @@ from threads_model import ThreadsModel  # noqa: E402
 
 MODELS: list[Model] = [
     LineageModel(),
-    CommitModel("commit", planned=False),
-    CommitModel("one barrier", planned=True),
+    CommitModel("commit", vouches=False),
+    CommitModel("one barrier", vouches=True),
     ThreadsModel(),
     SetsModel(),
     ReadersModel(),

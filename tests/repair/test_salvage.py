@@ -247,7 +247,7 @@ def test_bad_sectors_are_read_around(tmp_path):
 
 def test_a_file_that_was_cut_short(tmp_path):
     path = tmp_path / "v"
-    with Volume.create(path, 64 * SLOT, background=False) as volume:
+    with Volume.create(path, 64 * SLOT, background=False, barriers=2) as volume:
         volume.pwrite(b"a" * 2 * SLOT, 0)
         volume.snapshot("old")
         volume.engine.checkpoint()

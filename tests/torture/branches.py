@@ -41,6 +41,7 @@ FILES = (
     "tests/full_disk/test_policy.py",
     "tests/hostile/test_impossible_events.py",
     "tests/names",
+    "tests/one_barrier",
     "tests/readers/test_moving_file.py",
     "tests/regressions/test_close_beside_others.py",
     "tests/regressions/test_flatten.py",

@@ -41,10 +41,13 @@ from row import Tally, harness_parser, tell  # noqa: E402
 SITE = ROOT / "build" / "gcov-site"
 OBJECTS = ROOT / "build" / "gcov"
 C_FILES = ROOT / "build" / "release" / "cython" / "cowengine" / "core"
-KERNELS = ("batch", "blockmap", "compact", "datapath", "exclusive", "radix", "readpath", "roots", "slotmap")
+KERNELS = (
+    "batch", "blockmap", "compact", "datapath", "exclusive", "radix", "readpath", "roots", "slotmap", "unconfirmed",
+)  # fmt: skip
 TESTS = (
     "tests/compaction/test_compaction.py",
     "tests/kernels",
+    "tests/one_barrier",
     "tests/regressions/test_reclaim.py",
     "tests/resize/test_homes.py",
     "tests/seals/test_damage.py",

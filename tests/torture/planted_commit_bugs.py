@@ -16,6 +16,7 @@ from cowengine.engine import engine as engine_module
 from cowengine.engine.allocator import runs_of
 from cowengine.engine.engine import Engine
 from cowengine.engine.log import CommitLog
+from cowengine.engine.vouching import Vouching
 from cowengine.errors import StorageError
 from cowengine.format import SnapshotEvent, record, superblock
 from cowengine.format.layout import SLOT_BYTES
@@ -108,6 +109,77 @@ def reuse_before_the_record(plant: Plant) -> None:
         kept = [run for run in runs_of(freed) if run[0] not in early]
         early.clear()
         original(self, deltas, b"".join(PAIR.pack(*run) for run in kept), *rest)
+
+
+# -- one barrier -------------------------------------------------------------------------------------------------------
+# Blocks that are written in place, as nothing vouches for them any more.
+CONFIRMED = Crashes(
+    (("write", 3), ("snapshot", 1)), length=5, beginning=(("write", 0, 8), ("flush",), ("write", 9, 1), ("flush",))
+)
+DISCARDS = Crashes((("write", 6), ("discard", 4), ("flush", 4)), length=12)
+
+
+@bug("I48", Crashes(CALM, length=10), "what the last record vouches for is written in place as soon as that is durable")
+def unconfirmed_overwritten(plant: Plant) -> None:
+    @plant.method(Vouching, "acknowledged")
+    def acknowledged(original: Any, self: Vouching, freed: Any, *, vouches: bool) -> Any:
+        back = original(self, freed, vouches=vouches)
+        self._path.unconfirmed.acknowledge(False)
+        return back
+
+
+@bug("I48", Crashes(CALM, length=10, intruder=True), "a batch on its way to its record is written in place")
+def fenced_overwritten(plant: Plant) -> None:
+    @plant.method(Vouching, "checks")
+    def checks(original: Any, self: Vouching, *args: Any) -> Any:
+        found = original(self, *args)
+        self._path.unconfirmed.acknowledge(False)
+        return found
+
+
+@bug("I49", DISCARDS, "what a record freed that vouches for its blocks is given out as soon as that is durable")
+def reuse_before_confirmed(plant: Plant) -> None:
+    @plant.method(Vouching, "acknowledged")
+    def acknowledged(original: Any, self: Vouching, freed: Any, *, vouches: bool) -> Any:
+        back = original(self, freed, vouches=vouches)
+        self._held_back = []
+        return [*back, *freed] if vouches else back
+
+
+@bug("I50", CONFIRMED, "a snapshot takes one barrier although a block was written in place that it freezes")
+def frozen_without_a_check(plant: Plant) -> None:
+    @plant.method(Vouching, "checks")
+    def checks(original: Any, self: Vouching, freed: Any, events: Any, in_place: int) -> Any:
+        return original(self, freed, (), in_place)
+
+
+@bug("I52", COMMITS, "an open believes a last record that vouches for blocks without looking at them")
+def checks_skipped_at_open(plant: Plant) -> None:
+    @plant.function(recovery, "_is_whole")
+    def is_whole(original: Any, engine: Engine, found: Any) -> bool:
+        return True
+
+
+@bug("I47", COMMITS, "a record vouches for all of its blocks but the last")
+def one_check_left_out(plant: Plant) -> None:
+    @plant.method(Vouching, "checks")
+    def checks(original: Any, self: Vouching, *args: Any) -> Any:
+        return original(self, *args)[:-1]
+
+
+@bug("I49", ROTS, "a checkpoint confirms the record that it holds: what that one freed is given out")
+def checkpoint_confirms(plant: Plant) -> None:
+    @plant.function(checkpoint, "_recycle")
+    def recycle(original: Any, engine: Engine) -> None:
+        engine.allocator.retire(engine.vouching.acknowledged([], vouches=False), punch_all=False)
+        original(engine)
+
+
+@bug("I52", Crashes(CALM, length=6), "an open drops the last record that vouches for blocks although they are there")
+def whole_record_dropped(plant: Plant) -> None:
+    @plant.function(recovery, "_is_whole")
+    def is_whole(original: Any, engine: Engine, found: Any) -> bool:
+        return not found.one_barrier
 
 
 @bug("I10", FAILS, "a failed fdatasync is tried again, and its success believed")

@@ -130,12 +130,12 @@ def raw_image_named_too_early(plant: Plant) -> None:
 class Hurried(DataPath):
     """The fence of a snapshot waits for no write."""
 
-    def take_batch(self, keep: Any) -> Any:
+    def take_batch(self, keep: Any, vouched_max: int = 0) -> Any:
         frozen = [(head, head.frozen) for head in self.heads.values()]
         for head, _ in frozen:
             head.set_epochs(head.epoch, 0)
         try:
-            return super().take_batch(keep)
+            return super().take_batch(keep, vouched_max)
         finally:
             for head, epoch in frozen:
                 head.set_epochs(head.epoch, epoch)
