@@ -27,6 +27,11 @@ cdef enum:
     RUNS_OF_A_POINTER = 2       # a run pointer is freed as one run, or as two if the reclaim cursor lies in it
 
 
+cdef inline bint is_looked_for(const entry_t *entry, bint born, uint64_t epoch) noexcept nogil:
+    """Whether a block was born after an epoch, or else is mapped."""
+    return entry.birth > epoch if born else kind_of(entry.target) == KIND_RUN
+
+
 cdef class BlockMap(Tree):
     """The radix tree of map entries; the roots of heads and snapshots are passed in."""
 
@@ -231,6 +236,7 @@ cdef class BlockMap(Tree):
         cdef int status = 0, kind = kind_of(link.pointer.target), level = level_of(link.pointer.target)
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
         cdef uint64_t end = min(base + span, walk.end)
+        cdef pointer_t *pointers
         cdef link_t below
         if end <= walk.position:
             return 0
@@ -252,10 +258,14 @@ cdef class BlockMap(Tree):
             return self.walk_leaf(link, base, walk)
         step = span >> FANOUT_SHIFT
         index = (walk.position - base) // step
+        pointers = <pointer_t *>link.node.words
         while status == 0 and index < FANOUT and base + index * step < walk.end:
-            below = self.child(link, index)
-            status = self.walk(&below, base + index * step, walk)
-            link.node.children[index] = below.node
+            if walk.mode == WALK_BORN_AFTER and pointers[index].birth <= walk.epoch:    # most are, where little changed
+                walk.position = base + (index + 1) * step
+            else:
+                below = self.child(link, index)
+                status = self.walk(&below, base + index * step, walk)
+                link.node.children[index] = below.node
             index += 1
         return status
 
@@ -265,17 +275,15 @@ cdef class BlockMap(Tree):
         cdef bint born = walk.mode == WALK_BORN_AFTER
         cdef int status
         while block < end:
-            first = block
-            while block < end and (entries[block - base].birth > walk.epoch if born
-                                   else kind_of(entries[block - base].target) == KIND_RUN):
+            while block < end and not is_looked_for(&entries[block - base], born, walk.epoch):
+                block += 1
+            walk.position = first = block
+            while block < end and is_looked_for(&entries[block - base], born, walk.epoch):
                 block += 1
             if block > first:
                 status = self.emit(walk, first, block)
                 if status != 0:
                     return status
-            else:
-                block += 1
-            walk.position = block
         return 0
 
     # -- reclaim -------------------------------------------------------------------------------------------------------

@@ -34,15 +34,14 @@ class CommitLog:
         """The room that a record of `length` bytes takes."""
         return (length + self.unit - 1) // self.unit * self.unit
 
-    def place(self, length: int) -> tuple[int, int]:
-        """(position, room) of a record of `length` bytes."""
-        room = self.padded(length)
+    def place(self, length: int) -> int:
+        """The position of a record of `length` bytes."""
         left = self.size - self.position % self.size
-        return (self.position if room <= left else self.position + left), room
+        return self.position if self.padded(length) <= left else self.position + left
 
     def fits(self, length: int) -> bool:
         """Whether a record of `length` bytes can be written without touching what is still needed."""
-        return sum(self.place(length)) - self.tail <= self.size
+        return self.place(length) + self.padded(length) - self.tail <= self.size
 
     @property
     def used(self) -> int:
@@ -51,8 +50,8 @@ class CommitLog:
 
     def append(self, encoded: bytes, checksum: int) -> None:
         """Writes the next record, and lets the disk begin with it; it counts when a barrier has made it durable."""
-        place, room = self.place(len(encoded))
-        assert place + room - self.tail <= self.size, "I9: the log has no room; the caller must have asked"
+        assert self.fits(len(encoded)), "I9: the log has no room; the caller must have asked"
+        place, room = self.place(len(encoded)), self.padded(len(encoded))
         offset = self._start + place % self.size
         self._io.pwrite(self._fd, encoded.ljust(room, b"\0"), offset)
         self._io.begin_write(self._fd, offset, room)

@@ -120,6 +120,11 @@ def test_more_extents_than_are_collected_at_once(most: int) -> None:
     assert pairs(made.path.extents(None, 3, 10_000, most, born_after=0)) == expected[2 : 2 + most]
 
 
+def test_a_map_without_anything_young_is_not_walked() -> None:
+    made = many()
+    assert pairs(made.path.extents(None, 0, 10_000, 9, born_after=1 << 40)) == []
+
+
 MADE: list[Path] = []
 
 
