@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowengine import CowEngineError, NotFoundError, StorageError, Store, Volume
+from cowengine.core.iotable import IOTable
 
 SIZE = 1 << 20
 BLOCK = 4096
@@ -180,3 +181,23 @@ def test_a_store_whose_folder_was_moved_goes_on_under_its_new_name(tmp_path: Pat
     with Store.open(tmp_path / "elsewhere") as store:
         store.snapshot(["a"], "set")
         assert store.problems == []
+
+
+def test_a_file_that_cannot_be_asked_about_is_an_error_and_no_loss(tmp_path: Path) -> None:
+    class Silent(IOTable):
+        silent = False
+
+        def stands(self, fd: int) -> tuple[int, int]:
+            if self.silent:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().stands(fd)
+
+    table = Silent()
+    with Volume.create(tmp_path / "v", SIZE, io=table, background=False) as volume:
+        volume.pwrite(b"kept", 0)
+        table.silent = True
+        with pytest.raises(StorageError):
+            volume.flush()
+        table.silent = False
+        volume.flush()
+        assert volume.pread(4, 0) == b"kept"
