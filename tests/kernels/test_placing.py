@@ -317,6 +317,22 @@ def test_a_write_that_is_in_flight_when_the_volume_is_closed_is_waited_for() -> 
     assert made.path.runway_slots() == RUNWAY[0][1] - 1  # what it was to have was given back
 
 
+def test_a_read_that_is_under_way_when_the_volume_is_closed_is_waited_for() -> None:
+    made = Path()
+    made.write(0)
+    threads: list[threading.Thread] = []
+
+    def close(slot: int) -> None:
+        threads.append(in_thread(made.path.shut))
+        until_it_ends(made)
+        time.sleep(0.05)  # it looks again and again
+        assert threads[0].is_alive()
+
+    made.disk.reading = close
+    assert made.path.pread(BLOCK, 0) == b"x" * BLOCK
+    threads[0].join()
+
+
 @pytest.mark.parametrize("end", ["poison", "shut"])
 def test_who_waits_for_writes_in_flight_is_woken_at_the_end(end: str) -> None:
     made = Path()
