@@ -180,8 +180,9 @@ class Engine:
         self._takes_done = 0
         self.space = Space(self, sb)
         self.retention = RetentionClock(sb)
-        self.counters = {"commits": 0, "barriers": 0, "checkpoints": 0, "snapshots_taken": 0, "rollbacks": 0}
-        self.counters |= {"one_barrier_commits": 0}
+        self.counters = dict.fromkeys(
+            ("commits", "one_barrier_commits", "barriers", "checkpoints", "snapshots_taken", "rollbacks"), 0
+        )  # fmt: skip
         self.latencies = {name: Histogram() for name in ("barrier", "flush", "snapshot", "delete")}
         self.recovered: dict[str, object] = {}
         self.unsealable: set[int] = set()  # snapshots that could not be read when they were to be sealed

@@ -65,7 +65,7 @@ LINES: tuple[Line, ...] = (
     Line("R7", "barriers failed by a broken disk", "tests/torture/writeback_error.py", 13, 60),
     Line("R8", "disks filled up under an operation", "tests/torture/no_space.py", 18, 400),
     Line("R9", "damaged bits, sectors and slots", "tests/torture/flips.py", 140, 100_000),
-    Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 140, 5_000_000),
+    Line("R10", "executions of fuzzed parsers", "tests/torture/fuzz.py", 136, 5_000_000),
     Line("R11", "histories against the model", "tests/model/play.py", 80, 2_000, OFTEN, every_core=True),
     Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 170, 2_000, grows=False),
     Line("R12k", "branches of the kernels taken", "tests/torture/kernel_branches.py", 13, 1_400, grows=False),
@@ -78,7 +78,7 @@ LINES: tuple[Line, ...] = (
     Line("R19", "snapshots deleted, and nothing leaked", "", 0, 5_000, along="R22"),
     Line("R20", "shapes of CVEs refused", "tests/hostile/cve_shapes.py", 4, 40, grows=False),
     Line("R21", "paths, rights, locks, forks, nonces", "tests/torture/security_row.py", 55, 60, grows=False),
-    Line("R22", "commits and snapshots of a soak", "tests/torture/soak.py", 14, 60_000),
+    Line("R22", "commits and snapshots of a soak", "tests/torture/soak.py", 18, 60_000),
 )
 
 
