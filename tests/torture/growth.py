@@ -39,7 +39,7 @@ BOUNDS = {
     "descriptors": Bound(0, 0),
     "threads": Bound(3, 0),  # those of the background come and go
     "resident bytes": Bound(MIB, 4 * MIB),
-    "heap bytes": Bound(MIB // 4, MIB),
+    "heap bytes": Bound(MIB // 2, MIB),  # single samples meet a checkpoint or the sealer, a MiB above the others
     "Python blocks": Bound(4000, 4000),
     "busy slots": Bound(300, 600),
     "allocated bytes": Bound(6 * MIB, 4 * MIB),
