@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ class Original:
     """A volume file with some of everything, and what it holds."""
 
     def __init__(self, path: Path, *, crashed: bool) -> None:
+        self.crashed = crashed
         rng = random.Random(3)
         self.path = path
         self.states: dict[str, bytes] = {}
@@ -49,6 +50,7 @@ class Original:
             volume.get_snapshot(name).delete()
             del self.states[name]
         volume.engine.checkpoint()
+        self.before_last = volume.pread(SIZE, 0)
         volume.pwrite(rng.randbytes(20_000), 8000)
         volume.snapshot("last", metadata={"last": True})
         self.states["last"] = volume.pread(SIZE, 0)
@@ -61,6 +63,11 @@ class Original:
             volume.close()
             shutil.copy(path.with_suffix(".made"), path)
         self.data = path.read_bytes()
+
+    def lost(self, found: Iterable[str]) -> set[str]:
+        """What may be missing: the last record of a file that was not closed, damaged itself or in a block that it
+        places, cannot be told from one that was being written (I52)."""
+        return {"last"} - set(found) if self.crashed else set()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["clean", "crashed"])
@@ -85,13 +92,16 @@ def examine(path: Path, original: Original, *, read_only: bool = False, wrong_ma
     if not isinstance(volume, Volume):
         return [volume]
     try:
+        lost: set[str] = set()
         found = attempt(lambda: {snapshot.name: snapshot for snapshot in volume.snapshots()})
         if isinstance(found, dict):
-            assert found.keys() == original.states.keys(), "a damaged lineage was believed"
+            lost = original.lost(found)
+            assert found.keys() == original.states.keys() - lost, "a damaged lineage was believed"
         else:
             errors.append(found)
             found = {}
-        readers: list[tuple[bytes, Callable[[int, int], bytes]]] = [(original.live, volume.pread)]
+        live = original.before_last if lost else original.live
+        readers: list[tuple[bytes, Callable[[int, int], bytes]]] = [(live, volume.pread)]
         readers += [(original.states[name], snapshot.pread) for name, snapshot in found.items()]
         for contents, pread in readers:
             for offset in range(0, SIZE, 8 * 4096):
@@ -179,7 +189,7 @@ def go_on(path: Path, original: Original) -> None:
         volume.pwrite(random.Random(5).randbytes(SIZE), 0)
         volume.snapshot("after the cut")
         volume.pwrite(bytes(SIZE), 0)
-        for name, contents in original.states.items():
-            assert volume.get_snapshot(name).pread(SIZE, 0) == contents
+        for name in original.states.keys() - original.lost(snapshot.name for snapshot in volume.snapshots()):
+            assert volume.get_snapshot(name).pread(SIZE, 0) == original.states[name]
         report = volume.check()
         assert report.ok, report.problems

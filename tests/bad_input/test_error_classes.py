@@ -96,7 +96,7 @@ def poisoned(path: Path) -> None:
     table = FailingTable()
     with volume_at(path, io=table) as volume:
         volume.pwrite(b"x", 0)
-        table.fail_at, table.number = table.calls + 1, errno.EIO
+        table.fail_at, table.number = table.calls + 2, errno.EIO  # the record's: the first reads what was written
         volume.flush()
 
 

@@ -69,7 +69,10 @@ def original(name: str) -> Original:
         _fill(volume, rng)
         if name == "sealed":
             volume.seal()
-        if name != "killed":
+        if name == "killed":
+            for more in ("s2", "s4", "s5"):  # several records behind the last checkpoint
+                volume.get_snapshot(more).hold("kept")
+        else:
             volume.close()
         data, journal = bytes(disk.cache.files[INODE]), list(disk.journal)
         volume.close()

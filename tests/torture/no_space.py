@@ -41,7 +41,7 @@ class Counter:
         self.tests = len(items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
+        if report.failed and not self.tally.violations:  # what its teardown says then is no second one
             self.tally.violation(f"pytest {report.nodeid}\n{report.longreprtext}")
         elif report.skipped and isinstance(report.longrepr, tuple):
             self.skipped.add(report.longrepr[2])
