@@ -92,6 +92,14 @@ def test_what_is_placed_and_flushed_or_frozen_takes_one_barrier() -> None:
         volume.flush()
 
 
+def test_a_flush_of_nothing_confirms_nothing() -> None:
+    volume = new_volume()
+    volume.pwrite(filled("a"), 0)
+    volume.flush()
+    with costing(volume, 0, 0):
+        volume.flush()
+
+
 def test_a_volume_opened_with_two_barriers_never_takes_one(tmp_path: Path) -> None:
     with new_volume(KERNEL, str(tmp_path / "v"), barriers=2) as volume:
         volume.pwrite(filled("a"), 0)
@@ -223,6 +231,20 @@ def test_what_was_dropped_stays_dropped_at_the_next_crash() -> None:
     disk.fdatasync(later.engine.fd)
     again = reopened(MemoryDisk(disk.cache.copy()))
     assert again.pread(BLOCK, 0) == bytes(BLOCK) and again.engine.recovered["dropped"] == ""
+
+
+def test_what_an_open_confirmed_is_overwritten_and_not_looked_at_again() -> None:
+    disk = MemoryDisk()
+    volume = new_volume(disk)
+    volume.pwrite(filled("a"), 0)
+    with costing(volume, 1, 1):
+        volume.flush()
+    later = reopened(after_power_cut(disk))
+    home = place(later, 0)
+    later.pwrite(filled("b"), 0)
+    assert place(later, 0) == home
+    report = later.check()
+    assert report.ok and report.counts["dropped"] == 0
 
 
 def test_a_block_of_zeros_that_the_file_does_not_reach_is_not_there() -> None:

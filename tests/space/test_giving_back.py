@@ -172,3 +172,19 @@ def test_what_is_in_use_again_is_not_punched(tmp_path: Path, monkeypatch: Any) -
         volume.reclaim()
         assert max(moved) > MIB
         assert all(volume.pread(BLOCK, offset) == block for offset, block in held.items()) and volume.check().ok
+
+
+def test_nobody_is_given_what_is_being_punched(tmp_path: Path) -> None:
+    """I46: at each punch all of its slots are out of circulation."""
+
+    class Looks(Punches):
+        def punch(self, fd: int, offset: int, length: int) -> None:
+            first, count = offset // BLOCK, length // BLOCK
+            busy.append(volume.engine.path.slots.count_busy(first, first + count) == count)
+            super().punch(fd, offset, length)
+
+    busy: list[bool] = []
+    volume, held = scattered(tmp_path / "v", Looks())
+    with volume:
+        volume.reclaim()
+        assert len(busy) >= len(held) and all(busy)

@@ -71,6 +71,7 @@ TESTS = (
     "tests/golden",
     "tests/hostile/test_impossible_events.py",
     "tests/names",
+    "tests/one_barrier",
     "tests/readers",
     "tests/regressions",
     "tests/repair",
