@@ -70,7 +70,7 @@ LINES: tuple[Line, ...] = (
     Line("R12", "branches of engine and format taken", "tests/torture/branches.py", 170, 2_000, grows=False),
     Line("R12k", "branches of the kernels taken", "tests/torture/kernel_branches.py", 13, 1_400, grows=False),
     Line("R13", "mutants of engine and format killed", "tests/torture/mutants.py", 45, 30, QUICK),
-    Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 32, 60_000),
+    Line("R14", "tests and calls under sanitizers", "tests/torture/sanitized.py", 32, 15_000),
     Line("R15", "states of the Spin model", "tests/torture/spin_models.py", 55, 3_000_000, grows=False),
     Line("R16", "planted bugs caught", "tests/torture/planted.py", 60, 30),
     Line("R17", "pairs of versions against their bytes", "tests/torture/diff_pairs.py", 32, 100_000),
