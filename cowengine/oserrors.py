@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from cowengine.errors import CowEngineError, NoSpaceError, ReadOnlyError, StorageError
 
@@ -15,22 +14,30 @@ TOLD = frozenset({
 })  # fmt: skip
 
 
-@contextmanager
-def typed(path: str) -> Iterator[None]:
+class typed:  # reads as what it does, and costs less than a generator: every commit comes here
     """Within it a full disk is NoSpaceError, what may not be read or written ReadOnlyError, and what the system failed
     to do StorageError. What an error tells of names and locks stays: the caller knows what it means.
     """
-    try:
-        yield
-    except CowEngineError:
-        raise
-    except OSError as error:
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError) or isinstance(error, CowEngineError):
+            return
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(
-                "the file system is full; free some space; nothing that was there is lost", path
+                "the file system is full; free some space; nothing that was there is lost", self._path
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise ReadOnlyError(f"this may not be read or written ({error.strerror})", path) from error
-        if error.errno in TOLD:
-            raise
-        raise StorageError(f"the file system failed: {error.strerror}", path, error.errno or errno.EIO) from error
+            raise ReadOnlyError(f"this may not be read or written ({error.strerror})", self._path) from error
+        if error.errno not in TOLD:
+            number = error.errno or errno.EIO
+            raise StorageError(f"the file system failed: {error.strerror}", self._path, number) from error

@@ -108,11 +108,8 @@ class Whereabouts:
 
     def lost(self) -> str:
         """What happened to the file, for a message; empty if nothing did."""
-        try:
+        with typed(self._path):
             size, names = self._io.stands(self._fd)
-        except OSError:
-            with typed(self._path):
-                raise
         if self._names and not names:
             return "the file was deleted or replaced while it was open"
         if size < self._size:

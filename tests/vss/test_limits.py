@@ -48,7 +48,7 @@ def test_past_the_hold_limit_there_is_no_set_and_nobody_frozen(
     writer = ScriptedWriter(journal, "w")
     provider = SlowProvider(store, event, 1.2, after=after)
     job = Requestor(store, [writer], provider, hold_limit=0.2).start_snapshot(name="late")
-    with pytest.raises(ProviderError, match=r"hold limit.* 0\.2 s"):
+    with pytest.raises(ProviderError, match=r"hold limit.* 0\.(1\d+|2) s"):
         job.wait(20)
     assert store.snapshot_sets() == []
     [(frozen_at, thawed_at)] = journal.freezes("w")
@@ -88,7 +88,7 @@ def test_the_freeze_limit_spans_the_window_and_not_each_writer_alone(store: Any,
 def test_the_lower_of_the_writers_and_the_requestors_limit_counts(store: Any, journal: Journal) -> None:
     for own, requestors in ((60.0, 0.2), (0.2, 60.0)):
         writer = ScriptedWriter(journal, f"w{own:.0f}", {"freeze": "hang"}, freeze_limit=own)
-        with pytest.raises(WriterTimeout, match=r"0\.2 s"):
+        with pytest.raises(WriterTimeout, match=r"within 0\.(1\d+|2) s"):
             Requestor(store, [writer], freeze_limit=requestors).snapshot()
 
 
