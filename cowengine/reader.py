@@ -48,7 +48,8 @@ class SnapshotReader(Volume):
         """`work` with the newest committed state behind this volume."""
 
         def of(look: Look) -> T:
-            self.engine, self._path, self._head = look, look.path, look.path.live
+            self.engine = look
+            self._bind(look.path, look.path.live)
             return work()
 
         with self._reader.lock:

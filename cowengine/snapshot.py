@@ -15,8 +15,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from cowengine.core.handle import SnapshotHandle
 from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
 from cowengine.engine.holds import hold, require_deletable
@@ -24,21 +26,28 @@ from cowengine.engine.report import Report
 from cowengine.engine.retention import retain
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
 from cowengine.engine.verifying import Verifying
-from cowengine.errors import CorruptionError, FullBackupRequired, NotFoundError, OutOfRangeError, ReadOnlyError
+from cowengine.errors import (
+    CorruptionError,
+    CowEngineError,
+    FullBackupRequired,
+    NotFoundError,
+    OutOfRangeError,
+    ReadOnlyError,
+)
 from cowengine.extents import Walk, collect
 from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LINEAGE_HEAD, LineageRecord
 from cowengine.names import check_name, check_path, check_reason, shown
 from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]
-
     from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
     from cowengine.engine.lineage import Lineage
     from cowengine.engine.report import Report
     from cowengine.extents import ExtentArray
     from cowengine.volume import Volume
+
+T = TypeVar("T")
 
 _PAIR = struct.Struct("<QQ")
 _UNIX_EPOCH = datetime.datetime.fromtimestamp(0, datetime.UTC)
@@ -50,7 +59,7 @@ def change_id(engine: Engine, record: LineageRecord) -> str:
     return f"{engine.uuid_text}/{record.epoch}/{record.tag:016x}"
 
 
-class Snapshot:
+class Snapshot(SnapshotHandle):
     """A read-only view of a volume at one epoch. Made by `Volume.snapshot`, `snapshots` and `get_snapshot`.
 
     Attributes stay readable after the snapshot was deleted; its bytes do not (NotFoundError). The bytes of an anchor
@@ -58,11 +67,11 @@ class Snapshot:
     """
 
     def __init__(self, engine: Engine, record: LineageRecord) -> None:
+        self._bind(engine.path, record.size)
         self._engine = engine
         self._id = record.id
         self._name = record.name
         self._epoch = record.epoch
-        self._size = record.size
         self._created_ns = record.created_ns
         self._set_id = record.set_id
         self._anchor = bool(record.flags & LINEAGE_ANCHOR)
@@ -170,47 +179,44 @@ class Snapshot:
         self._record()
         self._engine.readable_snapshot(self._id)
 
-    def _root(self) -> Root:
-        """The map's root, for who does not find it loaded."""
-        self._require_data()
-        return self._engine.lineage.root(self._id)
-
     # -- bytes --------------------------------------------------------------------------------------------------------
-    def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from byte `offset`. Raises OutOfRangeError past the end, NotFoundError once deleted or, as
-        AnchorError, once the data was given up.
-        """
-        if (
-            type(offset) is not int or type(length) is not int
-            or length < 0 or offset < 0 or offset + length > self._size
-        ):  # fmt: skip
-            offset, length = check_range(offset, length, self._size, "read", "snapshot")
-        engine = self._engine
-        try:
-            return engine.path.pread(length, offset, engine.lineage.loaded_roots.get(self._id) or self._root())
-        except NotFoundError:
-            self._require_data()
-            raise
-        except CorruptionError as error:
-            raise error.found_in(engine.name, self._name) from None
+    # `pread` and `pread_into` are the handle's; what is unusual comes here.
+    def _pread(self, length: Any, offset: Any) -> bytes:
+        offset, length = check_range(offset, length, self._size, "read", "snapshot")
+        return self._named(lambda: self._path.pread(length, offset, self._root()))
 
-    def pread_into(self, buffer: Buffer, offset: int) -> int:
-        """Fills a writable buffer from byte `offset`; returns its length. Raises as `pread`."""
-        engine = self._engine
+    def _pread_into(self, buffer: Any, offset: Any) -> int:
+        check_buffer(buffer, writable=True)
+        offset, length = check_range(offset, memoryview(buffer).nbytes, self._size, "read", "snapshot")
+        return self._named(lambda: self._path.pread_into(buffer, offset, length, self._root()))
+
+    def _root(self) -> Root:
+        """The map's root, noted for the reads to come."""
+        lineage = self._engine.lineage
+        root = lineage.loaded_roots.get(self._id)
+        if root is None:
+            self._require_data()
+            root = lineage.root(self._id)
+        self._note(root)
+        return root
+
+    def _read_failed(self, status: int) -> None:
+        self._named(lambda: self._path.check_status(status))
+
+    def _named(self, work: Callable[[], T]) -> T:
+        """Does what may find the snapshot deleted or damage, and says of which snapshot in which file."""
         try:
-            length = memoryview(buffer).nbytes
-            if type(offset) is not int or offset < 0 or offset + length > self._size:
-                offset, length = check_range(offset, length, self._size, "read", "snapshot")
-            root = engine.lineage.loaded_roots.get(self._id) or self._root()
-            return engine.path.pread_into(buffer, offset, length, root)
+            return work()
         except NotFoundError:
             self._require_data()
             raise
         except CorruptionError as error:
-            raise error.found_in(engine.name, self._name) from None
-        except (TypeError, BufferError, ValueError):
-            check_buffer(buffer, writable=True)
-            raise
+            raise error.found_in(self._engine.name, self._name) from None
+
+    def _crowded(self) -> None:
+        """What is read is among what can be dropped, although it was dropped before and somebody else kept the root."""
+        with suppress(CowEngineError):
+            self._engine.lineage.root(self._id)
 
     def open(self) -> io.RawIOBase:
         """A seekable, read-only file object over the whole snapshot. Raises as `pread`."""

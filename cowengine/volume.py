@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from cowengine.closing import Closing
+from cowengine.core.handle import HeadHandle
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
 from cowengine.engine.adopt import adopt_as, adopt_engine, undo_adoption
@@ -47,8 +48,6 @@ from cowengine.ranges import check_barriers, check_buffer, check_range, check_ra
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, head_walk
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]
-
     from cowengine.core.roots import Head
     from cowengine.engine.repair import Repaired
     from cowengine.engine.salvage import Salvaged
@@ -71,7 +70,7 @@ class GivenUp(NamedTuple):
     """When, UTC."""
 
 
-class Volume(Closing):
+class Volume(HeadHandle, Closing):
     """A volume. Make one with `create` or `open`; close it, or use it as a context manager.
 
     `Snapshot.clone` and `open_head` give a Volume that is a clone: a head of its own in the same file. It has all
@@ -89,7 +88,7 @@ class Volume(Closing):
             if background and not engine.read_only:
                 engine.sealer.look(engine)
         self._head_name = LIVE_NAME if head is None else engine.lineage.heads[head.number].name
-        self._path, self._head = engine.path, head or engine.path.live  # one attribute away for the hot calls
+        self._bind(engine.path, head or engine.path.live)
 
     @classmethod
     def create(
@@ -191,7 +190,7 @@ class Volume(Closing):
 
     def __del__(self) -> None:
         engine = getattr(self, "engine", None)
-        if engine is not None and hasattr(self, "_head") and not self.closed:
+        if engine is not None and self._head is not None and not self.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             if self._head.number:
                 engine.dropped_heads.append(self._head)
@@ -248,48 +247,39 @@ class Volume(Closing):
         self.engine.require_writable()
 
     # -- bytes --------------------------------------------------------------------------------------------------------
-    def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from byte `offset`. Raises OutOfRangeError past the end. Releases the GIL."""
-        path = self._path
-        plain = type(offset) is int and type(length) is int
-        if not plain or length <= 0 or offset < 0 or offset + length > self._head.size:
-            self._check_state()
-            offset, length = check_range(offset, length, self._head.size, "read")
+    # `pread`, `pread_into` and `pwrite` are the handle's; what is unusual comes here.
+    def _pread(self, length: Any, offset: Any) -> bytes:
+        self._check_state()
+        offset, length = check_range(offset, length, self._head.size, "read")
+        return self._named(lambda: self._path.pread(length, offset, self._head))
+
+    def _pread_into(self, buffer: Any, offset: Any) -> int:
+        check_buffer(buffer, writable=True)
+        self._check_state()
+        offset, length = check_range(offset, memoryview(buffer).nbytes, self._head.size, "read")
+        return self._named(lambda: self._path.pread_into(buffer, offset, length, self._head))
+
+    def _read_failed(self, status: int) -> None:
+        self._named(lambda: self._path.check_status(status))
+
+    def _named(self, work: Callable[[], T]) -> T:
+        """Does what may find damage, and says in which file."""
         try:
-            return path.pread(length, offset, self._head)
+            return work()
         except CorruptionError as error:
             raise error.found_in(self.path) from None
 
-    def pread_into(self, buffer: Buffer, offset: int) -> int:
-        """Fills a writable buffer from byte `offset`; returns its length. Raises OutOfRangeError past the end."""
-        path, head = self._path, self._head
-        try:
-            length = memoryview(buffer).nbytes
-            if type(offset) is not int or offset < 0 or offset + length > head.size:
-                self._check_state()
-                offset, length = check_range(offset, length, head.size, "read")
-            return path.pread_into(buffer, offset, length, head)
-        except CorruptionError as error:
-            raise error.found_in(self.path) from None
-        except (TypeError, BufferError, ValueError):
-            check_buffer(buffer, writable=True)
-            raise
-
-    def pwrite(self, data: Buffer, offset: int) -> int:
-        """Writes a buffer at byte `offset`; returns its length. Releases the GIL.
-
-        Not durable before `flush` or `snapshot`: until then a crash may leave each block old, new or torn. Raises
-        OutOfRangeError past the end (nothing is written), NoSpaceError, ReadOnlyError.
-        """
+    def _pwrite(self, data: Any, offset: Any, done: int, status: int) -> int:
+        """A write of which `done` bytes are done, and that then ended with a kernel's status."""
         if type(offset) is not int:
             offset = whole_number(offset, "write: the offset")
         if not 0 <= offset < 1 << 48 or self.engine.read_only:
             self._refuse_write(data, offset)
         try:
-            written = self._path.pwrite(data, offset, self._head)
+            written = self._path.pwrite(data, offset, self._head, done, status)
         except NoSpaceError as error:
             written = self.engine.space.retried(
-                error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset, self._head))
+                error, memoryview(data).nbytes, lambda: int(self._path.pwrite(data, offset, self._head, done))
             )
         except CorruptionError as error:
             raise error.found_in(self.path) from None
@@ -303,7 +293,7 @@ class Volume(Closing):
             self._refuse_write(data, offset)
         return written
 
-    def _refuse_write(self, data: Buffer, offset: int) -> None:
+    def _refuse_write(self, data: Any, offset: int) -> None:
         """Raises what is wrong with a write that was not done; returns if it was of no bytes."""
         self._require_writable()
         check_buffer(data)
@@ -788,6 +778,6 @@ class Volume(Closing):
             return
         with self.engine.lock:
             if not self.closed:  # by another thread, and perhaps the clone is open again
-                self._head = self._head.close()
+                self._bind(self._path, self._head.close())
         if not self.engine.read_only:
             self.engine.flush()

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from cowengine.core.batch cimport Batch, delta_t
-from cowengine.core.observed cimport observed_t
+from cowengine.core.observed cimport observed_bint_t, observed_t
 from cowengine.core.radix cimport run_t
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.roots cimport Head, Root
@@ -43,6 +43,7 @@ ctypedef struct plan_t:         # of one write of at most PIECES_MAX blocks
 
 cdef class DataPath(ReadPath):
     cdef readonly SlotMap slots
+    cdef public observed_bint_t read_only       # nothing may be changed from outside
     cdef readonly dict heads    # by number; the live one is among them
     cdef region_t regions[REGIONS_MAX]
     cdef int region_count

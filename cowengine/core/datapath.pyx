@@ -88,14 +88,14 @@ cdef class DataPath(ReadPath):
         self.mutex.release()
 
     # -- public: bytes ------------------------------------------------------------------------------------------------
-    def pwrite(self, data, uint64_t offset, Head head=None):
+    def pwrite(self, data, uint64_t offset, Head head=None, uint64_t done=0, int status=0):
         """Writes a buffer; the caller checked nothing. Returns its length, or -1 if it does not lie in the head.
 
-        Then nothing was written, unless the volume became smaller meanwhile.
+        Then nothing was written, unless the volume became smaller meanwhile. Goes on behind `done` bytes where
+        `write_piecewise` stopped with a status.
         """
         cdef Py_buffer view
-        cdef uint64_t length, done = 0
-        cdef int status
+        cdef uint64_t length
         if head is None:
             head = self.live
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -104,12 +104,14 @@ cdef class DataPath(ReadPath):
             if length > head.size or offset > head.size - length:
                 return -1
             while done < length:
-                with nogil:
-                    status = self.write_piecewise(head, <const char *>view.buf, length, offset, &done)
+                if status == 0:
+                    with nogil:
+                        status = self.write_piecewise(head, <const char *>view.buf, length, offset, &done)
                 if status == STATUS_BEYOND:
                     return -1
                 if status != 0:
                     self.resume_after(status, self.chunk_blocks)
+                    status = 0
         finally:
             PyBuffer_Release(&view)
         return length

@@ -69,6 +69,10 @@ cdef class ReadPath:
         if self.state != 0:
             check_status(self.state, self.map)
 
+    def check_status(self, int status):
+        """Raises what a read or write that returned this status has met."""
+        check_status(status, self.map)
+
     cdef bint is_crowded(self) noexcept nogil:
         """Whether more nodes are in memory than should be."""
         return self.map.node_count > self.node_limit or self.seals.tree.node_count > self.seal_limit

@@ -134,7 +134,6 @@ class Engine:
         self.name = name
         self.locks = FileLocks(io, fd, name)
         self.whereabouts = Whereabouts(io, fd, name)
-        self.read_only = read_only
         self.superblock = sb
         self.newest_slot = 0
         self.uuid = sb.volume_uuid
@@ -153,6 +152,7 @@ class Engine:
         self.path = DataPath(
             io, fd, self.fold, sb.block_shift, self.log.record_max - others, self._refill, self._commit_full_batch,
         )  # fmt: skip
+        self.path.read_only = read_only
         self.regions = sb.regions  # as of the last record
         self.path.set_regions([tuple(region) for region in sb.regions])
         self.flush_scheduled = False
@@ -213,6 +213,11 @@ class Engine:
                 self.commit()
 
     # -- state --------------------------------------------------------------------------------------------------------
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing of the volume may be changed: it was opened so, or is about to be something else."""
+        return self.path.read_only
+
     def require_writable(self) -> None:
         """Raises unless this handle may change the volume now."""
         self.path.check_state()

@@ -122,7 +122,7 @@ def _turn(engine: Engine, header: int) -> None:
     write_zeros(io, engine.fd, LOG_FIRST * SLOT_BYTES, header)
     engine.barrier()
     _announce(engine, intent)
-    engine.read_only = True  # whatever happens from here on, nothing of the volume is written any more
+    engine.path.read_only = True  # whatever happens from here on, nothing of the volume is written any more
     put_back(io, engine.fd, engine.name, intent)
     path.shut()  # who waited to write finds it closed: the file is the raw image
 
@@ -151,7 +151,7 @@ def _replace(engine: Engine) -> None:
     def take_name(part: str) -> None:
         with engine.undivided(OSError):  # of the first step
             engine.io.rename(part, engine.name)
-            engine.read_only = True  # nobody finds this file any more
+            engine.path.read_only = True  # nobody finds this file any more
             path.shut()
         engine.io.sync_directory(os.path.dirname(engine.name) or ".")
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,9 +74,10 @@ def operations() -> dict[str, tuple[Any, str]]:
             elif inspect.isclass(value) and not issubclass(value, BaseException):
                 classes.add(value)
     for owner in classes:
-        for name, value in vars(owner).items():
+        compiled = [base for base in owner.__bases__ if base.__module__ == "cowengine.core.handle"]
+        for name, value in ChainMap(*map(vars, (owner, *compiled))).items():  # type: ignore[arg-type]
             is_operation = inspect.isfunction(value) or isinstance(value, (classmethod, staticmethod, property))
-            if is_operation and not name.startswith("_") and owner.__name__ not in VALUES:
+            if (is_operation or name not in vars(owner)) and not name.startswith("_") and owner.__name__ not in VALUES:
                 found[f"{owner.__name__}.{name}"] = (owner, name)
     return found
 
@@ -117,7 +118,7 @@ def recorded() -> Iterator[Noted]:
     replaced: list[tuple[Any, str, Any]] = []
 
     def replace(owner: Any, attribute: str, value: Any) -> None:
-        replaced.append((owner, attribute, vars(owner)[attribute]))
+        replaced.append((owner, attribute, vars(owner).get(attribute)))  # None: of a base
         setattr(owner, attribute, value)
 
     replace(FaultyDisk, "counted", counting)
@@ -138,4 +139,7 @@ def recorded() -> Iterator[Noted]:
         yield noted
     finally:
         for owner, attribute, value in reversed(replaced):
-            setattr(owner, attribute, value)
+            if value is None:
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, value)

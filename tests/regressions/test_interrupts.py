@@ -41,7 +41,7 @@ def test_ctrl_c_while_writers_are_being_paused_lets_them_go_on(tmp_path: Path, c
         volume.pwrite(b"a" * BLOCK, 0)
         volume.snapshot("s")
         path = volume.engine.path
-        volume.engine.path = volume._path = PauseInterrupted(path)
+        volume.engine.path = PauseInterrupted(path)  # type: ignore[assignment]
         calls = {
             "rollback": lambda: volume.rollback("s"),
             "check": volume.check,
@@ -50,7 +50,7 @@ def test_ctrl_c_while_writers_are_being_paused_lets_them_go_on(tmp_path: Path, c
         }
         with pytest.raises(KeyboardInterrupt):
             calls[call]()
-        volume.engine.path = volume._path = path
+        volume.engine.path = path
         writer = threading.Thread(target=volume.pwrite, args=(b"b" * BLOCK, 0))
         writer.start()
         writer.join(10)
