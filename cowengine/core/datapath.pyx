@@ -37,6 +37,8 @@ from cowengine.core.slotmap cimport SlotMap
 from cowengine.core.status cimport check_status
 from cowengine.core.unconfirmed cimport Unconfirmed
 
+from cowengine.core.roots import fence_all
+
 
 @cython.no_gc_clear
 cdef class DataPath(ReadPath):
@@ -460,6 +462,26 @@ cdef class DataPath(ReadPath):
         check_status(self.state, self.map)
         return batch
 
+    def take_quiet(self, Head head not None, uint64_t synced_writes):
+        """(root, superseded nodes), as `take_batch` gives them, of a head behind its fence, if nothing is to be synced.
+
+        None, and nothing was done, if anything is in the batch or on its way there, or was written since so many
+        writes.
+        """
+        cdef Root root = None
+        cdef list superseded = []
+        self.mutex.acquire()
+        if (self.state == 0 and self.batch.bytes() == 0 and self.data_writes == synced_writes
+                and not head.has_older()):
+            root = self.kept_root(head)
+            self.map.stamp += 1
+            superseded = taken_runs(&self.map.superseded)
+            head.stand_on_snapshot()
+            self.map.drop_orphans()
+            self.mutex.wake()
+        self.mutex.release()
+        return None if root is None else (root, superseded)
+
     cdef void await_older(self):
         """Waits until no write of an epoch that a fence ended is in flight.
 
@@ -769,18 +791,3 @@ cdef list taken_runs(runs_t *runs):
 
 cdef extern from "<sched.h>" nogil:
     int _yield "sched_yield" ()
-
-
-def fence_all(list heads not None):
-    """One instant over heads of several volumes: no write begins while all mutexes are held; each one's epoch ends.
-
-    `heads` come in a fixed order of their volumes, the same for everybody. Returns the epochs that ended.
-    """
-    cdef Head head
-    for head in heads:
-        head.mutex.acquire()
-    for head in heads:
-        head.fence()
-    for head in heads:
-        head.mutex.release()
-    return [head.frozen for head in heads]

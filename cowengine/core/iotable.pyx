@@ -11,11 +11,16 @@ Threads   Every method may be called from any thread.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
-from libc.errno cimport EINTR, EIO, errno
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport EINTR, EIO, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 from posix.fcntl cimport F_RDLCK, F_WRLCK, fcntl as c_fcntl, flock
-from posix.stat cimport fstat as c_fstat, struct_stat
+from posix.stat cimport S_ISREG, fstat as c_fstat, lstat as c_lstat, struct_stat
+
+from cowengine.core.mutex cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
 
 import errno as _errno
 import fcntl as _fcntl
@@ -35,6 +40,22 @@ cdef extern from "<fcntl.h>" nogil:
     int SYNC_FILE_RANGE_WRITE
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    int pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *) noexcept nogil, void *given)
+    int pthread_join(pthread_t thread, void **result)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t *signals)
+    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *before)
+
+cdef enum:
+    SYNC_THREADS_MAX = 31       # beside the caller's
 
 cdef int _F_OFD_GETLK = 36, _F_OFD_SETLK = 37
 cdef size_t CALL_BYTES_MAX = 1 << 30    # Linux moves at most 0x7ffff000 bytes a call
@@ -70,6 +91,56 @@ cdef int _pwrite_all(int fd, const void *buffer, size_t length, uint64_t offset)
             return EIO
         done += <size_t>count
     return 0
+
+
+cdef struct barriers_t:
+    pthread_mutex_t mutex
+    int *fds                # replaced by what came of their barriers
+    int count
+    int next                # the next one to be synced
+
+
+cdef void *_sync_some(void *given) noexcept nogil:
+    """What each thread does: one file after the other, until none is left."""
+    cdef barriers_t *barriers = <barriers_t *>given
+    cdef int at
+    while True:
+        pthread_mutex_lock(&barriers.mutex)
+        at = barriers.next
+        barriers.next += 1
+        pthread_mutex_unlock(&barriers.mutex)
+        if at >= barriers.count:
+            return NULL
+        barriers.fds[at] = errno if c_fdatasync(barriers.fds[at]) != 0 else 0
+
+
+cdef list _fdatasync_all(list fds):
+    """By this thread and as many more as there are to be had. No signal is handled in those."""
+    cdef barriers_t barriers
+    cdef pthread_t threads[SYNC_THREADS_MAX]
+    cdef sigset_t all_signals, before
+    cdef int i, started = 0
+    barriers.count, barriers.next = len(fds), 0
+    barriers.fds = <int *>PyMem_Malloc(max(1, len(fds)) * sizeof(int))
+    if barriers.fds == NULL:
+        raise MemoryError
+    for i in range(barriers.count):
+        barriers.fds[i] = fds[i]
+    pthread_mutex_init(&barriers.mutex, NULL)
+    sigfillset(&all_signals)
+    with nogil:
+        pthread_sigmask(SIG_SETMASK, &all_signals, &before)
+        while started < min(barriers.count - 1, <int>SYNC_THREADS_MAX) and pthread_create(
+                &threads[started], NULL, _sync_some, &barriers) == 0:
+            started += 1
+        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        _sync_some(&barriers)
+        for i in range(started):
+            pthread_join(threads[i], NULL)
+    pthread_mutex_destroy(&barriers.mutex)
+    results = [barriers.fds[i] for i in range(barriers.count)]
+    PyMem_Free(barriers.fds)
+    return results
 
 
 _FLOCK = _struct.Struct("hhqqi4x")
@@ -214,6 +285,22 @@ cdef class IOTable:
         if status != 0:
             raise OSError(status, _os.strerror(status))
 
+    def fdatasync_all(self, list fds not None):
+        """The barriers of several files side by side; returns the errno of each, 0 if it succeeded.
+
+        Files that sync at the same time share what the disk does for it. The threads end before it returns.
+        """
+        if self.direct:
+            return _fdatasync_all(fds)
+        return [self.fdatasync_errno(fd) for fd in fds]
+
+    cdef int fdatasync_errno(self, int fd) except -1:
+        try:
+            self.fdatasync(fd)
+        except OSError as error:
+            return error.errno or EIO
+        return 0
+
     def truncate(self, int fd, uint64_t size):
         """Sets the length of the file."""
         _os.ftruncate(fd, size)
@@ -326,10 +413,19 @@ cdef class IOTable:
 
     def is_file(self, str path):
         """Whether a regular file is there; a symbolic link is none."""
-        try:
-            return _stat.S_ISREG(_os.lstat(path).st_mode)
-        except FileNotFoundError:
+        cdef struct_stat state
+        cdef bytes name = _os.fsencode(path)
+        cdef const char *c_name = name
+        cdef int status
+        if b"\0" in name:
+            raise ValueError("embedded null byte")
+        with nogil:
+            status = errno if c_lstat(c_name, &state) != 0 else 0
+        if status == ENOENT:
             return False
+        if status != 0:
+            raise OSError(status, _os.strerror(status), path)
+        return S_ISREG(state.st_mode)
 
     def is_folder(self, str path):
         """Whether a directory is there; a symbolic link is none."""

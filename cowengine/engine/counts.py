@@ -45,7 +45,10 @@ class Counts:
     def add(self, number: int, difference: int) -> None:
         """There is a snapshot of this id, or no more."""
         self.touch(number)
-        self._pages.setdefault(number // IDS_PER_COUNT_LEAF, bytearray(COUNTS_PER_LEAF))[_place(number)] += difference
+        page = self._pages.get(number // IDS_PER_COUNT_LEAF)
+        if page is None:
+            page = self._pages[number // IDS_PER_COUNT_LEAF] = bytearray(COUNTS_PER_LEAF)
+        page[_place(number)] += difference
         self.total += difference
 
     def touch(self, number: int) -> None:

@@ -74,7 +74,6 @@ from cowengine.format import (
     Superblock,
     blob_seed,
     decode_superblock,
-    encode_event,
     encode_record,
     encode_superblock,
     fold_of,
@@ -98,28 +97,30 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Undivided:
-    """What `Engine.undivided` gives. A second Ctrl-C may keep `__exit__` from running, or from coming to its end: the
-    engine's `_undone` then says so to whoever takes the lock next.
+    """What `Engine.undivided` gives, for one engine or several. A second Ctrl-C may keep `__exit__` from running, or
+    from coming to its end: an engine's `_undone` then says so to whoever takes the lock next.
     """
 
-    __slots__ = ("_engine", "_outer", "_passing")
+    __slots__ = ("_engines", "_outer", "_passing")
 
-    def __init__(self, engine: Engine, passing: tuple[type[Exception], ...]) -> None:
-        self._engine, self._passing = engine, passing
+    def __init__(self, engines: Sequence[Engine], passing: tuple[type[Exception], ...] = ()) -> None:
+        self._engines, self._passing = engines, passing
 
     def __enter__(self) -> None:
-        self._outer = self._engine._undone
-        self._engine._undone = self._outer + 1
+        self._outer = [engine._undone for engine in self._engines]
+        for engine in self._engines:
+            engine._undone += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, self._passing):
-            poisoned = self._engine.poison(error)
+            poisoned = [engine.poison(error) for engine in self._engines]
             if not isinstance(error, PoisonedError):
-                raise poisoned from error
+                raise poisoned[0] from error
         else:
-            self._engine._undone = self._outer
+            for engine, outer in zip(self._engines, self._outer, strict=True):
+                engine._undone = outer
 
 
 class Engine:
@@ -243,7 +244,7 @@ class Engine:
 
         Except errors of the classes `passing`, before which the steps have put all right.
         """
-        return Undivided(self, passing)
+        return Undivided((self,), passing)
 
     def is_between_steps(self) -> bool:
         """Whether nobody, this thread included, is in the middle of a commit or checkpoint. The lock is held."""
@@ -261,8 +262,12 @@ class Engine:
             self.io.fdatasync(self.fd)
         except OSError as error:
             raise self.poison(error) from error
+        self.count_barrier(time.perf_counter() - began)
+
+    def count_barrier(self, seconds: float) -> None:
+        """A barrier has returned 0."""
         self.counters["barriers"] += 1
-        self.latencies["barrier"].add(time.perf_counter() - began)
+        self.latencies["barrier"].add(seconds)
 
     # -- commit -------------------------------------------------------------------------------------------------------
     def make_room(self, *, for_delete: bool = False) -> None:
@@ -295,40 +300,55 @@ class Engine:
 
     def commit(
         self, events: Sequence[Event] = (), *, keep: Sequence[Head] = (), batch: Batch | None = None, epoch: int = 0,
-        room_made: bool = False, events_can_wait: bool = False, meanwhile: Meanwhile | None = None,
+        room_made: bool = False, meanwhile: Meanwhile | None = None,
     ) -> list[Root]:  # fmt: skip
         """Makes everything published so far durable, and the events with it. Returns the roots of the heads to keep.
 
         The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
-        reclaim has taken already; what it freed is to be punched to the last slot, later. With `events_can_wait` those
-        of earlier sets are no reason for a record. `meanwhile(roots)` does what follows from the events in memory while
-        the disk writes their record: if that fails, nothing of this handle counts any more (I10).
+        reclaim has taken already; what it freed is to be punched to the last slot, later. `meanwhile(roots)` does what
+        follows from the events in memory while the disk writes their record: if that fails, nothing of this handle
+        counts any more (I10).
         """
         if not room_made:
             self.make_room()
-        punch_all = batch is not None
+        roots: list[Root] = []
         with self.undivided():
-            if batch is None:
-                self.begin_take()
-                batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events))
-            deltas, freed, freed_nodes, writes, superseded, roots = batch
-            self.superseded += superseded
-            in_place = self.path.in_place_writes  # before a barrier begins: what is counted now is covered by it
-            checks = [] if punch_all else self.vouching.checks(runs_of(freed), events, in_place)
-            if writes != self._synced_writes and not checks:
-                self.barrier()  # I3: what the record places is durable before the record
-                self.vouching.synced(in_place)
-            self._synced_writes = writes
-            all_events = [*self.pending_events, *events]
-            has_events = events or (self.pending_events and not events_can_wait)
-            if deltas or freed or freed_nodes or has_events or self.vouching.must_confirm:
-                epoch = epoch or self.path.map.epoch
-                follow = None if meanwhile is None else partial(meanwhile, roots)
-                self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, checks, follow)
-                self._acknowledge(deltas, freed, freed_nodes, punch_all, bool(checks))
-                self.vouching.synced(in_place)
-            self._takes_done = self._takes
+            for _ in self.commit_steps(roots, events, keep, batch, epoch, meanwhile):
+                self.barrier()
         return roots
+
+    def commit_steps(
+        self, roots: list[Root], events: Sequence[Event] = (), keep: Sequence[Head] = (), batch: Batch | None = None,
+        epoch: int = 0, meanwhile: Meanwhile | None = None, *, events_can_wait: bool = False,
+    ) -> Iterator[bool]:  # fmt: skip
+        """A commit in steps: wherever it stops, a barrier is due before it goes on. The roots are added to `roots`.
+
+        So several volumes can have theirs side by side. Room was made, and all of it is undivided. With
+        `events_can_wait` those of earlier sets are no reason for a record.
+        """
+        punch_all = batch is not None
+        if batch is None:
+            self.begin_take()
+            batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events))
+        deltas, freed, freed_nodes, writes, superseded, kept = batch
+        roots += kept
+        self.superseded += superseded
+        in_place = self.path.in_place_writes  # before a barrier begins: what is counted now is covered by it
+        checks = [] if punch_all else self.vouching.checks(runs_of(freed), events, in_place)
+        if writes != self._synced_writes and not checks:
+            yield True  # I3: what the record places is durable before the record
+            self.vouching.synced(in_place)
+        self._synced_writes = writes
+        all_events = [*self.pending_events, *events]
+        has_events = events or (self.pending_events and not events_can_wait)
+        if deltas or freed or freed_nodes or has_events or self.vouching.must_confirm:
+            epoch = epoch or self.path.map.epoch
+            follow = None if meanwhile is None else partial(meanwhile, kept)
+            self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, checks, follow)
+            yield True  # I4: acknowledged only when the record is durable, and what it vouches for
+            self._acknowledge(deltas, freed, freed_nodes, punch_all, bool(checks))
+            self.vouching.synced(in_place)
+        self._takes_done = self._takes
 
     def begin_take(self) -> None:
         """To be called before a batch is taken: a flush that was asked for later must not count on that batch."""
@@ -348,13 +368,6 @@ class Engine:
         log.append(encoded, record_checksum(encoded))
         if meanwhile is not None:
             meanwhile()
-        self.barrier()  # I4: acknowledged only when the record is durable, and what it vouches for
-        self.locks.publish(log.sequence)  # I35
-        self.counters["commits"] += 1
-        self.counters["one_barrier_commits"] += bool(checks)
-        for event in self.pending_events:
-            self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
-        self.pending_events, self._pending_bytes = [], 0
 
     def _size_after(self, events: list[Event]) -> int:
         size = self.path.live.size
@@ -367,6 +380,12 @@ class Engine:
         self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool, vouches: bool
     ) -> None:  # fmt: skip
         """I7: only now is the space that the record freed on its way back, or later (I49)."""
+        self.locks.publish(self.log.sequence)  # I35
+        self.counters["commits"] += 1
+        self.counters["one_barrier_commits"] += vouches
+        for event in self.pending_events:
+            self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
+        self.pending_events, self._pending_bytes = [], 0
         self.path.account(deltas, freed)
         self.superseded += runs_of(freed_nodes)
         self.allocator.committed()
@@ -387,6 +406,14 @@ class Engine:
         self.lineage.prepare()
         if self.lineage.find_name(name) is not None:
             raise ExistsError(f"a snapshot named {name!r} exists", self.name)
+
+    def has_name(self, name: str) -> bool:
+        """Whether a snapshot of that name exists."""
+        with self.lock:
+            self.path.check_state()
+            found = self.lineage.find_name(name) is not None
+            memory.trim_records(self)
+        return found
 
     def new_event(
         self, name: str, metadata: bytes, *, epoch: int, flags: int = 0, head: Head | None = None
@@ -409,12 +436,16 @@ class Engine:
                 self.commit([event], keep=[head], room_made=True, meanwhile=lambda roots: self.taken(event, *roots))
             return self.live_snapshot(event.id)
 
-    def taken(self, event: SnapshotEvent, root: Root) -> LineageRecord:
-        """Adds a snapshot to the lineage: one that is acknowledged, or will be before the lock is given back."""
-        record = self.lineage.take(event, root, self.path.heads[event.head].size)
-        self.lineage.set_holder(event.head)
+    def taken(self, event: SnapshotEvent, root: Root, *, seal_later: bool = False) -> LineageRecord:
+        """Adds a snapshot to the lineage: one that is acknowledged, or will be before the lock is given back.
+
+        With `seal_later` somebody else wakes the sealer.
+        """
+        head = self.path.heads[event.head]
+        record = self.lineage.take(event, root, head.size)
+        head.set_holder(event.epoch, 0, 0)  # it is its head's nearest, and nobody gives it back yet
         self.counters["snapshots_taken"] += 1
-        if self.background:
+        if self.background and not seal_later:
             self.sealer.wake()
         return record
 
@@ -525,10 +556,24 @@ class Engine:
         """Whether a commit now would mean a barrier; events of sets alone would not, they can wait."""
         return bool(self.path.data_writes != self._synced_writes or self.path.batch_fill()[0])
 
-    def lead_with(self, *events: Event) -> None:
-        """These events lead the next record, in this order."""
+    def take_quiet(self) -> Root | None:
+        """The root of the live head, behind a fence, if nothing has to be made durable before it may be kept.
+
+        Else None, and nothing was done: that takes a commit.
+        """
+        if self.vouching.must_confirm:
+            return None
+        taken = self.path.take_quiet(self.path.live, self._synced_writes)
+        if taken is None:
+            return None
+        root, superseded = taken
+        self.superseded += superseded
+        return root
+
+    def lead_with(self, events: Sequence[Event], length: int) -> None:
+        """These events lead the next record, in this order; `length` is that of their encodings."""
         self.pending_events += events
-        self._pending_bytes += sum(len(encode_event(event)) for event in events)
+        self._pending_bytes += length
 
     def has_room_for_event(self) -> bool:
         """Whether the outstanding events of sets and one more fit at the head of the next record."""

@@ -218,10 +218,8 @@ class Lineage:
 
     def find_name(self, name: str) -> LineageRecord | None:
         """The snapshot of that name that is not deleted, or None."""
-        for record in self._visible(self.names.named(name)):
-            if record.name == name:
-                return record
-        return None
+        places = self.names.named(name)
+        return next((record for record in self._visible(places) if record.name == name), None) if places else None
 
     def find_epoch(self, epoch: int) -> LineageRecord | None:
         """The snapshot of that epoch that is not deleted, or None."""
@@ -410,13 +408,15 @@ class Lineage:
         self.names.add(record)
         if self._unsealed is not None:
             self._unsealed[event.id] = None
-        self.stand(event.head, event.id)
+        self._stand(head, event.head, event.id)
         return record
 
     def stand(self, head_number: int, number: int) -> None:
         """Makes a head stand on a snapshot."""
         self.names.prepare()
-        head = self._head(head_number)
+        self._stand(self._head(head_number), head_number, number)
+
+    def _stand(self, head: LineageRecord, head_number: int, number: int) -> None:
         if head_number or number != self.next_id - 1:
             self.names.linear = False
         self.names.move(head.id, head.parent, number)

@@ -70,6 +70,7 @@ class Names:
         self.kept = superblock.name_root.kind == POINTER_NODE
         self.linear = superblock.linear or not self.kept  # no rollback: every snapshot stands on the one before it
         self._may_be_kept = True
+        self._last = "", name_hash(fold, "")  # the name that was asked for last, and its hash: most are added then
         self.durable_root = superblock.name_root  # that of the last checkpoint
         self.written: list[Run] = []  # slots of nodes written since
         self.lost: list[tuple[Pointer, list[Run]]] = []  # durable_root and written of indexes that were given up
@@ -146,7 +147,14 @@ class Names:
     # -- finding ------------------------------------------------------------------------------------------------------
     def named(self, name: str) -> set[int]:
         """Ids of snapshots of which one may have this name."""
-        return self._find(name_hash(self._fold, name), KIND_NAME)
+        return self._find(self._hash(name), KIND_NAME)
+
+    def _hash(self, name: str) -> int:
+        last, hashed = self._last
+        if name != last:
+            hashed = name_hash(self._fold, name)
+            self._last = name, hashed
+        return hashed
 
     def in_epoch(self, epoch: int) -> set[int]:
         """Ids of snapshots of which one may have this epoch."""
@@ -172,7 +180,7 @@ class Names:
     def add(self, record: LineageRecord) -> None:
         """A snapshot was taken."""
         if self.loaded:
-            self._changes.add(name_hash(self._fold, record.name), KIND_NAME | record.id)
+            self._changes.add(self._hash(record.name), KIND_NAME | record.id)
             self._changes.add(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, 1)
             self.move(record.id, NONE_ID, record.parent)
@@ -180,7 +188,7 @@ class Names:
     def remove(self, record: LineageRecord) -> None:
         """A snapshot was deleted."""
         if self.loaded:
-            self._changes.remove(name_hash(self._fold, record.name), KIND_NAME | record.id)
+            self._changes.remove(self._hash(record.name), KIND_NAME | record.id)
             self._changes.remove(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, -1)
 

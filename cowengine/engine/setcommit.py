@@ -4,7 +4,8 @@
 they had unflushed. What happens then is the store's: its log record is the commit point. `finish` adds the snapshots;
 their events lead each member's next record, so a member whose own log does not have them yet gets them from the store
 log at the next open (`apply_set_events`). A member's next record waits for the outcome, because the locks are held
-until then.
+until then; so `finish` may come while the store log's record is on its way to the disk, and nobody sees what it added
+before that is durable.
 
 A set that is given up leaves each member an epoch without a snapshot: it is taken and deleted at once, so that its
 space comes back (I20).
@@ -12,24 +13,24 @@ space comes back (I20).
 
 from __future__ import annotations
 
-import threading
+import os
+import struct
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from cowengine.core.datapath import fence_all
-from cowengine.core.roots import Root
-from cowengine.errors import CorruptionError, PoisonedError
-from cowengine.format import NO_UUID, SnapshotEvent, StoreEvent
+from cowengine.core.roots import Root, fence_all
+from cowengine.engine.engine import Undivided
+from cowengine.engine.setflush import flush_events, flusher
+from cowengine.errors import CorruptionError
+from cowengine.format import NO_UUID, Event, SnapshotEvent, StoreEvent, encode_event
 
 if TYPE_CHECKING:
+    from cowengine.engine.commitlock import CommitLock
     from cowengine.engine.engine import Engine
-
-FLUSH_EVENTS_AFTER = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +48,9 @@ class SetEvent:
     metadata: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """What the store log's record says of one volume."""
 
-    engine: Engine
     volume_uuid: bytes
     snapshot_id: int
     epoch: int
@@ -68,22 +67,26 @@ class Prepared:
     def __init__(self, engines: Sequence[Engine], name: str) -> None:
         self._engines = sorted(engines, key=lambda engine: engine.uuid)
         self._name = name
-        self._locks = ExitStack()
-        self._events: list[SnapshotEvent] = []
+        self._locked: list[CommitLock] = []
         self._roots: list[Root] = []
         self._open = False
-        self._undivided = ExitStack()  # from the fence until the snapshots are in the lineage
-        self.members: list[Member] = []
+        self._undivided = ExitStack()  # from the fence until the outcome is known
+        self.members: list[Member] = []  # in the order of their UUIDs
 
     def __enter__(self) -> Prepared:
         try:
             for engine in self._engines:
-                self._locks.enter_context(engine.lock)
+                engine.lock.acquire()
+                self._locked.append(engine.lock)
             self._fence()
         except BaseException:
-            self._locks.close()
+            self._unlock()
             raise
         return self
+
+    def _unlock(self) -> None:
+        while self._locked:
+            self._locked.pop().release()
 
     def _fence(self) -> None:
         for engine in self._engines:
@@ -92,34 +95,19 @@ class Prepared:
             if not engine.has_room_for_event():
                 engine.commit()
             engine.make_room()
+        count = len(self._engines)
+        tags = struct.unpack(f"<{count}Q", os.urandom(8 * count))
         with ExitStack() as undivided:
             # Behind the fence there is no way back: writers of the new epoch wait for roots that may never be kept.
-            for engine in self._engines:
-                undivided.enter_context(engine.undivided())
+            undivided.enter_context(Undivided(self._engines))
             epochs = fence_all([engine.path.live for engine in self._engines])
-            self._events = [
-                engine.new_event(self._name, b"", epoch=epoch)
-                for engine, epoch in zip(self._engines, epochs, strict=True)
+            self._roots = _make_durable(self._engines)
+            self.members = [
+                Member(engine.uuid, engine.lineage.next_id, epoch, engine.log.sequence, tag)
+                for engine, epoch, tag in zip(self._engines, epochs, tags, strict=True)
             ]
-            self._roots = self._make_durable()
             self._undivided = undivided.pop_all()
         self._open = True
-        self.members = [
-            Member(engine, engine.uuid, event.id, event.epoch, engine.log.sequence, event.tag)
-            for engine, event in zip(self._engines, self._events, strict=True)
-        ]
-
-    def _make_durable(self) -> list[Root]:
-        """Each member's unflushed data, side by side where that means a barrier: different files sync at the same
-        time.
-        """
-        dirty = [engine for engine in self._engines if engine.is_dirty() and engine.background]
-        if len(dirty) < 2:
-            return [_commit_member(engine) for engine in self._engines]
-        with ThreadPoolExecutor(min(8, len(dirty)), thread_name_prefix="cowengine-set") as pool:
-            waiting = {engine.uuid: pool.submit(_commit_member, engine) for engine in dirty}
-            quiet = {engine.uuid: _commit_member(engine) for engine in self._engines if engine.uuid not in waiting}
-            return [quiet.get(engine.uuid) or waiting[engine.uuid].result() for engine in self._engines]
 
     def commit_point(self) -> None:
         """From here on nobody knows whether there is a set, until `finish` or `poison`; no way leads back."""
@@ -128,31 +116,34 @@ class Prepared:
     def finish(
         self, set_id: bytes, name: str, created_ns: int, store_sequence: int, metadata: bytes = b""
     ) -> list[int]:  # fmt: skip
-        """The store log has the set: the snapshots exist. Returns their ids, in the order of `members`."""
+        """The store log has the set, or will before the locks are given back: the snapshots exist.
+
+        Returns their ids, in the order of `members`.
+        """
         assert not self._open, "finished before its commit point"
-        with self._undivided:
-            for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
-                event.set_id, event.name, event.created_ns, event.metadata = set_id, name, created_ns, metadata
-                event.before = True
-                engine.lead_with(event, StoreEvent(store_sequence, before=True))
-                engine.taken(event, root)
-        for engine in self._engines:
-            schedule_flush(engine)
-        return [event.id for event in self._events]
+        self._take(name, created_ns, set_id, metadata, StoreEvent(store_sequence, before=True))
+        flusher.schedule(self._engines)
+        return [member.snapshot_id for member in self.members]
+
+    def _take(self, name: str, created_ns: int, set_id: bytes, metadata: bytes, *more: Event) -> None:
+        """Adds the snapshots; their events, and then `more`, lead the members' next records."""
+        length = 0
+        for engine, member, root in zip(self._engines, self.members, self._roots, strict=True):
+            event = SnapshotEvent(
+                member.snapshot_id, member.epoch, member.tag, created_ns, name, set_id, 0, metadata, True
+            )
+            events = (event, *more)
+            length = length or _encoded_bytes(events)  # the same for all
+            engine.lead_with(events, length)
+            engine.taken(event, root, seal_later=True)
 
     def abandon(self) -> None:
         """The set is not to be: each member's snapshot is taken under a name of its own and deleted."""
-        if not self._open:
-            return
         self._open = False
         with self._undivided:
-            for engine, event, root in zip(self._engines, self._events, self._roots, strict=True):
-                event.name, event.created_ns = f"abandoned-{event.id}", time.time_ns()
-                event.before = True
-                engine.lead_with(event)
-                engine.taken(event, root)
-        for engine, event in zip(self._engines, self._events, strict=True):
-            engine.delete(event.id)
+            self._take(f"abandoned-{self.members[0].tag:x}", time.time_ns(), NO_UUID, b"")
+        for engine, member in zip(self._engines, self.members, strict=True):
+            engine.delete(member.snapshot_id)
 
     def poison(self, cause: BaseException) -> None:
         """Nobody knows whether the store log has the set: no member may go on."""
@@ -163,9 +154,12 @@ class Prepared:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.abandon()
+            if self._open:
+                self.abandon()
+            elif kind is None:
+                self._undivided.close()
         finally:
-            self._locks.close()
+            self._unlock()
 
 
 def prepare(engines: Sequence[Engine], name: str) -> Prepared:
@@ -176,38 +170,44 @@ def prepare(engines: Sequence[Engine], name: str) -> Prepared:
     return Prepared(engines, name)
 
 
-def _commit_member(engine: Engine) -> Root:
-    # The commit lock is the preparing thread's, which waits for this one.
-    # Its record, if it needs one, ends before the snapshot: that comes with the next.
-    (root,) = engine.commit(keep=[engine.path.live], room_made=True, events_can_wait=True)
-    return root
+def _make_durable(engines: Sequence[Engine]) -> list[Root]:
+    """Each member's unflushed data; the roots of their live heads as of the fence.
+
+    The members' commits go on step by step: first all that comes before their barriers, then the barriers side by side.
+    A record, if one is needed, ends before the snapshot: that comes with the next.
+    """
+    kept: list[list[Root]] = []
+    waiting: list[tuple[Engine, Iterator[bool]]] = []
+    for engine in engines:
+        root = engine.take_quiet()
+        kept.append([] if root is None else [root])
+        if root is None:
+            steps = engine.commit_steps(kept[-1], keep=[engine.path.live], events_can_wait=True)
+            waiting.append((engine, steps))
+    while waiting := [(engine, steps) for engine, steps in waiting if next(steps, False)]:
+        _barriers([engine for engine, _ in waiting])
+    return [root for (root,) in kept]
 
 
-def schedule_flush(engine: Engine) -> None:
-    """A member's own log gets the event within a second, if nothing else commits before."""
-    if not engine.background or engine.flush_scheduled:
+def _barriers(engines: Sequence[Engine]) -> None:
+    """A barrier of each. Different files sync at the same time, unless no threads may be used."""
+    io = engines[0].io
+    if len(engines) == 1 or not all(engine.background and engine.io is io for engine in engines):
+        for engine in engines:
+            engine.barrier()
         return
-    engine.flush_scheduled = True
-
-    def flush() -> None:
-        engine.flush_scheduled = False
-        try:
-            flush_events(engine)
-        except (OSError, PoisonedError):
-            pass  # the event is in the store log; whoever uses the volume next is told
-
-    timer = threading.Timer(FLUSH_EVENTS_AFTER, flush)
-    timer.daemon = True
-    timer.start()
+    began = time.perf_counter()
+    outcome = io.fdatasync_all([engine.fd for engine in engines])
+    seconds = time.perf_counter() - began
+    for engine, number in zip(engines, outcome, strict=True):
+        if number:
+            error = OSError(number, os.strerror(number))
+            raise engine.poison(error) from error
+        engine.count_barrier(seconds)
 
 
-def flush_events(engine: Engine) -> None:
-    """Writes outstanding events of snapshot sets into the volume's own log. Durable when it returns."""
-    with engine.lock:
-        if engine.closed or engine.failure is not None or not engine.pending_events:
-            return
-        engine.make_room(for_delete=True)
-        engine.commit(room_made=True)
+def _encoded_bytes(events: Sequence[Event]) -> int:
+    return sum(len(encode_event(event)) for event in events)
 
 
 def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEvent]:
@@ -235,7 +235,7 @@ def apply_set_events(engine: Engine, events: Sequence[SetEvent]) -> list[SetEven
             applied.append(event)
         if waiting and not engine.read_only:
             # Also what was left out is settled now: the store log need not keep it.
-            engine.lead_with(StoreEvent(waiting[-1].store_sequence, before=True))
+            _lead_with(engine, StoreEvent(waiting[-1].store_sequence, before=True))
             flush_events(engine)
     return applied
 
@@ -249,4 +249,8 @@ def _apply(engine: Engine, event: SetEvent) -> None:
     engine.superseded += superseded
     engine.taken(snapshot, roots[0])
     engine.path.live.set_epochs(engine.path.live.epoch, event.epoch)
-    engine.lead_with(snapshot, StoreEvent(event.store_sequence, before=True))
+    _lead_with(engine, snapshot, StoreEvent(event.store_sequence, before=True))
+
+
+def _lead_with(engine: Engine, *events: Event) -> None:
+    engine.lead_with(events, _encoded_bytes(events))

@@ -18,7 +18,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import KERNEL
@@ -49,8 +49,7 @@ CREATE TABLE documents (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWI
 Statement = tuple[str, Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogueMember:
+class CatalogueMember(NamedTuple):
     """One volume's part in a set; `volume_name` is what it was called when the set was taken."""
 
     volume_uuid: bytes
@@ -109,7 +108,9 @@ class Catalogue:
         self.remembered: list[CatalogueSet] | None = None
         self._store_uuid = store_uuid
         self._lock = threading.RLock()
-        self._backlog: dict[int, tuple[list[Statement], int]] = {}
+        self._backlog: dict[int, tuple[Record, dict[bytes, str], int]] = {}
+        self._noted: set[str] = set()  # names of the sets in it, as long as it has no more than sets
+        self._only_sets = True
         self._connection, self.sequence = self._open(positions, distrust)
 
     # ---- opening ----
@@ -194,10 +195,12 @@ class Catalogue:
 
     # ---- writing ----
 
-    def add(self, sequence: int, checksum: int, statements: list[Statement]) -> None:
-        """Note what record `sequence` means. Does not touch the database: that is for who asks, or `relieve`."""
+    def add(self, sequence: int, checksum: int, record: Record, volume_names: dict[bytes, str]) -> None:
+        """Note record `sequence`. Does not touch the database: that is for who asks, or `relieve`."""
         with self._lock:
-            self._backlog[sequence] = statements, checksum
+            self._backlog[sequence] = record, volume_names, checksum
+            self._noted.add(record.name)
+            self._only_sets = self._only_sets and record.type == TYPE_SET
 
     def relieve(self) -> None:
         """Take in what is noted if it has become much."""
@@ -233,13 +236,15 @@ class Catalogue:
         statements: list[Statement] = []
         sequence, checksum = self.sequence, 0
         while (found := self._backlog.get(sequence + 1)) is not None:
-            statements += found[0]
-            sequence, checksum = sequence + 1, found[1]
+            record, volume_names, checksum = found
+            statements += record_statements(record, volume_names)
+            sequence += 1
         if sequence == self.sequence:
             return
         self._run(statements, (sequence, checksum))
-        for done in [known for known in self._backlog if known <= sequence]:
-            del self._backlog[done]
+        self._backlog = {later: noted for later, noted in self._backlog.items() if later > sequence}
+        self._noted = {record.name for record, _, _ in self._backlog.values()}
+        self._only_sets = all(record.type == TYPE_SET for record, _, _ in self._backlog.values())
 
     def _run(self, statements: Iterable[Statement], position: tuple[int, int] | None) -> None:
         statements = list(statements)
@@ -288,6 +293,11 @@ class Catalogue:
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
             self._apply()
+            return self._select(sql, values)
+
+    def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """What the database has, without what is noted."""
+        with self._lock:
             try:
                 return self._connection.execute(sql, values).fetchall()
             except sqlite3.DatabaseError as error:
@@ -301,6 +311,13 @@ class Catalogue:
         with self._lock:
             members = self._rows("SELECT * FROM members ORDER BY volume_name")
             return _joined(self._rows("SELECT * FROM sets ORDER BY created_ns, name"), members)
+
+    def has_name(self, name: str) -> bool:
+        """Whether a set has this name. Asked before each set, so what is noted is not taken in for it."""
+        with self._lock:
+            if not self._only_sets:
+                self._apply()
+            return name in self._noted or bool(self._select("SELECT 1 FROM sets WHERE name = ?", (name,)))
 
     def find_set(self, name_or_id: str) -> CatalogueSet | None:
         """The set of that name or, if none has it, of that id."""

@@ -6,8 +6,9 @@ what is reserved must be zero.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cowengine.core.checksum import xxh64
 from cowengine.errors import CorruptionError, FormatError, UnsupportedVersionError
@@ -76,6 +77,11 @@ MEMBER_FIELDS: Final[dict[str, tuple[int, int]]] = {
 }
 
 
+# The same as RECORD_FIELDS without the checksum, and as MEMBER_FIELDS.
+_RECORD: Final = struct.Struct("<4sIQQQQQHHII4x16s16x")
+_MEMBER: Final = struct.Struct("<16sQQQQ")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A header slot of the store log."""
@@ -96,8 +102,7 @@ class Header:
     tip_checksum: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordMember:
+class RecordMember(NamedTuple):
     """One volume's part in a record."""
 
     volume_uuid: bytes
@@ -232,22 +237,12 @@ def encode_record(record: Record, frame: Frame, store_uuid: bytes) -> tuple[byte
     """(bytes without padding, checksum)."""
     name = record.name.encode()
     length = record_bytes(len(record.members), len(name), len(record.metadata))
-    buffer = bytearray(RECORD_HEADER_BYTES)
-    _put(buffer, RECORD_FIELDS, "magic", RECORD_MAGIC)
-    _put(buffer, RECORD_FIELDS, "record_bytes", length)
-    for field in Frame.__slots__:
-        _put(buffer, RECORD_FIELDS, field, getattr(frame, field))
-    _put(buffer, RECORD_FIELDS, "created_ns", record.created_ns)
-    _put(buffer, RECORD_FIELDS, "type", record.type)
-    _put(buffer, RECORD_FIELDS, "name_bytes", len(name))
-    _put(buffer, RECORD_FIELDS, "metadata_bytes", len(record.metadata))
-    _put(buffer, RECORD_FIELDS, "member_count", len(record.members))
-    _put(buffer, RECORD_FIELDS, "set_id", record.set_id)
-    for member in record.members:
-        part = bytearray(MEMBER_BYTES)
-        for field in MEMBER_FIELDS:
-            _put(part, MEMBER_FIELDS, field, getattr(member, field))
-        buffer += part
+    head = _RECORD.pack(
+        RECORD_MAGIC, length, frame.salt, frame.sequence, frame.generation, frame.previous, record.created_ns,
+        record.type, len(name), len(record.metadata), len(record.members), record.set_id,
+    )  # fmt: skip
+    buffer = bytearray(head)
+    buffer += b"".join([_MEMBER.pack(*member) for member in record.members])
     buffer += name + record.metadata
     checksum = xxh64(bytes(buffer), record_seed(store_uuid, frame.sequence))
     _put(buffer, RECORD_FIELDS, "checksum", checksum)

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -218,8 +218,12 @@ class StoreLog:
         with self._lock:
             self._reserved.remove(self._padded(length))
 
-    def append(self, record: Record) -> Entry:
-        """Commit a record, into room that was reserved; durable when it returns. Poisons the log if it fails."""
+    def append(self, record: Record, meanwhile: Callable[[int], object] | None = None) -> Entry:
+        """Commit a record, into room that was reserved; durable when it returns. Poisons the log if it fails.
+
+        `meanwhile(sequence)` does what follows from the record in memory while the disk writes it: if that fails, so
+        does this.
+        """
         with self._lock:
             self.check_usable()
             frame = Frame(
@@ -234,6 +238,9 @@ class StoreLog:
             try:
                 with typed(self.path):
                     self._io.pwrite(self._fd, raw.ljust(padded, b"\0"), layout.RING_OFFSET + begin)
+                    self._io.begin_write(self._fd, layout.RING_OFFSET + begin, padded)
+                    if meanwhile is not None:
+                        meanwhile(frame.sequence)
                     self._io.fdatasync(self._fd)
             except BaseException as error:
                 self.poison = error

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cowengine.engine.setcommit import Prepared, prepare
-from cowengine.errors import ClosedError, NotFoundError, PoisonedError
+from cowengine.errors import ClosedError, ExistsError, NotFoundError, PoisonedError
 from cowengine.snapshot import Snapshot
 from cowengine.store.catalogue import CatalogueMember, CatalogueSet
 from cowengine.store.documents import Document
@@ -131,6 +131,14 @@ class PendingSet:
     ) -> None:
         self.abort()
 
+    def require_name_free(self) -> None:
+        """Raises ExistsError if a member has a snapshot of that name now."""
+        for volume_name, volume in self._members:
+            if volume.engine.has_name(self.name):
+                raise ExistsError(
+                    f"volume {volume_name!r} has a snapshot {self.name!r} already: choose another name for the set"
+                )
+
     def flush(self) -> None:
         """Flush every member, holding nobody: what is durable before the commit need not be waited for in it."""
         for _, volume in self._members:
@@ -155,22 +163,19 @@ class PendingSet:
     def _commit(self) -> SnapshotSet:
         for _, volume in self._members:
             volume.engine.space.keep_limit()
+        names = {volume.engine.uuid: name for name, volume in self._members}
         begin = time.perf_counter()
         try:
             with prepare([volume.engine for _, volume in self._members], name=self.name) as prepared:
-                entry = self._append(prepared)
+                entry = self._append(prepared, names)
         finally:
             self.held_seconds = time.perf_counter() - begin
-        names = self._names()
         members = [CatalogueMember(m.volume_uuid, names[m.volume_uuid], m.snapshot_id) for m in entry.record.members]
         members.sort(key=lambda member: member.volume_name)
         found = CatalogueSet(self._id, self.name, entry.record.created_ns, tuple(members))
         return SnapshotSet(self._store, found)
 
-    def _names(self) -> dict[bytes, str]:
-        return {volume.engine.uuid: name for name, volume in self._members}
-
-    def _append(self, prepared: Prepared) -> Entry:
+    def _append(self, prepared: Prepared, names: dict[bytes, str]) -> Entry:
         """The commit point. From the first byte of the record on, a failure means that nobody knows whether there is
         a set.
         """
@@ -179,23 +184,20 @@ class PendingSet:
             set_id=self._id,
             created_ns=time.time_ns(),
             members=tuple(
-                RecordMember(
-                    volume_uuid=member.volume_uuid,
-                    snapshot_id=member.snapshot_id,
-                    epoch=member.epoch,
-                    sequence=member.sequence,
-                    tag=member.tag,
-                )
+                RecordMember(member.volume_uuid, member.snapshot_id, member.epoch, member.sequence, member.tag)
                 for member in prepared.members
             ),
             name=self.name,
             metadata=self._metadata,
         )
+
+        def finish(sequence: int) -> None:
+            prepared.finish(self._id, self.name, record.created_ns, sequence, self._metadata)
+
         self._store.log.check_usable()
         prepared.commit_point()
         try:
-            entry = self._store.append(record, self._names())
-            prepared.finish(self._id, self.name, record.created_ns, entry.sequence, self._metadata)
+            entry = self._store.append(record, names, finish)
         except BaseException as error:
             prepared.poison(error)
             if isinstance(error, OSError):

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -373,8 +373,12 @@ class Store(Closing):
         twice, a bad name), NotFoundError, ExistsError, BusyError,
         PoisonedError.
         """
-        with self.prepare_set(volume_names, name, metadata=metadata) as pending:
-            return pending.commit()
+        with self._prepare_set(volume_names, name, metadata) as pending:
+            try:
+                return pending.commit()
+            except ExistsError:
+                pending.require_name_free()  # says so by the volume's name; to look before each set costs more
+                raise
 
     def prepare_set(
         self, volume_names: Iterable[str], name: str, *, metadata: dict[str, Any] | None = None
@@ -384,6 +388,15 @@ class Store(Closing):
 
         Raises as `snapshot`.
         """
+        pending = self._prepare_set(volume_names, name, metadata)
+        try:
+            pending.require_name_free()
+        except BaseException:
+            pending.abort()
+            raise
+        return pending
+
+    def _prepare_set(self, volume_names: Iterable[str], name: str, metadata: dict[str, Any] | None) -> PendingSet:
         self._check_writable()
         self.log.check_usable()
         check_name(name, "snapshot set")
@@ -392,8 +405,6 @@ class Store(Closing):
         self._check_record(len(volumes), name, encoded)
         self._take_name(name)
         try:
-            for volume_name, volume in volumes:
-                _refuse_snapshot(volume, volume_name, name)
             self._make_room(_set_bytes(name, len(volumes), encoded))
         except BaseException:
             self._drop_name(name)
@@ -408,11 +419,12 @@ class Store(Closing):
             raise OutOfRangeError("a snapshot set has at least one volume")
         seen: set[str] = set()
         for name in names:
-            self._volumes.path_of(name)
+            if not self._volumes.is_open(name):
+                self._volumes.path_of(name)  # or OutOfRangeError, before any is opened
             if name in seen:
                 raise OutOfRangeError(f"volume {name!r} is named twice: each volume is in a set once")
             seen.add(name)
-        return [(name, self._volumes.get(name)) for name in names]
+        return list(zip(names, self._volumes.get_all(names), strict=True))
 
     def _check_record(self, member_count: int, name: str, metadata: bytes) -> None:
         if _set_bytes(name, member_count, metadata) > self.log.record_bytes_max():
@@ -423,7 +435,7 @@ class Store(Closing):
 
     def _take_name(self, name: str) -> None:
         with self._lock:
-            if name in self._names_taken or _named(self._catalogue.find_set(name), name):
+            if name in self._names_taken or self._catalogue.has_name(name):
                 raise ExistsError(f"the store has a snapshot set {name!r} already", self.path)
             self._names_taken.add(name)
 
@@ -437,10 +449,14 @@ class Store(Closing):
         self._drop_name(name)
         self._catalogue.relieve()
 
-    def append(self, record: Record, volume_names: dict[bytes, str]) -> Entry:
-        """Commit a record and note it for the catalogue. For sets only: members are held."""
-        entry = self.log.append(record)
-        self._catalogue.add(entry.sequence, entry.checksum, record_statements(record, volume_names))
+    def append(
+        self, record: Record, volume_names: dict[bytes, str], meanwhile: Callable[[int], object] | None = None
+    ) -> Entry:
+        """Commit a record and note it for the catalogue; `meanwhile` as in `StoreLog.append`. For sets only: members
+        are held.
+        """
+        entry = self.log.append(record, meanwhile)
+        self._catalogue.add(entry.sequence, entry.checksum, record, volume_names)
         return entry
 
     def snapshot_sets(self) -> list[SnapshotSet]:
@@ -591,15 +607,3 @@ class Store(Closing):
 
 def _set_bytes(name: str, member_count: int, metadata: bytes) -> int:
     return layout.record_bytes(member_count, len(name.encode()), len(metadata))
-
-
-def _named(found: CatalogueSet | None, name: str) -> bool:
-    return found is not None and found.name == name
-
-
-def _refuse_snapshot(volume: Volume, volume_name: str, name: str) -> None:
-    try:
-        volume.get_snapshot(name)
-    except NotFoundError:
-        return
-    raise ExistsError(f"volume {volume_name!r} has a snapshot {name!r} already: choose another name for the set")

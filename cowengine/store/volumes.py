@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 
 from cowengine.engine.adopt import adopt_as
 from cowengine.engine.files import require_folder
-from cowengine.engine.setcommit import SetEvent, apply_set_events, flush_events
+from cowengine.engine.setcommit import SetEvent, apply_set_events
+from cowengine.engine.setflush import flush_events
 from cowengine.errors import BusyError, CorruptionError, CowEngineError, ExistsError, FormatError, NotFoundError
 from cowengine.oserrors import typed
 from cowengine.store.attach import move, open_alone, read_superblock, refuse_member
@@ -101,6 +103,11 @@ class VolumeTable:
         with self._lock:
             return dict(self._names)
 
+    def is_open(self, name: object) -> bool:
+        """Whether this is the name of a volume that is open."""
+        volume = self._volumes.get(name) if isinstance(name, str) else None
+        return volume is not None and not volume.closed
+
     def _require(self, name: str) -> str:
         path = self.path_of(name)
         if not self._place.io.is_file(path):
@@ -121,15 +128,23 @@ class VolumeTable:
         Raises NotFoundError, OutOfRangeError, and whatever opening a volume raises.
         """
         with self._lock, typed(self._folder):
-            path = self._require(name)
-            volume = self._volumes.get(name)
-            if volume is None or volume.closed:
-                volume = self._open(name, path)
-                self._volumes[name] = volume
-                self._handed_out.discard(name)
+            volume = self._get(name)
             if hand_out:
                 self._handed_out.add(name)
             return volume
+
+    def get_all(self, names: Iterable[str]) -> list[Volume]:
+        """The volumes of these names, each as `get` does it."""
+        with self._lock, typed(self._folder):
+            return [self._get(name) for name in names]
+
+    def _get(self, name: str) -> Volume:
+        volume = self._volumes.get(name)
+        if volume is not None and not volume.closed and self._place.io.is_file(volume.path):
+            return volume
+        volume = self._volumes[name] = self._open(name, self._require(name))
+        self._handed_out.discard(name)
+        return volume
 
     def _open(self, name: str, path: str) -> Volume:
         place = self._place

@@ -10,7 +10,8 @@ import pytest
 
 from cowengine import ClosedError, PoisonedError, Volume
 from cowengine.engine.commitlock import CommitLock
-from cowengine.engine.setcommit import flush_events, prepare
+from cowengine.engine.setcommit import prepare
+from cowengine.engine.setflush import flush_events
 
 BLOCK = 4096
 

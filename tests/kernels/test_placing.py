@@ -486,3 +486,35 @@ def test_more_writes_than_can_be_in_flight_at_once() -> None:
         thread.join()
     assert sum(count for _, count in pairs(made.path.extents(None, 0, 1024, 99))) == FLIGHTS + 1
     assert SLOTS > FLIGHTS
+
+
+def test_a_head_with_nothing_to_be_synced_gives_its_root_without_a_batch() -> None:
+    """Else it says so, and does nothing: the batch is still to be taken."""
+    made = Path()
+    made.write(0)
+    made.path.fence()
+    assert made.path.take_quiet(made.live, made.path.data_writes) is None  # it places something
+    made.path.take_batch([made.live])
+    made.path.fence()
+    assert made.path.take_quiet(made.live, made.path.data_writes - 1) is None  # written, and not synced
+    found = made.path.take_quiet(made.live, made.path.data_writes)
+    assert found is not None
+    made.write(0, 1, b"y")  # the fence is over
+    assert made.path.pread(1, 0, found[0]) + made.path.pread(1, 0) == b"xy"
+
+
+def test_the_root_of_a_head_waits_for_what_is_being_written() -> None:
+    made = Path()
+    made.write(0)
+    made.path.take_batch([])
+    found: list[object] = []
+
+    def fence() -> None:
+        made.path.fence()
+        found.append(made.path.take_quiet(made.live, made.path.data_writes))
+
+    once(made, fence)
+    made.write(0, 1, b"y")  # in place
+    assert found == [None]
+    made.path.poison()
+    assert made.path.take_quiet(made.live, made.path.data_writes) is None

@@ -15,11 +15,12 @@ import pytest
 
 from cowengine import BusyError, CorruptionError, ExistsError, PoisonedError, Volume
 from cowengine.core.iotable import KERNEL, IOTable
-from cowengine.engine import setcommit
+from cowengine.engine import setflush
 from cowengine.engine.create import create_engine
 from cowengine.engine.engine import Engine
 from cowengine.engine.recovery import open_engine
-from cowengine.engine.setcommit import Member, SetEvent, apply_set_events, flush_events, prepare
+from cowengine.engine.setcommit import Member, SetEvent, apply_set_events, prepare
+from cowengine.engine.setflush import flush_events
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -32,6 +33,20 @@ class FailingBarrier(IOTable):
     def fdatasync(self, fd: int) -> None:
         if self.failing:
             raise OSError(5, os.strerror(5))
+        super().fdatasync(fd)
+
+
+class Calls(IOTable):
+    """Notes barriers and records."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def begin_write(self, fd: int, offset: int, length: int) -> None:
+        self.calls.append(("record", fd))
+
+    def fdatasync(self, fd: int) -> None:
+        self.calls.append(("fdatasync", fd))
         super().fdatasync(fd)
 
 
@@ -74,6 +89,59 @@ def test_members_are_made_durable_and_each_has_the_sets_snapshot(make_volumes: M
         assert not volume.engine.pending_events and volume.check().problems == []
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_barriers_of_the_members_come_when_all_their_records_are_on_their_way(
+    make_volumes: MakeVolumes, background: bool
+) -> None:
+    """Two for the one that wrote more than a record vouches for, one for the other, none for the quiet one."""
+    table = Calls()
+    volumes = make_volumes(3, background=background, io=table)
+    for volume in volumes:
+        volume.snapshot("before")
+    volumes[0].pwrite(b"d" * BLOCK, 0)
+    volumes[0].engine.vouching.barriers = 2
+    volumes[1].pwrite(b"e" * BLOCK, 0)
+    table.calls.clear()
+    with prepare(engines(volumes), "set") as prepared:
+        called = list(table.calls)
+        prepared.commit_point()
+        prepared.finish(SET, "set", 7, 1)
+    two, one, _ = [volume.engine.fd for volume in volumes]
+    assert [call for call, fd in called if fd == two] == ["fdatasync", "record", "fdatasync"]
+    assert [call for call, fd in called if fd == one] == ["record", "fdatasync"]
+    assert {fd for _, fd in called} == {two, one}
+    assert called.index(("record", one)) < called.index(("fdatasync", two))
+    for volume, byte in zip(volumes, [b"d", b"e", b"\3"], strict=True):
+        assert volume.get_snapshot("set").pread(1, 0) == byte and volume.check().problems == []
+
+
+def test_on_a_file_system_that_was_full_a_set_confirms_what_was_not(make_volumes: MakeVolumes) -> None:
+    (volume,) = make_volumes(1)
+    engine = volume.engine
+    volume.flush()
+    volume.snapshot("before")
+    volume.pwrite(b"d", 0)
+    volume.flush()
+    assert engine.path.unconfirmed.block_count
+    engine.allocator.tighten()
+    before = engine.log.sequence
+    with prepare([engine], "set"):
+        assert engine.log.sequence == before + 1 and not engine.path.unconfirmed.block_count
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_barrier_of_a_member_that_fails_ends_all_of_them(make_volumes: MakeVolumes, background: bool) -> None:
+    table = FailingBarrier()
+    volumes = make_volumes(3, io=table, background=background)
+    table.failing = True
+    with pytest.raises(PoisonedError), prepare(engines(volumes), "set"):
+        pass
+    table.failing = False
+    for volume in volumes:
+        with pytest.raises(PoisonedError):
+            volume.flush()
+
+
 def test_a_set_that_is_not_to_be_leaves_nothing(make_volumes: MakeVolumes) -> None:
     volumes = make_volumes(3)
     with pytest.raises(KeyError), prepare(engines(volumes), "set"):
@@ -90,6 +158,7 @@ def test_a_set_that_cannot_begin_lets_all_members_go(make_volumes: MakeVolumes) 
     volumes = make_volumes(3)
     for volume in volumes[1:]:
         volume.snapshot("set")
+    assert [volume.engine.has_name("set") for volume in volumes] == [False, True, True]
     with pytest.raises(ExistsError), prepare(engines(volumes), "set"):
         pass
     done = []
@@ -109,11 +178,28 @@ def test_a_set_of_which_nobody_knows_ends_all_members(make_volumes: MakeVolumes)
             volume.flush()
 
 
+def test_who_leaves_behind_the_commit_point_lets_all_members_go_and_they_are_at_an_end(
+    make_volumes: MakeVolumes,
+) -> None:
+    """Also if a second Ctrl-C came before anybody could say so."""
+    volumes = make_volumes(2)
+    with pytest.raises(KeyboardInterrupt), prepare(engines(volumes), "set") as prepared:
+        prepared.commit_point()
+        raise KeyboardInterrupt
+    for volume in volumes:
+        thread = threading.Thread(target=volume.snapshots)
+        thread.start()  # it gets the lock
+        thread.join()
+        with pytest.raises(PoisonedError):
+            volume.flush()
+        assert isinstance(volume.engine.failure, KeyboardInterrupt)
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_event_reaches_the_members_own_log_soon_or_somebody_is_told(
     make_volumes: MakeVolumes, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
-    monkeypatch.setattr(setcommit, "FLUSH_EVENTS_AFTER", 0.01)
+    monkeypatch.setattr(setflush, "FLUSH_EVENTS_AFTER", 0.01)
     table = FailingBarrier()
     (volume,) = make_volumes(1, io=table, background=True)
     with prepare([volume.engine], "set") as prepared:

@@ -493,3 +493,70 @@ def test_a_failed_sync_of_a_member_fails_the_set_as_a_whole(store_path: str) -> 
         store.snapshot(["a", "b"], "s")
     with Store.open(store_path, io=table, background=False) as store:
         assert [number_at(snapshot) for snapshot in store.get_snapshot_set("s").snapshots.values()] == [2, 2]
+
+
+class LookingOn(IOTable):
+    """While the store log's record is on its way to the disk, another thread looks on."""
+
+    def __init__(self) -> None:
+        self.log = -1
+        self.look: Callable[[], None] | None = None
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        fd = super().open(path, flags, mode)
+        if path.endswith("store.log"):
+            self.log = fd
+        return fd
+
+    def fdatasync(self, fd: int) -> None:
+        if fd == self.log and self.look is not None:
+            look, self.look = self.look, None
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+        super().fdatasync(fd)
+
+
+def test_nobody_sees_a_set_before_its_record_is_durable(store_path: str) -> None:
+    """Its snapshots are in the members' lineage by then: behind their locks."""
+    table = LookingOn()
+    seen: list[object] = []
+    with Store.create(store_path, io=table, background=False) as store:
+        volumes = [store.create_volume(name, SIZE) for name in ("a", "b")]
+
+        def look() -> None:
+            seen.extend(volume.engine.lineage.next_id for volume in volumes)
+            seen.extend(volume.engine.lock.acquire(blocking=False) for volume in volumes)
+            seen.append([found.name for found in store.snapshot_sets()])
+
+        table.look = look
+        store.snapshot(["a", "b"], "set")
+        assert seen == [2, 2, False, False, []]
+        assert [found.name for found in store.snapshot_sets()] == ["set"]
+
+
+def test_a_set_that_is_interrupted_while_its_record_is_on_its_way_ends_the_members(store_path: str) -> None:
+    table = LookingOn()
+    with Store.create(store_path, io=table, background=False) as store:
+        volumes = [store.create_volume(name, SIZE) for name in ("a", "b")]
+        volumes[1].engine.taken = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            store.snapshot(["a", "b"], "set")
+        for volume in volumes:
+            with pytest.raises(PoisonedError):
+                volume.flush()
+        with pytest.raises(PoisonedError):
+            store.snapshot(["a"], "other")
+
+
+def interrupted(*arguments: object, **named: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_name_of_a_set_is_free_when_it_was_deleted_and_not_before(make_store: MakeStore) -> None:
+    store = make_store("a")
+    for _ in range(2):
+        store.snapshot(["a"], "set")
+        with pytest.raises(ExistsError):
+            store.snapshot(["a"], "set")
+        store.get_snapshot_set("set").delete()

@@ -60,6 +60,7 @@ FILES = (
     "tests/space/test_holds.py",
     "tests/space/test_retention.py",
     "tests/store/test_prepared.py",
+    "tests/store/test_set_flush.py",
 )
 ONLY = {  # of files that would take long
     "tests/adopt/test_adopt.py": (

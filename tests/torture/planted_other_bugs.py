@@ -14,13 +14,13 @@ from planting import Plant, bug
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
-from cowengine.engine import checkpoint, flatten, intent
+from cowengine.engine import checkpoint, flatten, intent, setcommit
 from cowengine.engine.allocator import Allocator
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.setcommit import Prepared
 from cowengine.errors import StorageError
-from cowengine.format import superblock
+from cowengine.format import SnapshotEvent, superblock
 from cowengine.format.layout import SLOT_BYTES, SUPERBLOCK_CHECKSUM_OFFSET
 from cowengine.store.log import StoreLog
 
@@ -33,9 +33,9 @@ def set_published_on_one_member_early(plant: Plant) -> None:
     @plant.method(Prepared, "commit_point")
     def commit_point(original: Any, self: Prepared) -> None:
         original(self)
-        engine, event = self._engines[0], self._events[0]
-        event.name, event.before = self._name, True
-        engine.commit([event], room_made=True)
+        member = self.members[0]
+        event = SnapshotEvent(member.snapshot_id, member.epoch, member.tag, 0, self._name, before=True)
+        self._engines[0].commit([event], room_made=True)
 
 
 @bug("I23", SetCrashes(), "the store log's record of a set is acknowledged without a barrier")
@@ -61,15 +61,9 @@ class Unsynced:
 
 @bug("I23", SetCrashes(), "a set is written down before what its members hold is durable")
 def set_before_its_members_are_durable(plant: Plant) -> None:
-    @plant.method(Engine, "commit")
-    def commit(original: Any, self: Engine, *args: Any, events_can_wait: bool = False, **kwargs: Any) -> Any:
-        if not events_can_wait:
-            return original(self, *args, **kwargs)
-        barrier, self.barrier = self.barrier, lambda: None  # type: ignore[method-assign]
-        try:
-            return original(self, *args, events_can_wait=True, **kwargs)
-        finally:
-            self.barrier = barrier  # type: ignore[method-assign]
+    @plant.function(setcommit, "_barriers")
+    def barriers(original: Any, engines: Any) -> None:
+        pass  # this is the bug
 
 
 @bug("I24", SetCrashes(), "the store log gives a set up before each member's own log holds it")
