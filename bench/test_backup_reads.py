@@ -9,17 +9,18 @@ import pytest
 from race import Lane
 from workload import BLOCK, MiB
 
+from cowengine.backup.batch import read_batch, reader_of
 from cowengine.backup.codec import worker_pool
-from cowengine.backup.pieces import pieces
-from cowengine.backup.stream_writer import BATCH_BYTES, BATCH_RECORDS, BATCHES_MAX
-from cowengine.core.checksum import xxh64
+from cowengine.backup.pieces import batches
+from cowengine.backup.stream_writer import BATCHES_MAX
 
 
 @pytest.mark.parametrize("shape", ["clustered", "scattered"])
 def test_incremental_backup_reads(race, scale, shape):
     """An eighth of the blocks changed, in runs of 1 MiB or each on its own: changed extents, reads and checksums.
 
-    Raw: reads of the same extents into a buffer that is there, at most 1 MiB at a time.
+    In one thread, and as a backup does it: batches, each read and checksummed in one go by a pool. Raw: reads of the
+    same extents into a buffer that is there, at most 1 MiB at a time.
     """
     size = scale(1024, 8, quick=256) * MiB
     step = MiB if shape == "clustered" else BLOCK
@@ -31,22 +32,18 @@ def test_incremental_backup_reads(race, scale, shape):
         disk.pwrite(race.workload.mebibyte[:step], offset)
     disk.snapshot("target")
     target, base_id = disk.volume.get_snapshot("target"), disk.volume.get_snapshot("base").change_id
+    read_many = reader_of(target)
 
     def read_and_checksum() -> None:
-        for _, _, plain in pieces(target, base_id):
-            xxh64(plain)
+        for pieces in batches(target, base_id):
+            read_batch(read_many, pieces)
 
     def read_and_checksum_in_pool() -> None:
-        batch, bytes_in_batch, waiting = [], 0, deque()
-        for _, length, plain in pieces(target, base_id):
-            batch.append(plain)
-            bytes_in_batch += length
-            if bytes_in_batch >= BATCH_BYTES or len(batch) >= BATCH_RECORDS:
-                waiting.append(pool.submit(checksums, batch))
-                batch, bytes_in_batch = [], 0
-            if len(waiting) >= BATCHES_MAX:
+        waiting = deque()
+        for pieces in batches(target, base_id):
+            while len(waiting) >= BATCHES_MAX or (waiting and waiting[0].done()):
                 waiting.popleft().result()
-        waiting.append(pool.submit(checksums, batch))
+            waiting.append(pool.submit(read_batch, read_many, pieces))
         for each in waiting:
             each.result()
 
@@ -54,13 +51,8 @@ def test_incremental_backup_reads(race, scale, shape):
         race.against(lambda raw, workload: reading(raw, workload, size, target.changed_extents(base_id)), size)
         per_mebibyte = len(offsets) * step // MiB
         race.enter_lane(Lane(read_and_checksum, operations=per_mebibyte), "in one thread")
-        race.enter_lane(Lane(read_and_checksum_in_pool, operations=per_mebibyte), "checksums in a pool", goal=0.7)
+        race.enter_lane(Lane(read_and_checksum_in_pool, operations=per_mebibyte), "in a pool", goal=0.7)
         race.run("16", f"incremental backup read path, {shape}, per MiB", rounds=40, rate=True)
-
-
-def checksums(batch):
-    """Of some pieces, as a backup makes them where it also compresses."""
-    return [xxh64(plain) for plain in batch]
 
 
 def reading(raw, workload, size, extents):

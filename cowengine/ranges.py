@@ -6,9 +6,12 @@ The calls of the data path look for themselves first and come here only with wha
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cowengine.errors import OutOfRangeError
+
+if TYPE_CHECKING:
+    from cowengine.extents import ExtentArray
 
 
 def whole_number(value: Any, what: str) -> int:
@@ -37,6 +40,28 @@ def check_buffer(buffer: Any, *, writable: bool = False) -> None:
         raise OutOfRangeError("the buffer's bytes do not lie one after the other; pass a contiguous copy")
     if writable and view.readonly:
         raise OutOfRangeError(f"a writable buffer is needed; this {type(buffer).__name__} is read-only")
+
+
+def check_extents(extents: Any) -> ExtentArray:
+    """Rows (offset, length) as an array of the kernels: from such an array, or from pairs of ints.
+
+    Raises OutOfRangeError for anything else.
+    """
+    import numpy
+
+    try:
+        rows = numpy.asarray(extents)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise OutOfRangeError(f"extents are rows of an offset and a length: {error}") from None
+    if rows.shape == (0,):
+        rows = numpy.empty((0, 2), numpy.uint64)
+    if rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype.kind not in "iu":
+        raise OutOfRangeError(
+            f"extents are rows of an offset and a length, both ints, not {rows.dtype} of shape {rows.shape}"
+        )
+    if rows.dtype.kind == "i" and (rows < 0).any():
+        raise OutOfRangeError("an extent begins or ends before byte 0")
+    return numpy.require(rows, numpy.uint64, ["C", "ALIGNED"])
 
 
 def check_rate(rate: int | None) -> int | None:

@@ -9,7 +9,7 @@ Threads   Any thread may call anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cowengine.engine.reader import Look, require_same
@@ -183,6 +183,10 @@ class PinnedSnapshot(Snapshot):
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """See `Snapshot.pread_into`."""
         return self._read(lambda seen: seen.pread_into(buffer, offset))
+
+    def pread_many(self, buffer: Buffer, extents: ExtentArray | Sequence[tuple[int, int]]) -> int:
+        """See `Snapshot.pread_many`."""
+        return self._read(lambda seen: seen.pread_many(buffer, extents))
 
     def verify(
         self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,

@@ -14,10 +14,11 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cowengine.core.gather import gather
 from cowengine.core.handle import SnapshotHandle
 from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
@@ -37,9 +38,11 @@ from cowengine.errors import (
 from cowengine.extents import Walk, collect
 from cowengine.format import EPOCH_MAX, ID_MAX, LINEAGE_ANCHOR, LINEAGE_DELETED, LINEAGE_HEAD, LineageRecord
 from cowengine.names import check_name, check_path, check_reason, shown
-from cowengine.ranges import check_buffer, check_range, check_rate, whole_number
+from cowengine.ranges import check_buffer, check_extents, check_range, check_rate, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]
+
     from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
     from cowengine.engine.lineage import Lineage
@@ -180,6 +183,17 @@ class Snapshot(SnapshotHandle):
         self._engine.readable_snapshot(self._id)
 
     # -- bytes --------------------------------------------------------------------------------------------------------
+    def pread_many(self, buffer: Buffer, extents: ExtentArray | Sequence[tuple[int, int]]) -> int:
+        """Fills a writable buffer with the bytes of many extents, one behind the other; returns how many bytes.
+
+        `extents` has rows (offset, length) in bytes, as `changed_extents` gives them, in any order. The GIL is released
+        once for all. Raises as `pread`, and OutOfRangeError if the buffer is too small, before anything is read; after
+        any other error the buffer holds anything.
+        """
+        rows = check_extents(extents)
+        check_buffer(buffer, writable=True)
+        return self._named(lambda: gather(self._path, buffer, rows, self._size, self._root()))
+
     # `pread` and `pread_into` are the handle's; what is unusual comes here.
     def _pread(self, length: Any, offset: Any) -> bytes:
         offset, length = check_range(offset, length, self._size, "read", "snapshot")

@@ -15,11 +15,12 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from cowengine.closing import Closing
+from cowengine.core.gather import gather
 from cowengine.core.handle import HeadHandle
 from cowengine.core.iotable import KERNEL, IOTable
 from cowengine.engine import memory
@@ -44,10 +45,12 @@ from cowengine.extents import ROWS_MAX, collect
 from cowengine.format import ID_MAX, SIZE_MAX, LineageRecord
 from cowengine.names import check_name, check_path, encode_metadata, shown
 from cowengine.oserrors import typed
-from cowengine.ranges import check_barriers, check_buffer, check_range, check_rate, whole_number
+from cowengine.ranges import check_barriers, check_buffer, check_extents, check_range, check_rate, whole_number
 from cowengine.snapshot import Snapshot, changed_walks, check_id, find_base, head_walk
 
 if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]
+
     from cowengine.core.roots import Head
     from cowengine.engine.repair import Repaired
     from cowengine.engine.salvage import Salvaged
@@ -247,6 +250,12 @@ class Volume(HeadHandle, Closing):
         self.engine.require_writable()
 
     # -- bytes --------------------------------------------------------------------------------------------------------
+    def pread_many(self, buffer: Buffer, extents: ExtentArray | Sequence[tuple[int, int]]) -> int:
+        """Fills a buffer with the bytes of many extents, which are not of one moment; see `Snapshot.pread_many`."""
+        rows = check_extents(extents)
+        check_buffer(buffer, writable=True)
+        return self._named(lambda: gather(self._path, buffer, rows, self._head.size, self._head))
+
     # `pread`, `pread_into` and `pwrite` are the handle's; what is unusual comes here.
     def _pread(self, length: Any, offset: Any) -> bytes:
         self._check_state()

@@ -7,9 +7,12 @@ Threads: everything here is immutable.
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cowengine.errors import BackupError
+
+if TYPE_CHECKING:
+    import numpy
 
 MAGIC: Final = b"CWBR"
 FORMAT_VERSION: Final = 1
@@ -42,6 +45,7 @@ class Table:
     """A fixed-width little-endian structure: field names and their struct codes, without padding."""
 
     def __init__(self, *fields: tuple[str, str]) -> None:
+        self._fields = fields
         self._struct = struct.Struct("<" + "".join(code for _, code in fields))
         self._names = tuple(name for name, _ in fields)
         self.bytes = self._struct.size
@@ -51,6 +55,13 @@ class Table:
             width = struct.calcsize("<" + code)
             self.offsets[name] = (position, width)
             position += width
+
+    def dtype(self) -> numpy.dtype[Any]:
+        """The same structure as the type of an array."""
+        import numpy
+
+        codes = (f"S{code[:-1]}" if code.endswith("s") else f"<{code}" for _, code in self._fields)
+        return numpy.dtype(list(zip(self.offsets, codes, strict=True)))
 
     def pack(self, **values: Any) -> bytes:
         """Encode; fields called reserved_... are zero and may not be given."""

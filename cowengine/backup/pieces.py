@@ -1,30 +1,40 @@
-"""What of a snapshot goes into a backup: its extents, page by page, and the pieces of bytes and holes in them.
+"""What of a snapshot goes into a backup: its extents, page by page, and batches of pieces of them.
 
-Reads the snapshot only, never the live volume. Does not encode anything.
-Threads: plain generators of one caller. Memory: one page of extents and one piece of `PIECE_BYTES`.
+Lists only; `batch.py` reads the bytes. Never looks at the live volume. Works on arrays, page by page, because there may
+be millions of extents.
+
+Threads: plain generators of one caller. Memory: a page of extents, and as many pieces of them.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cowengine.errors import BackupError
 
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[numpy.int64]
+    Flags = NDArray[numpy.bool_]
+
 PIECE_BYTES = 1 << 20
 PAGE_EXTENTS = 4096
-ROWS_AT_ONCE = 64  # of what is allocated near a changed extent
-# Zeros shorter than this are stored as data: zstd makes nothing of them, and each record costs 80 bytes.
-ZERO_BYTES_MIN = 64 << 10
-_ZEROS = bytes(ZERO_BYTES_MIN)
+ROWS_AT_ONCE = 64  # of what is allocated near a changed extent, at first
+BATCH_BYTES = 4 << 20
+BATCH_PIECES = 1024
 
 #: (start, length, most rows) -> an array of (offset, length)
 Lister = Callable[[int, int, int], Any]
 
 
 class SnapshotLike(Protocol):
-    """What a backup needs of a snapshot. Offsets and lengths in bytes."""
+    """What a backup needs of a snapshot. Offsets and lengths in bytes.
+
+    If it has `pread_many` as a Snapshot has it, that is called instead of `pread`, by several threads at once.
+    """
 
     @property
     def size(self) -> int: ...
@@ -39,110 +49,154 @@ class SnapshotLike(Protocol):
     ) -> Any: ...
 
 
-def allocated(snapshot: SnapshotLike, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """The allocated extents (offset, length) of `start` to `end`, ascending, none beyond the snapshot's size."""
-    return _paged(snapshot.allocated_extents, start, snapshot.size if end is None else end)
+class Spans(NamedTuple):
+    """Extents by begin and end, ascending and disjoint."""
+
+    begin: Numbers
+    end: Numbers
 
 
-def changed(snapshot: SnapshotLike, base_id: str) -> Iterator[tuple[int, int]]:
-    """The extents (offset, length) that differ from the snapshot with change id `base_id`, ascending."""
+class Pieces(NamedTuple):
+    """Consecutive pieces of a backup: extents of at most PIECE_BYTES that hold data, and holes of any length."""
+
+    offset: Numbers
+    length: Numbers
+    filled: Flags
+    """Which hold data."""
+
+
+def allocated(snapshot: SnapshotLike) -> Iterator[Spans]:
+    """The allocated extents, by pages."""
+    return _paged(snapshot.allocated_extents, snapshot.size)
+
+
+def changed(snapshot: SnapshotLike, base_id: str) -> Iterator[Spans]:
+    """The extents that differ from the snapshot with change id `base_id`, by pages."""
 
     def list_changed(start: int, length: int, max_results: int) -> Any:
         return snapshot.changed_extents(base_id, start, length, max_results)
 
-    return _paged(list_changed, 0, snapshot.size)
+    return _paged(list_changed, snapshot.size)
 
 
-def _paged(list_extents: Lister, start: int, end: int) -> Iterator[tuple[int, int]]:
-    while start < end:
-        rows, start = _page(list_extents, start, end, PAGE_EXTENTS)
-        yield from ((first, last - first) for first, last in rows)
+def _paged(list_extents: Lister, size: int) -> Iterator[Spans]:
+    start = 0
+    while start < size:
+        page, start = _page(list_extents, start, size, PAGE_EXTENTS)
+        if len(page.begin):
+            yield page
 
 
-def _page(list_extents: Lister, start: int, end: int, rows_max: int) -> tuple[list[tuple[int, int]], int]:
-    """The next extents as (begin, end), cut at both ends of the range, and where to go on."""
-    rows = list_extents(start, end - start, rows_max).tolist()
-    if not rows:
-        return [], end
-    after = sum(rows[-1])
-    if after <= start:
+def _page(list_extents: Lister, start: int, end: int, rows_max: int) -> tuple[Spans, int]:
+    """The next extents, cut at both ends of the range, and where to go on."""
+    import numpy
+
+    rows = numpy.asarray(list_extents(start, end - start, rows_max)).reshape(-1, 2).astype(numpy.int64)
+    begins, ends = rows[:, 0], rows[:, 0] + rows[:, 1]
+    if len(rows) == 0:
+        return Spans(begins, ends), end
+    after = int(ends[-1])
+    if after <= start or (begins[1:] < ends[:-1]).any():
         raise BackupError(f"the extents of a snapshot do not ascend at {start}: nothing was backed up")
-    cut = [(max(offset, start), min(offset + length, end)) for offset, length in rows]
-    return [(first, last) for first, last in cut if first < last], after
+    begins, ends = numpy.maximum(begins, start), numpy.minimum(ends, end)
+    some = begins < ends
+    return Spans(begins[some], ends[some]), after
 
 
-def pieces(snapshot: SnapshotLike, base_id: str | None) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
-    """All of a backup of one volume as (offset, length, bytes or None for zeros), ascending.
+def batches(snapshot: SnapshotLike, base_id: str | None) -> Iterator[Pieces]:
+    """All of a backup of one volume, ascending; the data of a batch has at most BATCH_BYTES.
 
     Without a base: what is allocated. With one: each changed extent, its holes included.
     """
-    if base_id is None:
-        for offset, length in allocated(snapshot):
-            yield from _data(snapshot, offset, length)
-        return
-    mapped = _Mapped(snapshot)
-    for first, length in changed(snapshot, base_id):
-        position, end = first, first + length
-        while position < end:
-            offset, stop = mapped.next(position)
-            offset, stop = min(offset, end), min(stop, end)
-            if position < offset:
-                yield position, offset - position, None
-            if offset < stop:
-                yield from _data(snapshot, offset, stop - offset)
-            position = max(offset, stop)
+    for spans, filled in _filled(snapshot) if base_id is None else _with_holes(snapshot, base_id):
+        for pieces in _cut(spans, filled):
+            yield from _batched(pieces)
 
 
-class _Mapped:
-    """What is allocated in a snapshot, asked for by ascending positions; what lies between far ones is not listed."""
+def _filled(snapshot: SnapshotLike) -> Iterator[tuple[Spans, Flags]]:
+    import numpy
 
-    def __init__(self, snapshot: SnapshotLike) -> None:
-        self._snapshot = snapshot
-        self._rows: deque[tuple[int, int]] = deque()  # begin and end of extents, ascending
-        self._listed = 0  # what is allocated before is in the rows, or was passed
-
-    def next(self, position: int) -> tuple[int, int]:
-        """The first allocated (begin, end) from a position on, cut there; behind the last one both are the size."""
-        size = self._snapshot.size
-        while True:
-            while self._rows and self._rows[0][1] <= position:
-                self._rows.popleft()
-            if self._rows:
-                begin, end = self._rows[0]
-                return max(begin, position), end
-            start = max(position, self._listed)
-            if start >= size:
-                return size, size
-            rows, self._listed = _page(self._snapshot.allocated_extents, start, size, ROWS_AT_ONCE)
-            self._rows.extend(rows)
+    for page in allocated(snapshot):
+        yield page, numpy.ones(len(page.begin), bool)
 
 
-def _data(snapshot: SnapshotLike, offset: int, length: int) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
-    end = offset + length
-    while offset < end:
-        # Pieces end at multiples of their size, so that zeros are found alike wherever an extent begins.
-        count = min(PIECE_BYTES - offset % PIECE_BYTES, end - offset)
-        plain = snapshot.pread(count, offset)
-        if len(plain) != count:
-            raise BackupError(f"a snapshot gave {len(plain)} bytes at {offset} instead of {count}")
-        yield from _without_zeros(plain, offset)
-        offset += count
+def _with_holes(snapshot: SnapshotLike, base_id: str) -> Iterator[tuple[Spans, Flags]]:
+    """The changed extents, cut into what is allocated and what is not; what lies between far ones is not listed."""
+    import numpy
+
+    rows_max = ROWS_AT_ONCE
+    for page in changed(snapshot, base_id):
+        begin, end = page
+        while len(begin):
+            there, after = _page(snapshot.allocated_extents, int(begin[0]), int(end[-1]), rows_max)
+            count = int(numpy.searchsorted(begin, after))
+            yield _cut_at(Spans(begin[:count], numpy.minimum(end[:count], after)), there)
+            if end[count - 1] > after:  # what is left of it goes with the next ones
+                count -= 1
+                begin[count] = after
+            begin, end = begin[count:], end[count:]
+            rows_max = min(max(ROWS_AT_ONCE, 4 * count), PAGE_EXTENTS)
 
 
-def _without_zeros(plain: bytes, offset: int) -> Iterator[tuple[int, int, bytes | memoryview | None]]:
-    """Splits a piece at long runs of zeros."""
-    end, begun, filled = len(plain), 0, not _is_zero(plain, 0)
-    for at in range(ZERO_BYTES_MIN, end, ZERO_BYTES_MIN):
-        if filled == _is_zero(plain, at):
-            yield offset + begun, at - begun, memoryview(plain)[begun:at] if filled else None
-            begun, filled = at, not filled
-    whole = plain if begun == 0 else memoryview(plain)[begun:]
-    yield offset + begun, end - begun, whole if filled else None
+def _cut_at(spans: Spans, there: Spans) -> tuple[Spans, Flags]:
+    """Spans, cut where others begin and end, and whether each part lies in one of those."""
+    import numpy
+
+    begin, end = spans
+    low, high = numpy.searchsorted(there.end, begin, "right"), numpy.searchsorted(there.begin, end)
+    which, nth = _spread(high - low)
+    other = low[which] + nth
+    inside = Spans(numpy.maximum(begin[which], there.begin[other]), numpy.minimum(end[which], there.end[other]))
+    reached = begin.copy()  # what of each span is behind its last part
+    reached[which] = inside.end  # the last one counts
+    before = numpy.where(nth == 0, begin[which], numpy.roll(inside.end, 1))
+    begins = numpy.concatenate((inside.begin, before, reached))
+    ends = numpy.concatenate((inside.end, inside.begin, end))
+    filled = numpy.arange(len(begins)) < len(which)
+    order = numpy.argsort(begins, kind="stable")
+    order = order[begins[order] < ends[order]]
+    return Spans(begins[order], ends[order]), filled[order]
 
 
-def _is_zero(plain: bytes, at: int) -> bool:
-    """Whether the part that begins there, of ZERO_BYTES_MIN bytes or to the end, is all zeros; stops at the first other
-    byte.
+def _spread(counts: Numbers) -> tuple[Numbers, Numbers]:
+    """For each i counts[i] rows of (i, 0), (i, 1) and so on."""
+    import numpy
+
+    which = numpy.repeat(numpy.arange(len(counts)), counts)
+    return which, numpy.arange(len(which)) - (numpy.cumsum(counts) - counts)[which]
+
+
+def _cut(spans: Spans, filled: Flags) -> Iterator[Pieces]:
+    """The pieces of spans, at most PAGE_EXTENTS at a time.
+
+    They end at multiples of PIECE_BYTES, so that zeros are found alike wherever an extent begins.
     """
-    rest = len(plain) - at
-    return plain.startswith(_ZEROS if rest >= ZERO_BYTES_MIN else _ZEROS[:rest], at)
+    import numpy
+
+    begin, end = spans
+    while len(begin):
+        first = begin // PIECE_BYTES
+        counts = numpy.where(filled, (end - 1) // PIECE_BYTES - first + 1, 1)
+        rows = int(numpy.searchsorted(numpy.cumsum(counts), PAGE_EXTENTS, "right"))
+        if rows == 0:  # the first one alone has more
+            rows, counts[0] = 1, PAGE_EXTENTS
+        which, nth = _spread(counts[:rows])
+        offset = numpy.maximum(begin[which], (first[which] + nth) * PIECE_BYTES)
+        stop = numpy.where(filled[which], numpy.minimum(end[which], (first[which] + nth + 1) * PIECE_BYTES), end[which])
+        yield Pieces(offset, stop - offset, filled[which])
+        if stop[-1] < end[rows - 1]:
+            rows -= 1
+            begin[rows] = stop[-1]
+        begin, end, filled = begin[rows:], end[rows:], filled[rows:]
+
+
+def _batched(pieces: Pieces) -> Iterator[Pieces]:
+    import numpy
+
+    bytes_up_to = numpy.cumsum(numpy.where(pieces.filled, pieces.length, 0))
+    first = passed = 0
+    while first < len(bytes_up_to):
+        end = int(numpy.searchsorted(bytes_up_to, passed + BATCH_BYTES, "right"))
+        end = min(end, first + BATCH_PIECES)
+        yield Pieces(pieces.offset[first:end], pieces.length[first:end], pieces.filled[first:end])
+        first, passed = end, int(bytes_up_to[end - 1])

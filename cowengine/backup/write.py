@@ -3,7 +3,7 @@
 Reads snapshots only and freezes nobody: the requestor has made the snapshots, and tells writers how it ended.
 Format: docs/backup-format.md.
 
-Threads   Any number of backups at once, one per chain. Each reads in the caller's thread and compresses in a pool.
+Threads   Any number of backups at once, one per chain. Each reads and compresses in a pool.
 Durable   A backup in a directory is durable on return and absent after any failure, cancel or crash before.
 """
 
@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cowengine.backup import layout
+from cowengine.backup.batch import reader_of
 from cowengine.backup.codec import checked_level, worker_pool
 from cowengine.backup.manifest import Backup
 from cowengine.backup.names import checked_backup_id, checked_chain, checked_name
-from cowengine.backup.pieces import SnapshotLike, allocated, changed, pieces
+from cowengine.backup.pieces import SnapshotLike, allocated, batches, changed
 from cowengine.backup.pipe import PipeSink, is_pipe
 from cowengine.backup.progress import Cancel, Meter, Progress
 from cowengine.backup.stream import StreamHeader, VolumeEntry
@@ -170,12 +171,10 @@ class _Job:
             writer = StreamWriter(sink, header, pool, compression=self._compression)
             writer.documents(self._documents)
             for index, (entry, snapshot) in enumerate(jobs):
-                for offset, length, plain in pieces(snapshot, entry.from_id):
-                    if plain is not None:
-                        writer.data(index, offset, plain)
-                    elif entry.mode == "changes":
-                        writer.hole(index, offset, length)
-                    meter.advance(length)
+                read_many = reader_of(snapshot)
+                for pieces in batches(snapshot, entry.from_id):
+                    writer.batch(index, read_many, pieces, holes=entry.mode == "changes")
+                    meter.advance(int(pieces.length.sum()))
             totals = writer.finish()
         meter.finish()
         components = (self._documents or {}).get("components")
@@ -230,5 +229,5 @@ def volume_uuid_of(change_id: str) -> str:
 
 
 def _bytes_to_read(entry: VolumeEntry, snapshot: SnapshotLike) -> int:
-    extents = allocated(snapshot) if entry.from_id is None else changed(snapshot, entry.from_id)
-    return sum(length for _, length in extents)
+    pages = allocated(snapshot) if entry.from_id is None else changed(snapshot, entry.from_id)
+    return sum(int((page.end - page.begin).sum()) for page in pages)

@@ -3,6 +3,7 @@
 The loops are C (checksum_impl.c, seal_impl.c); other kernels call them through checksum.pxd. Thread-safe; no state.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from libc.stdint cimport uint64_t
 
 cdef extern from *:
@@ -31,6 +32,19 @@ def xxh64(const unsigned char[::1] data not None, uint64_t seed=0):
             result = ce_xxh64(start, <size_t>length, seed)
     else:
         result = ce_xxh64(start, <size_t>length, seed)
+    return result
+
+
+def xxh64_rows(const unsigned char[::1] rows not None, Py_ssize_t row_bytes, Py_ssize_t length):
+    """The XXH64 of the first `length` bytes of each row of a buffer, as raw uint64; the GIL is released."""
+    cdef Py_ssize_t i, count = rows.shape[0] // row_bytes
+    cdef const unsigned char *start = &rows[0] if count > 0 else NULL
+    cdef bytearray result = PyByteArray_FromStringAndSize(NULL, count * sizeof(uint64_t))
+    cdef uint64_t *checksums = <uint64_t *>PyByteArray_AS_STRING(result)
+    assert 0 < length <= row_bytes
+    with nogil:
+        for i in range(count):
+            checksums[i] = ce_xxh64(start + i * row_bytes, <size_t>length, 0)
     return result
 
 

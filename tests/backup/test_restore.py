@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import put
 
 from cowengine.backup import Backup, restore, verify_backup, write_backup
 from cowengine.backup.stream import StreamHeader, VolumeEntry
@@ -214,7 +215,7 @@ def resized_chain(target: Path, sizes: list[int]) -> tuple[list[Backup], list[by
             for offset in sorted({0, size - 4096, *range(before, size, 1 << 16)}):
                 plain = bytes([index + 1]) * 4096
                 live[offset : offset + 4096] = plain
-                writer.data(0, offset, plain)
+                put(writer, 0, offset, plain)
             backups.append(Backup(header, writer.finish()))
             new.publish(backups[-1])
         states.append(bytes(live))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from by_hand import leave, put
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,11 +75,11 @@ def written(
 
 def small(writer: StreamWriter) -> None:
     writer.documents({"components": ["one"], "note": "x" * 100})
-    writer.data(0, 0, b"a" * 512)
-    writer.hole(0, 4096, 8192)
-    writer.data(0, 12_288, random.Random(3).randbytes(1024))
-    writer.data(1, 512, b"b" * 4096)
-    writer.hole(1, 8192, SIZE - 8192)
+    put(writer, 0, 0, b"a" * 512)
+    leave(writer, 0, 4096, 8192)
+    put(writer, 0, 12_288, random.Random(3).randbytes(1024))
+    put(writer, 1, 512, b"b" * 4096)
+    leave(writer, 1, 8192, SIZE - 8192)
 
 
 def records_of(stream: bytes) -> Iterator[tuple[int, int]]:
@@ -122,8 +123,8 @@ def test_what_was_written_is_read(compression: str) -> None:
 
     def many(writer: StreamWriter) -> None:
         for index in range(1000):
-            writer.data(0, index * 4096, index.to_bytes(2, "little") * 2048)
-        writer.data(1, 0, noise)
+            put(writer, 0, index * 4096, index.to_bytes(2, "little") * 2048)
+        put(writer, 1, 0, noise)
 
     extents = read_all(written(many, compression=compression))
     assert [extent[1] for extent in extents[:1000]] == [index * 4096 for index in range(1000)]
