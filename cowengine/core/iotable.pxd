@@ -13,6 +13,7 @@ cdef class IOTable:
     # Each returns 0 or a positive errno; a read that meets the end of the file, STATUS_SHORT.
     cdef int read_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
+    cdef void begin_read(self, int fd, uint64_t offset, uint64_t length) noexcept nogil     # a hint; never waits
     cdef int fdatasync_errno(self, int fd) except -1
     cdef int read_python(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept with gil
     cdef int write_python(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept with gil

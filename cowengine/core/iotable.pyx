@@ -38,6 +38,8 @@ cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate" (int fd, int mode, int64_t offset, int64_t length)
     int c_sync_file_range "sync_file_range" (int fd, int64_t offset, int64_t length, unsigned int flags)
     int SYNC_FILE_RANGE_WRITE
+    int c_fadvise "posix_fadvise" (int fd, int64_t offset, int64_t length, int advice)
+    int POSIX_FADV_WILLNEED
     int FALLOC_FL_KEEP_SIZE
     int FALLOC_FL_PUNCH_HOLE
 
@@ -172,6 +174,10 @@ cdef class IOTable:
         if not self.direct:
             return self.write_python(fd, buffer, length, offset)
         return _pwrite_all(fd, buffer, length, offset)
+
+    cdef void begin_read(self, int fd, uint64_t offset, uint64_t length) noexcept nogil:
+        if self.direct:
+            c_fadvise(fd, <int64_t>offset, <int64_t>length, POSIX_FADV_WILLNEED)
 
     cdef int read_python(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept with gil:
         cdef size_t done

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
+from cowengine.core.readahead import read_ahead
 from cowengine.core.roots import Head, Root
 from cowengine.engine.clones import clone_deleted, cloned
 from cowengine.engine.engine import Engine, close_unopened
@@ -244,30 +245,32 @@ def replay(engine: Engine, data: bytes, durable: int | None = None) -> None:
     """
     sb, log = engine.superblock, engine.log
     chain: set[int] = set()
-    last: Record | None = None
+    records: list[Record] = []
     end = log.position, log.sequence, log.checksum
     while len(chain) * log.unit < log.size:
         found = _next_record(engine, data)
         if found is None:
             break
-        if last is not None:
-            _apply(engine, last)
         end = log.position, log.sequence, log.checksum
-        last, checksum, length, place = found
-        if last.generation > sb.generation + 1:  # no more than one superblock can be lost
-            raise CorruptionError(f"record {last.sequence} follows superblock {last.generation}, which is lost")
+        record, checksum, length, place = found
+        if record.generation > sb.generation + 1:  # no more than one superblock can be lost
+            raise CorruptionError(f"record {record.sequence} follows superblock {record.generation}, which is lost")
+        records.append(record)
         chain.add(place % log.size)
         log.position = place + log.padded(length)
-        log.sequence, log.checksum = last.sequence, checksum
-    dropped = ""
+        log.sequence, log.checksum = record.sequence, checksum
+    last, dropped = records[-1] if records else None, ""
     # What an owner announced is there, and he may be writing: only a file that stands still is looked at (I52).
     if last is not None and durable is None and last.sequence > sb.tip_sequence and not _is_whole(engine, last):
         dropped = _contents(last)
         logger.warning("%s: the last record is dropped, its data was not written: %s", engine.name, dropped)
-        last = None
+        records.pop()
         log.position, log.sequence, log.checksum = end
-    if last is not None and (durable is None or last.sequence <= max(durable, sb.tip_sequence)):
-        _apply(engine, last)
+    elif last is not None and durable is not None and last.sequence > max(durable, sb.tip_sequence):
+        records.pop()
+    read_ahead(engine.path, b"".join(record.deltas for record in records))
+    for record in records:
+        _apply(engine, record)
     if log.sequence < sb.tip_sequence:
         raise CorruptionError(f"record {log.sequence + 1} of the commit log is missing; it was confirmed", engine.name)
     for offset, header in records_beyond(data, sb, log.sequence if durable is None else None):

@@ -1,0 +1,3 @@
+from cowengine.core.datapath import DataPath
+
+def read_ahead(path: DataPath, deltas: bytes) -> None: ...
