@@ -436,10 +436,11 @@ cdef class DataPath(ReadPath):
             head = self.live
         return fence_all([head])[0]
 
-    def take_batch(self, list keep not None, uint64_t vouched_max=0):
+    def take_batch(self, list keep not None, uint64_t vouched_max=0, Head fenced=None):
         """Takes the open batch: (deltas, freed runs, freed nodes, data_writes, superseded nodes, roots).
 
-        After `fence`, waits until every write of the ended epoch is published. The three arrays are bytes as in a
+        After a `fence`, or with one over the head `fenced` in the same instant, waits until every write of the ended
+        epoch is published. The three arrays are bytes as in a
         record. `keep` are the heads whose maps as of the batch are kept: roots are their Roots, and if there are any,
         superseded nodes are [(slot, count)].
 
@@ -449,6 +450,8 @@ cdef class DataPath(ReadPath):
         cdef bint is_vouched
         cdef bytes deltas
         self.mutex.acquire()
+        if fenced is not None:
+            fenced.fence()
         self.await_older()
         if self.state != 0:
             self.mutex.release()

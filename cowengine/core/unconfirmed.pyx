@@ -65,7 +65,7 @@ cdef class Unconfirmed:
     def checks(self):
         """The checks of what the batch taken last places, as [(slot, checksum)].
 
-        Empty if it cannot be read, or if there is no memory.
+        The disk begins with the blocks meanwhile. Empty if they cannot be read, or if there is no memory.
         """
         cdef uint64_t i, blocks = slots_of(&self.fenced) // self.slots_per_block
         cdef uint64_t piece = max(self.block_bytes, <uint64_t>PIECE_BYTES)
@@ -74,6 +74,9 @@ cdef class Unconfirmed:
         cdef int status
         if blocks == 0:
             return []
+        for i in range(self.fenced.count):
+            self.io.begin_write(
+                self.fd, self.fenced.items[i].slot * NODE_BYTES, self.fenced.items[i].count * NODE_BYTES)
         buffer, checks = <char *>malloc(piece), <uint64_t *>malloc(blocks * 2 * sizeof(uint64_t))
         try:
             if buffer == NULL or checks == NULL:

@@ -32,7 +32,8 @@ REUSE_SHARE = 4  # reuse a span's free slots when they are more than one in so m
 PUNCH_SLOTS_MIN = 16  # smaller runs are punched only where a snapshot was deleted, or together with their neighbours
 PREWRITE_SLOTS = 256
 REFUSED_MAX = 64  # runs without space that are tried before a full file system is believed
-FREQUENT_BLOCKS = 64  # placed since the last commit: fewer than that, and a runway is written with zeros first
+RUNWAY_SLOTS_MAX = 4096  # where many blocks are placed between two commits
+FREQUENT_BLOCKS = 64  # placed since the last commit but one: fewer, and a runway is written with zeros first
 _PAIR = struct.Struct("<QQ")
 
 Run = tuple[int, int]
@@ -57,7 +58,7 @@ class Allocator:
         for region in sorted(regions, key=lambda region: region.slot):
             self.keep_off(region)
         self._cursor = 0
-        self._placed_at_commit = 0
+        self._placed_at_commits = (0, 0)  # the last two
         self._tight = False  # the file system has been full
         self._scraps: list[Run] = []  # busy, in front of runways
         self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
@@ -135,9 +136,12 @@ class Allocator:
         """Gives the data path at least `slots` slots to place blocks in, or as many runs as it has room for."""
         with self._lock:
             missing = max(slots, RUNWAY_SLOTS) - self._path.runway_slots()
+            placed = self._path.blocks_placed - self._placed_at_commits[0]
+            # The more is placed between commits, the more at once: a writer who has to come here is late.
+            wanted = min(placed * self.block_slots, RUNWAY_SLOTS_MAX) // RUNWAY_SLOTS * RUNWAY_SLOTS
             while missing > 0:
-                run = self._pick(max(RUNWAY_SLOTS, self.block_slots), self.block_slots)
-                if self._path.blocks_placed - self._placed_at_commit < FREQUENT_BLOCKS:
+                run = self._pick(max(wanted, RUNWAY_SLOTS, self.block_slots), self.block_slots)
+                if placed < FREQUENT_BLOCKS:
                     # A barrier over space that was written before costs half of one that has to allocate it.
                     self._zeroed(run)
                 missing -= run[1]
@@ -182,7 +186,7 @@ class Allocator:
 
     def committed(self) -> None:
         """A record was acknowledged."""
-        self._placed_at_commit = self._path.blocks_placed
+        self._placed_at_commits = (self._placed_at_commits[1], self._path.blocks_placed)
 
     # -- for nodes ----------------------------------------------------------------------------------------------------
     def take(self, count: int, *, dispensable: bool = False) -> list[Run]:

@@ -86,6 +86,7 @@ logger = logging.getLogger("cowengine.engine")
 EVENT_BYTES_FIXED = 80  # of a snapshot event, without name and metadata
 SMALL_EVENTS_BYTES = 100
 DIRTY_NODES_MAX = 4096
+REPLAY_BYTES_MAX = 5 << 18  # of log between two checkpoints: after a crash all of it is replayed
 # Three checkpoints' worth of nodes for a delete, because two are kept.
 RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
 
@@ -279,7 +280,7 @@ class Engine:
         self.path.check_state()
         self.whereabouts.require()
         log = self.log
-        interval = (log.size - 2 * log.record_max) // 2 - 2 * log.record_max
+        interval = min((log.size - 2 * log.record_max) // 2 - 2 * log.record_max, REPLAY_BYTES_MAX)
         dirty = self.path.dirty_nodes() + self.seals.dirty_nodes()
         due = log.position - self.bases[1] > interval or dirty > DIRTY_NODES_MAX
         needed = log.record_max * (1 if for_delete else 2)
@@ -300,26 +301,27 @@ class Engine:
 
     def commit(
         self, events: Sequence[Event] = (), *, keep: Sequence[Head] = (), batch: Batch | None = None, epoch: int = 0,
-        room_made: bool = False, meanwhile: Meanwhile | None = None,
+        fenced: Head | None = None, room_made: bool = False, meanwhile: Meanwhile | None = None,
     ) -> list[Root]:  # fmt: skip
         """Makes everything published so far durable, and the events with it. Returns the roots of the heads to keep.
 
-        The lock is held. `room_made` says that `make_room` was called; it must be before a fence. `batch` is what a
-        reclaim has taken already; what it freed is to be punched to the last slot, later. `meanwhile(roots)` does what
-        follows from the events in memory while the disk writes their record: if that fails, nothing of this handle
-        counts any more (I10).
+        The lock is held. The epoch of `fenced` ends as the batch is taken. `room_made` says that `make_room` was
+        called; it must be before a fence. `batch` is what a reclaim has taken already; what it freed is to be punched
+        to the last slot, later. `meanwhile(roots)` does what follows from the events in memory while the disk writes
+        their record: if that fails, nothing of this handle counts any more (I10).
         """
         if not room_made:
             self.make_room()
         roots: list[Root] = []
         with self.undivided():
-            for _ in self.commit_steps(roots, events, keep, batch, epoch, meanwhile):
+            for _ in self.commit_steps(roots, events, keep, batch, epoch, fenced, meanwhile):
                 self.barrier()
         return roots
 
     def commit_steps(
         self, roots: list[Root], events: Sequence[Event] = (), keep: Sequence[Head] = (), batch: Batch | None = None,
-        epoch: int = 0, meanwhile: Meanwhile | None = None, *, events_can_wait: bool = False,
+        epoch: int = 0, fenced: Head | None = None, meanwhile: Meanwhile | None = None, *,
+        events_can_wait: bool = False,
     ) -> Iterator[bool]:  # fmt: skip
         """A commit in steps: wherever it stops, a barrier is due before it goes on. The roots are added to `roots`.
 
@@ -329,7 +331,7 @@ class Engine:
         punch_all = batch is not None
         if batch is None:
             self.begin_take()
-            batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events))
+            batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events), fenced)
         deltas, freed, freed_nodes, writes, superseded, kept = batch
         roots += kept
         self.superseded += superseded
@@ -431,9 +433,10 @@ class Engine:
             self.require_head(head)
             self.require_name_free(name)
             self.make_room()
-            with self.undivided():
-                event = self.new_event(name, metadata, epoch=self.path.fence(head), head=head)
-                self.commit([event], keep=[head], room_made=True, meanwhile=lambda roots: self.taken(event, *roots))
+            event = self.new_event(name, metadata, epoch=head.epoch, head=head)
+            self.commit(
+                [event], keep=[head], fenced=head, room_made=True, meanwhile=lambda roots: self.taken(event, *roots)
+            )
             return self.live_snapshot(event.id)
 
     def taken(self, event: SnapshotEvent, root: Root, *, seal_later: bool = False) -> LineageRecord:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from cowengine.core.iotable import IOTable
 from cowengine.format import SLOT_BYTES
 
+RECORD_BYTES_MAX = 1 << 20  # what writers may fill while a commit waits for the disk
+
 
 class CommitLog:
     """The ring, with the chain's end: sequence and checksum of the last record."""
@@ -28,7 +30,7 @@ class CommitLog:
         self.checksum = 0
         # Two checkpoint intervals, a record that wraps and a reserve for deletes must fit
         # (docs/notes/0002-log-room.md).
-        self.record_max = min(self.size // 8, 256 * 1024)
+        self.record_max = min(self.size // 8, RECORD_BYTES_MAX)
 
     def padded(self, length: int) -> int:
         """The room that a record of `length` bytes takes."""

@@ -19,9 +19,9 @@ from cowengine.core.datapath import DataPath
 from cowengine.engine.allocator import Allocator, Run
 from cowengine.format import PAIR_BYTES, SLOT_BYTES, Event, SnapshotEvent
 
-# A record vouches for no more data, and frees no more: to sum up more would cost what the second barrier does, and an
-# open reads no more than this and the log (I51).
-VOUCHED_BYTES = 256 << 10
+# A record vouches for no more data, and frees no more: to sum up more would cost what the second barrier does, even
+# while the disk writes, and an open reads no more than this and the log (I51).
+VOUCHED_BYTES = 1 << 20
 RECORD_SHARE = 8  # of a record's room, at most, for checks
 
 

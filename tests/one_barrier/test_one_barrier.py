@@ -22,9 +22,9 @@ from cowengine.engine.vouching import VOUCHED_BYTES
 from cowengine.errors import NoSpaceError, OutOfRangeError, PoisonedError
 
 BLOCK = 4096
-SIZE = 128 * BLOCK
 PATH = "/disk/volume"
 MANY = VOUCHED_BYTES // BLOCK
+SIZE = 2 * VOUCHED_BYTES
 
 
 def filled(letter: str, blocks: int = 1) -> bytes:
@@ -466,9 +466,10 @@ def test_without_memory_for_checks_there_are_none(kernel: str, allocation: int) 
 
 
 def test_large_blocks_are_vouched_for_as_far_as_the_limit_goes() -> None:
-    for block_size, vouching in ((64 << 10, 1), (256 << 10, 1), (512 << 10, 0)):
+    for block_size, blocks, vouching in ((64 << 10, 16, 1), (512 << 10, 2, 1), (512 << 10, 3, 0)):
         volume = Volume.create(PATH, 8 << 20, io=MemoryDisk(), background=False, block_size=block_size)
-        volume.pwrite(filled("a"), block_size)
+        for block in range(blocks):
+            volume.pwrite(filled("a"), block * block_size)
         with costing(volume, 2 - vouching, vouching):
             volume.flush()
         volume.close()

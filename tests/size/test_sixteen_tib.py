@@ -72,7 +72,7 @@ def write_at_both_ends(path: Path, size: int) -> None:
         first.delete()
         assert volume.check().problems == []
         assert volume.stats()["memory_bytes"] < 2 * MIB
-    assert path.stat().st_blocks * 512 < 8 * MIB
+    assert path.stat().st_blocks * 512 < 20 * MIB
 
 
 @pytest.mark.privileged("mkfs.xfs", "mount")
@@ -123,12 +123,12 @@ def test_each_step_on_16_tib_takes_next_to_nothing(xfs: Path) -> None:
         Volume.open(path).close()
     used = path.stat().st_blocks * 512
     print(f"file: {used / MIB:.1f} MiB")
-    assert used < 12 * MIB
+    assert used < 24 * MIB
 
 
 @pytest.mark.privileged("mkfs.ext4", "mount")
 def test_the_largest_volume_that_ext4_can_hold(ext4: Path) -> None:
-    write_at_both_ends(ext4 / "v", 16 * TIB - 16 * MIB)
+    write_at_both_ends(ext4 / "v", 16 * TIB - 32 * MIB)
     with pytest.raises(OutOfRangeError, match="file"):
         Volume.create(ext4 / "w", 16 * TIB)
     assert not (ext4 / "w").exists()

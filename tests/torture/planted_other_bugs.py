@@ -124,7 +124,9 @@ def raw_image_named_too_early(plant: Plant) -> None:
 class Hurried(DataPath):
     """The fence of a snapshot waits for no write."""
 
-    def take_batch(self, keep: Any, vouched_max: int = 0) -> Any:
+    def take_batch(self, keep: Any, vouched_max: int = 0, fenced: Any = None) -> Any:
+        if fenced is not None:
+            self.fence(fenced)
         frozen = [(head, head.frozen) for head in self.heads.values()]
         for head, _ in frozen:
             head.set_epochs(head.epoch, 0)
