@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 from big_maps import BigMaps
+from memory import present
 from page import page
 from race import ONCE, Budget, Race
 from result import Line
@@ -30,6 +31,7 @@ T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 LINES = pytest.StashKey[list[Line]]()
 FIELD = pytest.StashKey[Field]()
+MEMORY = pytest.StashKey[str]()
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,15 @@ def directory(scale: Scale) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def field(directory: Path, scale: Scale, request: pytest.FixtureRequest) -> Iterator[Field]:
+def memory(scale: Scale, request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the page cache will need belongs to this machine before anything is measured."""
+    with present(scale(64, 0, quick=2) << 30) as done:
+        request.config.stash[MEMORY] = done
+        yield
+
+
+@pytest.fixture(scope="session")
+def field(directory: Path, scale: Scale, memory: None, request: pytest.FixtureRequest) -> Iterator[Field]:
     """The subjects of this run, running."""
     subjects = all_subjects(scale(4096 * MiB, LEAST_ROOM, quick=1024 * MiB))
     with started(subjects, directory, at_once=not scale.full) as found:
@@ -124,6 +134,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[LINES] = []
     config.stash[FIELD] = Field()
+    config.stash[MEMORY] = ""
     if not config.getoption("benchmark_disable") and not config.getoption("benchmark_json"):
         RESULTS.mkdir(exist_ok=True)
         config.option.benchmark_quiet = True  # our own tables say what theirs would, as ratios
@@ -154,6 +165,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     output_json["quick"] = bool(config.getoption("quick"))
     output_json["subjects"] = {subject.name: subject.settings for subject in field.running}
     output_json["missing"] = field.missing
+    output_json["memory"] = config.stash[MEMORY]
     Path(config.option.benchmark_json).with_suffix(".html").write_text(page(output_json), encoding="utf-8")
 
 
@@ -169,7 +181,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.write_sep("=", "cowengine beside a raw file, and its peers")
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
-    settings = [f"{subject.name}: {subject.settings}" for subject in field.running]
+    settings = [config.stash[MEMORY], *(f"{subject.name}: {subject.settings}" for subject in field.running)]
     shown = [machine, *settings, *missing, "", *cowengine_table(lines), "", *peers_table(lines), ""]
     for line in [*shown, f"written to {config.getoption('benchmark_json')} and .html beside it"]:
         terminalreporter.write_line(line)

@@ -73,7 +73,7 @@ def sequential_reads_raw(raw, workload, size):
 
 def test_random_reads_of_a_snapshot(race, scale):
     """The newest of 1, 50 and 100,000 snapshots, with a 4 KiB write before every eighth; as it is and sealed."""
-    size, reads = scale(256, 8, quick=16) * MiB, scale(1024, 16)
+    size, reads = scale(256, 8, quick=16) * MiB, scale(8192, 16, quick=1024)
     some, many = scale(50, 2, quick=5), scale(100_000, 20, quick=2000)
 
     def newest(snapshots, sealed=False):
