@@ -106,10 +106,11 @@ def read_all(runner: FaultRunner) -> Any:
 
 
 def filled(source: Any) -> bytes:
-    """What it reads into memory of ours."""
-    buffer = bytearray(source.size)
-    source.pread_into(buffer, 0)
-    return bytes(buffer)
+    """What it reads into memory of ours, at once and by its halves."""
+    whole, halves, half = bytearray(source.size), bytearray(source.size), source.size // 2
+    source.pread_into(whole, 0)
+    source.pread_many(halves, [(0, half), (half, source.size - half)])
+    return bytes(whole + halves)
 
 
 def read_otherwise(snapshot: Any) -> tuple[bytes, bytes]:
