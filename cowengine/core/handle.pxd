@@ -8,7 +8,9 @@ from cowengine.core.roots cimport Head, Root
 
 cdef class Handle:
     cdef readonly DataPath _path
+    cdef bint direct            # exactly a DataPath: a subclass may override what it is asked in Python
 
+    cdef void lead_to(self, DataPath path)
     cdef bytes read(self, Root root, uint64_t size, length, offset)
     cdef object read_into(self, Root root, uint64_t size, buffer, offset)
     cdef int settle(self, int status) except -1

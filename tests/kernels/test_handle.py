@@ -19,6 +19,7 @@ import numpy
 import pytest
 
 from cowengine import AnchorError, Snapshot, Volume
+from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.errors import (
     BusyError,
@@ -407,3 +408,33 @@ def test_they_can_be_replaced_and_called_by_keyword(volume: Volume, monkeypatch:
         assert volume.pwrite(data=b"noted", offset=BLOCK) == 5 and seen == [BLOCK]
     assert volume.pwrite(offset=BLOCK, data=b"again") == 5 and seen == [BLOCK]
     assert volume.pread(offset=BLOCK, length=5) == b"again"
+
+
+def test_a_data_path_whose_methods_are_overridden_is_asked_by_them(volume: Volume) -> None:
+    """So tests plant bugs in it."""
+    asked = []
+
+    class Noting(DataPath):
+        def pread(self, length: int, offset: int, root: Any = None) -> bytes:
+            asked.append("pread")
+            return bytes(length)
+
+        def pread_into(self, buffer: Any, offset: int, length_max: int, root: Any = None) -> int:
+            asked.append("pread_into")
+            return length_max
+
+        def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
+            asked.append("pwrite")
+            return len(data)
+
+    snapshot = volume.snapshot("taken")
+    snapshot.pread(1, 0)
+    path = Noting(volume.engine.io, volume.engine.fd, 0, 12, 1 << 16, None, None)
+    path.live.set_size(SIZE)
+    volume._bind(path, path.live)
+    snapshot._bind(path, SIZE)
+    assert volume.pread(3, 0) == bytes(3) == snapshot.pread(3, 0)
+    assert volume.pread_into(bytearray(3), 0) == 3 == snapshot.pread_into(bytearray(3), 0)
+    assert volume.pwrite(b"three", 0) == 5
+    assert asked == ["pread"] * 2 + ["pread_into"] * 2 + ["pwrite"]
+    volume._bind(volume.engine.path, volume.engine.path.live)

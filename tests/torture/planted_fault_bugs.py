@@ -24,9 +24,9 @@ DELETES = Machine(("pwrite", "snapshot", "delete", "reopen", "arm_read"), "fault
 class Silent(DataPath):
     """A write whose blocks the disk refused counts as done."""
 
-    def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+    def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
         try:
-            return int(super().pwrite(data, offset, head))
+            return int(super().pwrite(data, offset, head, done, status))
         except StorageError:
             return memoryview(data).nbytes
 
@@ -39,9 +39,9 @@ def error_of_a_data_write_swallowed(plant: Plant) -> None:
 class Forgetful(DataPath):
     """A write that finds the disk full throws away what the open batch has."""
 
-    def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+    def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
         try:
-            return int(super().pwrite(data, offset, head))
+            return int(super().pwrite(data, offset, head, done, status))
         except NoSpaceError:
             self.take_batch([])
             raise
@@ -59,9 +59,9 @@ class Doubling(DataPath):
         self.home = regions[0]
         super().set_regions(regions)
 
-    def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+    def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
         try:
-            return int(super().pwrite(data, offset, head))
+            return int(super().pwrite(data, offset, head, done, status))
         except (NoSpaceError, StorageError):
             slots, block = self.block_bytes // SLOT_BYTES, offset // self.block_bytes
             _, slot, blocks = self.home

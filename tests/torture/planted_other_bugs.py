@@ -145,11 +145,11 @@ def write_in_flight_missed_by_the_fence(plant: Plant) -> None:
 class Racing(DataPath):
     """A write of a part of a block reads the rest before it waits for its turn."""
 
-    def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+    def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
         size = int(self.block_bytes)
         block, skip = divmod(offset, size)
         if skip + len(data) > size or len(data) == size:
-            return super().pwrite(data, offset, head)
+            return super().pwrite(data, offset, head, done, status)
         whole = bytearray(self.pread(size, block * size, head or self.live))
         whole[skip : skip + len(data)] = data
         super().pwrite(whole, block * size, head)
@@ -202,9 +202,9 @@ def failed_write_of_nodes_ignored(plant: Plant) -> None:
 class Deaf(DataPath):
     """A write that fails counts as done."""
 
-    def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+    def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
         try:
-            return super().pwrite(data, offset, head)
+            return super().pwrite(data, offset, head, done, status)
         except StorageError:
             return len(data)
 

@@ -61,13 +61,13 @@ def frozen_block_written_in_place(plant: Plant) -> None:
      "a write of a part of a shared block does not copy the rest of it")  # fmt: skip
 def part_of_a_block_loses_the_rest(plant: Plant) -> None:
     class Careless(DataPath):
-        def pwrite(self, data: Any, offset: int, head: Any = None) -> int:
+        def pwrite(self, data: Any, offset: int, head: Any = None, done: int = 0, status: int = 0) -> int:
             chosen, size = head or self.live, int(self.block_bytes)
             block, skip = divmod(offset, size)
             whole = skip and skip + len(data) < size and (block + 1) * size <= chosen.size
             if whole and not self.extents(chosen, block, block + 1, 1, chosen.frozen):
                 return super().pwrite(bytes(skip) + bytes(data) + bytes(size - skip - len(data)), block * size, head)
-            return super().pwrite(data, offset, head)
+            return super().pwrite(data, offset, head, done, status)
 
     plant.data_path(Careless)
 
