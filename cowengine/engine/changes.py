@@ -39,8 +39,9 @@ class Changes:
     def find(self, hashed: int, on_disk: Sequence[int]) -> set[int]:
         """The places of a hash, of which the index has those in `on_disk`."""
         found = {place for place in on_disk if (hashed, place) not in self.removed} if on_disk else set()
-        if hashed in self._first:
-            found.add(self._first[hashed])
+        first = self._first.get(hashed)
+        if first is not None:
+            found.add(first)
             found |= self._further.get(hashed, set())
         return found
 

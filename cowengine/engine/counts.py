@@ -44,11 +44,12 @@ class Counts:
 
     def add(self, number: int, difference: int) -> None:
         """There is a snapshot of this id, or no more."""
-        self.touch(number)
-        page = self._pages.get(number // IDS_PER_COUNT_LEAF)
+        leaf = number // IDS_PER_COUNT_LEAF
+        page = self._pages.get(leaf)
         if page is None:
-            page = self._pages[number // IDS_PER_COUNT_LEAF] = bytearray(COUNTS_PER_LEAF)
+            page = self._pages[leaf] = bytearray(COUNTS_PER_LEAF)
         page[_place(number)] += difference
+        self._changed.add(leaf)
         self.total += difference
 
     def touch(self, number: int) -> None:

@@ -174,7 +174,7 @@ class Names:
         if not self.kept:
             self.load()
         places = self._changes.find(hashed, on_disk)
-        return {place & ~KIND_MASK for place in places if place & KIND_MASK == kind}
+        return {place & ~KIND_MASK for place in places if place & KIND_MASK == kind} if places else places
 
     # -- changes, behind `prepare` ------------------------------------------------------------------------------------
     def add(self, record: LineageRecord) -> None:
@@ -183,7 +183,8 @@ class Names:
             self._changes.add(self._hash(record.name), KIND_NAME | record.id)
             self._changes.add(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, 1)
-            self.move(record.id, NONE_ID, record.parent)
+            if has_parent_entry(record.id, record.parent):
+                self._changes.add(parent_hash(self._fold, record.parent), KIND_PARENT | record.id)
 
     def remove(self, record: LineageRecord) -> None:
         """A snapshot was deleted."""

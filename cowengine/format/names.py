@@ -42,7 +42,7 @@ def _key_hash(fold: int, kind: bytes, stem: bytes, tail: int) -> int:
 
 def name_hash(fold: int, name: str) -> int:
     """Of a snapshot's name."""
-    raw = name.encode(errors="surrogatepass")
+    raw = name.encode("utf-8", "surrogatepass")
     return _key_hash(fold, b"\x01", raw[:-1], raw[-1] if raw else 0)
 
 

@@ -80,6 +80,7 @@ ONLY = {  # of files that would take long
         "test_a_damaged_node_is_an_error_for_a_reader_and_never_other_bytes",
         "test_a_reader_sees_each_snapshot_as_soon_as_it_was_taken_and_none_that_was_deleted",
         "test_a_snapshot_that_was_listed_and_then_deleted_is_not_found",
+        "test_a_snapshot_whose_barrier_has_not_returned_is_not_believed",
         "test_two_holders_of_one_snapshot_let_go_one_after_the_other",
     ),
     "tests/regressions/test_growth.py": ("test_anchors_that_are_gone_are_not_remembered",),
