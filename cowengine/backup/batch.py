@@ -41,14 +41,12 @@ def read_batch(read_many: ReadMany, pieces: Pieces) -> tuple[NDArray[Any], memor
     """
     import numpy
 
-    extents = numpy.column_stack((pieces.offset, pieces.length)).astype(numpy.uint64)
-    wanted = extents[pieces.filled]
-    length = int(wanted[:, 1].sum())
+    extents, filled, length = pieces
     plain = _buffer()[:length]
-    count = read_many(plain, wanted)
+    count = read_many(plain, extents if filled.all() else extents[filled])
     if count != length:
         raise BackupError(f"a snapshot gave {count} bytes instead of {length}")
-    parts = survey(plain, extents, pieces.filled.view(numpy.uint8), ZERO_BYTES_MIN)
+    parts = survey(plain, extents, filled.view(numpy.uint8), ZERO_BYTES_MIN)
     return numpy.frombuffer(parts, dtype=_PART), plain
 
 

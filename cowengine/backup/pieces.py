@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+    from cowengine.extents import ExtentArray
+
     Numbers = NDArray[numpy.int64]
     Flags = NDArray[numpy.bool_]
 
@@ -59,10 +61,12 @@ class Spans(NamedTuple):
 class Pieces(NamedTuple):
     """Consecutive pieces of a backup: extents of at most PIECE_BYTES that hold data, and holes of any length."""
 
-    offset: Numbers
-    length: Numbers
+    extents: ExtentArray
+    """Rows of offset and length."""
     filled: Flags
     """Which hold data."""
+    data_bytes: int
+    """Of those."""
 
 
 def allocated(snapshot: SnapshotLike) -> Iterator[Spans]:
@@ -183,7 +187,8 @@ def _cut(spans: Spans, filled: Flags) -> Iterator[Pieces]:
         which, nth = _spread(counts[:rows])
         offset = numpy.maximum(begin[which], (first[which] + nth) * PIECE_BYTES)
         stop = numpy.where(filled[which], numpy.minimum(end[which], (first[which] + nth + 1) * PIECE_BYTES), end[which])
-        yield Pieces(offset, stop - offset, filled[which])
+        extents, holds = numpy.column_stack((offset, stop - offset)).astype(numpy.uint64), filled[which]
+        yield Pieces(extents, holds, int(extents[holds, 1].sum()))
         if stop[-1] < end[rows - 1]:
             rows -= 1
             begin[rows] = stop[-1]
@@ -193,10 +198,11 @@ def _cut(spans: Spans, filled: Flags) -> Iterator[Pieces]:
 def _batched(pieces: Pieces) -> Iterator[Pieces]:
     import numpy
 
-    bytes_up_to = numpy.cumsum(numpy.where(pieces.filled, pieces.length, 0))
+    bytes_up_to = numpy.cumsum(pieces.extents[:, 1].astype(numpy.int64) * pieces.filled)
     first = passed = 0
     while first < len(bytes_up_to):
         end = int(numpy.searchsorted(bytes_up_to, passed + BATCH_BYTES, "right"))
         end = min(end, first + BATCH_PIECES)
-        yield Pieces(pieces.offset[first:end], pieces.length[first:end], pieces.filled[first:end])
-        first, passed = end, int(bytes_up_to[end - 1])
+        before, passed = passed, int(bytes_up_to[end - 1])
+        yield Pieces(pieces.extents[first:end], pieces.filled[first:end], passed - before)
+        first = end

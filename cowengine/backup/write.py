@@ -174,7 +174,7 @@ class _Job:
                 read_many = reader_of(snapshot)
                 for pieces in batches(snapshot, entry.from_id):
                     writer.batch(index, read_many, pieces, holes=entry.mode == "changes")
-                    meter.advance(int(pieces.length.sum()))
+                    meter.advance(int(pieces.extents[:, 1].sum()))
             totals = writer.finish()
         meter.finish()
         components = (self._documents or {}).get("components")

@@ -27,4 +27,5 @@ def leave(writer: StreamWriter, volume: int, offset: int, length: int) -> None:
 
 def pieces_of(offset: int, length: int, filled: bool) -> Pieces:
     """One piece."""
-    return Pieces(numpy.array([offset]), numpy.array([length]), numpy.array([filled]))
+    extents = numpy.array([[offset, length]], dtype=numpy.uint64)
+    return Pieces(extents, numpy.array([filled]), length if filled else 0)

@@ -24,7 +24,8 @@ SIZE = 4 << 20
 def parts(snapshot, base_id):
     """(offset, length, bytes or None for zeros) of all that goes into a backup."""
     for pieces in batches(snapshot, base_id):
-        assert len(pieces.offset) <= BATCH_PIECES and int(pieces.length[pieces.filled].sum()) <= BATCH_BYTES
+        assert len(pieces.extents) <= BATCH_PIECES
+        assert pieces.data_bytes == int(pieces.extents[pieces.filled, 1].sum()) <= BATCH_BYTES
         found, plain = read_batch(reader_of(snapshot), pieces)
         for offset, length, at, checksum in found.tolist():
             data = None if at == NOWHERE else bytes(plain[at : at + length])
@@ -175,8 +176,8 @@ def test_an_extent_of_any_size_is_cut_in_bounded_memory(base_id):
     """Every byte once, in pieces that end at multiples of their size; each hole in one."""
     reached, holes, most = 0, [], 0
     for pieces in batches(Huge(), base_id):
-        most = max(most, len(pieces.offset))
-        for offset, length, filled in zip(*(column.tolist() for column in pieces), strict=True):
+        most = max(most, len(pieces.extents))
+        for (offset, length), filled in zip(pieces.extents.tolist(), pieces.filled.tolist(), strict=True):
             assert offset >= reached and (base_id is None or offset == reached)
             if filled:
                 assert offset // PIECE_BYTES == (offset + length - 1) // PIECE_BYTES
