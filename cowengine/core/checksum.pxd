@@ -14,4 +14,9 @@ cdef extern from "checksum_impl.h" nogil:
 
 
 cdef extern from "seal_impl.h" nogil:
-    uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int portable) noexcept
+    enum:
+        CE_FASTEST
+        CE_PORTABLE
+        CE_BY_INSTRUCTION
+
+    uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int kernel) noexcept

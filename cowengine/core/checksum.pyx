@@ -48,10 +48,14 @@ def xxh64_rows(const unsigned char[::1] rows not None, Py_ssize_t row_bytes, Py_
     return result
 
 
-def seal_of(const unsigned char[::1] block not None, uint64_t slot, bint portable=False):
+#: Kernels of `seal_of`; without any of the processor's instructions, and with that for CRC32C alone.
+PORTABLE, BY_INSTRUCTION = CE_PORTABLE, CE_BY_INSTRUCTION
+
+
+def seal_of(const unsigned char[::1] block not None, uint64_t slot, int kernel=CE_FASTEST):
     """The seal of a block that begins at `slot`: 1 .. 2**32 - 1. The length must be a multiple of 32.
 
-    `portable` does without the processor's instruction; the result is the same. The GIL is released.
+    `kernel` chooses another than the fastest; the result is the same. The GIL is released.
     """
     cdef Py_ssize_t length = block.shape[0]
     cdef const unsigned char *start = &block[0] if length > 0 else NULL
@@ -59,5 +63,5 @@ def seal_of(const unsigned char[::1] block not None, uint64_t slot, bint portabl
     if length % 32 != 0:
         raise ValueError("the length of a block is a multiple of 32")
     with nogil:
-        result = ce_seal(start, <size_t>length, slot, portable)
+        result = ce_seal(start, <size_t>length, slot, kernel)
     return result

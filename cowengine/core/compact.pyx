@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 
 from cowengine.core.batch cimport BYTES_A_PIECE
 from cowengine.core.blockmap cimport limit_of
-from cowengine.core.checksum cimport ce_seal
+from cowengine.core.checksum cimport CE_FASTEST, ce_seal
 from cowengine.core.datapath cimport PIECES_MAX, DataPath, piece_t, plan_t
 from cowengine.core.observed cimport observed_add
 from cowengine.core.radix cimport KIND_RUN, NODE_BYTES, STATUS_COMMIT, STATUS_STOPPED, entry_t, kind_of, slot_of
@@ -210,7 +210,7 @@ cdef int copy(DataPath path, move_t *move, char *buffer) noexcept nogil:
             if move.seals[first + n] != 0:
                 move.seals[first + n] = ce_seal(
                     buffer + ((first + n) << path.block_shift), path.block_bytes,
-                    piece.slot + n * path.slots_per_block, False)
+                    piece.slot + n * path.slots_per_block, CE_FASTEST)
     return path.io.write_at(
         path.fd, buffer, (plan.end - plan.first) << path.block_shift, plan.pieces[0].slot * NODE_BYTES)
 

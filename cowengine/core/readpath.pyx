@@ -20,7 +20,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, extent_t, walk_t
-from cowengine.core.checksum cimport ce_seal
+from cowengine.core.checksum cimport CE_FASTEST, ce_seal
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.observed cimport observed_add, observed_enter, observed_leave
@@ -281,7 +281,7 @@ cdef class ReadPath:
         cdef int status = self.io.read_at(self.fd, data, count << self.block_shift, slot * NODE_BYTES)
         for i in range(count):
             if status == 0 and seals[i] != 0 and seals[i] != ce_seal(
-                    data + (i << self.block_shift), self.block_bytes, slot + i * self.slots_per_block, False):
+                    data + (i << self.block_shift), self.block_bytes, slot + i * self.slots_per_block, CE_FASTEST):
                 status = self.read_part(
                     slot + i * self.slots_per_block, seals[i], offset + (i << self.block_shift),
                     data + (i << self.block_shift), 0, self.block_bytes)
@@ -290,7 +290,7 @@ cdef class ReadPath:
     cdef int read_block(self, uint64_t slot, uint32_t seal, uint64_t offset, char *whole) noexcept nogil:
         """Reads a block, which lies at byte `offset` of the volume, into memory of our own; verifies it if sealed."""
         cdef int status = self.io.read_at(self.fd, whole, self.block_bytes, slot * NODE_BYTES)
-        if status == 0 and seal != 0 and ce_seal(whole, self.block_bytes, slot, False) != seal:
+        if status == 0 and seal != 0 and ce_seal(whole, self.block_bytes, slot, CE_FASTEST) != seal:
             status = damaged(slot, offset)
         return status
 

@@ -1,13 +1,14 @@
 /* The seal of a block: CRC32C (the polynomial of Castagnoli, reflected: 0x82F63B78) of its four quarters, and of these.
  *
  * The processor's instruction takes eight bytes a cycle but answers only after three; four independent quarters keep it
- * busy, and need no carry-less multiplication to be put together. All kernels return the same values. */
+ * busy, and need no carry-less multiplication to be put together. Where vectors of 512 bits are multiplied so, each
+ * quarter is folded into one first, which is some three times as fast. All kernels return the same values. */
 #include "seal_impl.h"
 
 #include <string.h>
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
+#include <immintrin.h>
 #define CRC_TARGET __attribute__((target("sse4.2")))
 #define CRC_STEP(crc, word) _mm_crc32_u64(crc, word)
 typedef uint64_t crc_t;
@@ -79,32 +80,93 @@ static uint32_t seal_portable(const uint8_t *at, size_t quarter, uint64_t slot)
 }
 
 #ifdef CRC_STEP
+/* The seal of the CRCs of four quarters, before their last inversion. */
+CRC_TARGET static inline uint32_t seal_of_sums(crc_t a, crc_t b, crc_t c, crc_t d, uint64_t slot)
+{
+    crc_t last = CRC_STEP((crc_t)~(uint32_t)0, slot);
+    last = CRC_STEP(last, (uint64_t)(uint32_t)~b << 32 | (uint32_t)~a);
+    last = CRC_STEP(last, (uint64_t)(uint32_t)~d << 32 | (uint32_t)~c);
+    return ~(uint32_t)last;
+}
+
 CRC_TARGET static uint32_t seal_by_instruction(const uint8_t *at, size_t quarter, uint64_t slot)
 {
     const uint32_t ones = ~(uint32_t)0;
-    crc_t a = ones, b = ones, c = ones, d = ones, last = ones;
+    crc_t a = ones, b = ones, c = ones, d = ones;
     for (const uint8_t *end = at + quarter; at < end; at += 8) {
         a = CRC_STEP(a, load64(at));
         b = CRC_STEP(b, load64(at + quarter));
         c = CRC_STEP(c, load64(at + 2 * quarter));
         d = CRC_STEP(d, load64(at + 3 * quarter));
     }
-    last = CRC_STEP(last, slot);
-    last = CRC_STEP(last, (uint64_t)(uint32_t)~b << 32 | (uint32_t)~a);
-    last = CRC_STEP(last, (uint64_t)(uint32_t)~d << 32 | (uint32_t)~c);
-    return ~(uint32_t)last;
+    return seal_of_sums(a, b, c, d, slot);
 }
 #endif
 
-uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int portable)
+#if defined(__x86_64__)
+#define FOLD_TARGET __attribute__((target("avx512f,vpclmulqdq,pclmul,sse4.2")))
+
+static int has_folding(void)
 {
-    uint32_t seal;
+    return has_instruction() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
+}
+
+/* The 128 bits in each lane, moved on by as many bits as its keys stand for: x^(bits + 31) and x^(bits - 33) modulo the
+ * polynomial, reflected. */
+FOLD_TARGET static inline __m512i moved(__m512i sum, __m512i keys)
+{
+    return _mm512_xor_si512(_mm512_clmulepi64_epi128(sum, keys, 0x00), _mm512_clmulepi64_epi128(sum, keys, 0x11));
+}
+
+FOLD_TARGET static inline __m512i folded(__m512i sum, const uint8_t *at)
+{
+    const __m512i by_512 = _mm512_set_epi64(
+        0x9e4addf8, 0x740eef02, 0x9e4addf8, 0x740eef02, 0x9e4addf8, 0x740eef02, 0x9e4addf8, 0x740eef02);
+    return _mm512_xor_si512(moved(sum, by_512), _mm512_loadu_si512(at));
+}
+
+/* The CRC, before its last inversion, of what was folded into 512 bits: their lanes are put together in the last. */
+FOLD_TARGET static inline crc_t crc_of(__m512i sum)
+{
+    const __m512i by_rest = _mm512_set_epi64(0, 0, 0x493c7d27, 0xf20c0dfe, 0xba4fc28e, 0x3da6d0cb, 0xddc0152b, 0x1c291d04);
+    uint64_t parts[8], last[8];
+    _mm512_storeu_si512(parts, moved(sum, by_rest));
+    _mm512_storeu_si512(last, sum);
+    return CRC_STEP(CRC_STEP(0, parts[0] ^ parts[2] ^ parts[4] ^ last[6]), parts[1] ^ parts[3] ^ parts[5] ^ last[7]);
+}
+
+/* A quarter is a multiple of 64 bytes. */
+FOLD_TARGET static uint32_t seal_by_folding(const uint8_t *at, size_t quarter, uint64_t slot)
+{
+    const __m512i ones = _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0, 0xffffffff);
+    __m512i a = _mm512_xor_si512(ones, _mm512_loadu_si512(at));
+    __m512i b = _mm512_xor_si512(ones, _mm512_loadu_si512(at + quarter));
+    __m512i c = _mm512_xor_si512(ones, _mm512_loadu_si512(at + 2 * quarter));
+    __m512i d = _mm512_xor_si512(ones, _mm512_loadu_si512(at + 3 * quarter));
+    for (size_t done = 64; done < quarter; done += 64) {
+        a = folded(a, at + done);
+        b = folded(b, at + quarter + done);
+        c = folded(c, at + 2 * quarter + done);
+        d = folded(d, at + 3 * quarter + done);
+    }
+    return seal_of_sums(crc_of(a), crc_of(b), crc_of(c), crc_of(d), slot);
+}
+#endif
+
+uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int kernel)
+{
+    uint32_t seal = 0;
+#if defined(__x86_64__)
+    if (kernel == CE_FASTEST && bytes > 0 && bytes % 256 == 0 && has_folding())
+        seal = seal_by_folding(block, bytes / 4, slot);
+    else
+#endif
 #ifdef CRC_STEP
-    if (!portable && has_instruction())
+    if (kernel != CE_PORTABLE && has_instruction())
         seal = seal_by_instruction(block, bytes / 4, slot);
     else
 #endif
         seal = seal_portable(block, bytes / 4, slot);
-    (void)portable;
+    (void)kernel;
     return seal ? seal : 1;
 }

@@ -5,7 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* `bytes` is a multiple of 32. Never 0. `portable`: without the processor's instruction, for comparison. */
-uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int portable);
+/* Kernels, for comparison: the fastest that the processor has; the portable one; that of the processor's instruction. */
+enum { CE_FASTEST, CE_PORTABLE, CE_BY_INSTRUCTION };
+
+/* `bytes` is a multiple of 32. Never 0. */
+uint32_t ce_seal(const void *block, size_t bytes, uint64_t slot, int kernel);
 
 #endif

@@ -9,7 +9,7 @@ Threads   Any; no lock is held during I/O. `enter` needs the engine's commit loc
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from cowengine.core.checksum cimport ce_seal
+from cowengine.core.checksum cimport CE_FASTEST, ce_seal
 from cowengine.core.observed cimport observed_enter, observed_leave
 from cowengine.core.radix cimport NODE_BYTES, STATUS_CORRUPT, entry_t, slot_of
 from cowengine.core.readpath cimport SEALS_MAX, ReadPath
@@ -132,7 +132,7 @@ cdef int read_and_seal(ReadPath path, found_t *found, uint64_t first, uint64_t c
         status = path.io.read_at(path.fd, data, count << path.block_shift, slot * NODE_BYTES)
     for i in range(count):
         found.seals[first + i] = ce_seal(
-            data + (i << path.block_shift), path.block_bytes, slot + i * path.slots_per_block, False)
+            data + (i << path.block_shift), path.block_bytes, slot + i * path.slots_per_block, CE_FASTEST)
     return status
 
 
@@ -220,7 +220,7 @@ def verify_blocks(
             for i in range(found.count):
                 slot = found.slot + i * path.slots_per_block
                 if found.seals[i] != 0 and ce_seal(
-                        piece.data + (i << path.block_shift), path.block_bytes, slot, False) != found.seals[i]:
+                        piece.data + (i << path.block_shift), path.block_bytes, slot, CE_FASTEST) != found.seals[i]:
                     bad.append((found.first + i, slot))
         finally:
             with nogil:

@@ -25,7 +25,7 @@ from memory_disk import Durable, MemoryDisk
 
 from cowengine import Snapshot, Volume
 from cowengine import format as f
-from cowengine.core.checksum import seal_of, xxh64
+from cowengine.core.checksum import PORTABLE, seal_of, xxh64
 from cowengine.core.iotable import IOTable
 from cowengine.core.mutex import Mutex
 from cowengine.core.pagedtable import PagedTable, lineage_table, name_table
@@ -353,7 +353,7 @@ def kernels(data: bytes) -> None:
     part = data[8 + min(data[8] & 15, len(data) - 9) :]
     xxh64(_exactly(part), number)
     block = _exactly(part[: len(part) & ~31])
-    if seal_of(block, number) != seal_of(block, number, portable=True):
+    if seal_of(block, number) != seal_of(block, number, PORTABLE):
         raise Wrong("the processor's instruction gives another seal")
 
 
