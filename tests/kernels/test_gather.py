@@ -13,7 +13,7 @@ from cowengine.core.checksum import xxh64, xxh64_rows
 from cowengine.core.gather import gather
 from cowengine.core.sealing import enter_seals, make_seals
 from cowengine.core.survey import NOWHERE, survey
-from cowengine.errors import NotFoundError, OutOfRangeError, StorageError
+from cowengine.errors import ClosedError, NotFoundError, OutOfRangeError, StorageError
 
 BLOCKS = 1200
 
@@ -69,6 +69,14 @@ def test_it_is_what_single_reads_give(seed: int, sealed: int) -> None:
     assert made.path.bytes_read - before == len(expected)
 
 
+def test_a_run_has_more_seals_than_are_looked_up_at_once() -> None:
+    made = Path(BLOCKS)
+    made.write(0, BLOCKS, b"s")
+    snapshot = made.snapshot()
+    enter_seals(made.path, snapshot, make_seals(made.path, snapshot, 0, BLOCKS)[2])
+    assert read(made, rows((7, (BLOCKS - 1) * BLOCK), (5, 9), (0, 0)), snapshot) == b"s" * ((BLOCKS - 1) * BLOCK + 9)
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_what_cannot_be_read_is_told_and_ends_the_era(sealed: bool) -> None:
     made = scattered()
@@ -102,8 +110,14 @@ def test_what_is_gone_or_smaller_by_now_is_told() -> None:
             read(made, extents, snapshot)
     with pytest.raises(OutOfRangeError, match="became smaller"):
         gather(made.path, bytearray(10), rows((BLOCKS * BLOCK - 5, 10)), 2 * BLOCKS * BLOCK)
+    for extents in (rows((0, 5), (BLOCK, BLOCK + 1)), rows((BLOCK - 4, 5))):
+        with pytest.raises(OutOfRangeError, match="does not lie"):
+            gather(made.path, bytearray(2 * BLOCK), extents, BLOCK)
     with pytest.raises(ValueError, match="an offset and a length"):
         gather(made.path, bytearray(10), numpy.zeros((2, 3), numpy.uint64), 10)
+    made.path.shut()
+    with pytest.raises(ClosedError):
+        read(made, rows((0, 5)))
 
 
 def test_a_map_that_cannot_be_read_is_told_and_memory_is_trimmed() -> None:
@@ -122,12 +136,18 @@ def test_a_map_that_cannot_be_read_is_told_and_memory_is_trimmed() -> None:
     assert (bytes(buffer), trimmed) == (b"xxxx" + bytes(6), [1])
 
 
-@pytest.mark.parametrize("change", [(0, 100 * BLOCK), (BLOCKS * BLOCK, 5), (2**64 - 5, 10), (5, 2**64 - 2)])
-def test_extents_that_somebody_changes_meanwhile_lead_nowhere_else(change: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("change", "room"),
+    [
+        ((0, 100 * BLOCK), 0), ((BLOCKS * BLOCK, 5), 0), ((2**64 - 5, 10), 0), ((5, 2**64 - 2), 0),
+        ((0, BLOCKS * BLOCK + 1), 2 * BLOCKS * BLOCK),
+    ],
+)  # fmt: skip
+def test_extents_that_somebody_changes_meanwhile_lead_nowhere_else(change: tuple[int, int], room: int) -> None:
     """Method: the first look takes as many extents as it can; during its read the last extent is changed."""
     made = scattered()
     extents = rows(*[(block * BLOCK, BLOCK) for block in range(399, 0, -4)], (0, 5))
-    buffer = bytearray(99 * BLOCK + BLOCK + 5 + 1000)
+    buffer = bytearray(100 * BLOCK + 5 + 1000 + room)
 
     def changing(slot: int) -> None:
         extents[-1] = change
