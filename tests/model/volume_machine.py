@@ -288,6 +288,10 @@ class VolumeMachine(RuleBasedStateMachine):
             buffer = bytearray(length)
             assert shown.pread_into(buffer, offset) == length
             assert buffer == version.content[offset : offset + length]
+            backwards = [(offset, length), (0, offset)]
+            buffer = bytearray(offset + length)
+            assert shown.pread_many(buffer, backwards) == offset + length
+            assert buffer == version.content[offset : offset + length] + version.content[:offset]
 
     @rule(where=fractions, length=lengths, most=st.integers(1, 4))
     def extents(self, where: float, length: int, most: int) -> None:

@@ -129,7 +129,10 @@ class Crowd:
         source = self.volume if rng.random() < 0.3 else self._any(rng)
         offset, length = self._range(rng, source.size)
         buffer = bytearray(length)
-        source.pread_into(buffer, offset)
+        if rng.random() < 0.5:
+            source.pread_into(buffer, offset)
+        else:
+            source.pread_many(buffer, [(offset + length // 2, length - length // 2), (offset, length // 2)])
         self.volume.pwrite(buffer, offset)
 
     def _walk(self, rng: random.Random) -> None:
