@@ -49,9 +49,9 @@ ZEROS = bytes(1 << 20)
 
 
 def default_log_size(size: int) -> int:
-    """16 MiB; 4 MiB for volumes below 256 MiB, 256 KiB below 16 MiB."""
+    """8 MiB; 4 MiB for volumes below 256 MiB, 256 KiB below 16 MiB."""
     if size >= 256 << 20:
-        return 16 << 20
+        return 8 << 20
     return 4 << 20 if size >= 16 << 20 else 256 << 10
 
 
