@@ -35,6 +35,7 @@ from cowengine.engine.check import check_file
 from cowengine.errors import CowEngineError, PoisonedError
 from cowengine.store import layout as store_layout
 from cowengine.store.catalogue import Catalogue
+from cowengine.store.layout import TYPE_DELETE, Record
 from cowengine.store.log import StoreLog
 
 PATH = "/disk/v"
@@ -444,11 +445,13 @@ def catalogue(data: bytes) -> None:
             found.rebuild(7, 8, [])
         for call in (
             found.sets, found.volume_names, found.all_documents, lambda: found.documents("job"),
-            lambda: found.find_set("set1"), lambda: found.find_set("00000000-0000-0000-0000-000000000000"),
+            lambda: found.find_set("set1"), lambda: found.has_name("set1"),
+            lambda: found.find_set("00000000-0000-0000-0000-000000000000"),
         ):  # fmt: skip
             with typed():
                 call()
-        found.add((found.sequence or 0) + 1, 5, [("DELETE FROM sets WHERE name = ?", ("set1",))])
+        gone = Record(type=TYPE_DELETE, set_id=bytes(16), created_ns=0, members=())
+        found.add((found.sequence or 0) + 1, 5, gone, {})
         found.checkpoint()
     finally:
         found.close()
