@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 LINES = pytest.StashKey[list[Line]]()
 FIELD = pytest.StashKey[Field]()
 MEMORY = pytest.StashKey[str]()
+ROOM = 32 << 30  # bytes that the full run needs
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def directory(scale: Scale) -> Iterator[Path]:
     try:
         if scale.full and file_system(path) in {"tmpfs", "ramfs"}:
             pytest.exit("a barrier costs nothing in memory; set BENCH_DIR to a directory on a disk", returncode=2)
+        if scale.kind == "full" and shutil.disk_usage(path).free < ROOM:
+            pytest.exit(f"less than {ROOM >> 30} GiB are free in {path.parent}; set BENCH_DIR", returncode=2)
         yield path
     finally:
         shutil.rmtree(path)

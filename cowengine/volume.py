@@ -130,7 +130,7 @@ class Volume(HeadHandle, Closing):
     ) -> Self:
         """Opens a volume file, as its owner or read-only (nothing is written then).
 
-        `cache_size` bounds the memory, in bytes, that the map of this volume may take (64 MiB unless told, at least 1
+        `cache_size` bounds the memory, in bytes, that the map of this volume may take (48 MiB unless told, at least 1
         MiB); what is dirty comes on top of it, up to 16 MiB and one batch.
 
         With `barriers` 1 a commit of little data is one barrier: its record carries 64-bit checksums of the data, by

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
 
 NODE_BYTES = 4608  # of memory: the node, its header, and a leaf's share of the tables of children above it
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 48 << 20  # of the map; with seals and tables beside it a volume stays below 64 MiB
 CACHE_BYTES_MIN = 1 << 20
 SHARE_OF_SEALS = 4  # the seals of a block take a quarter of what its map does
 SHARE_OF_TABLES = 16  # the lineage table, its records, the index of names and the bitmaps: one part in so many each
