@@ -471,17 +471,11 @@ cdef class DataPath(ReadPath):
         None, and nothing was done, if anything is in the batch or on its way there, or was written since so many
         writes.
         """
-        cdef Root root = None
-        cdef list superseded = []
+        root = superseded = None
         self.mutex.acquire()
         if (self.state == 0 and self.batch.bytes() == 0 and self.data_writes == synced_writes
                 and not head.has_older()):
-            root = self.kept_root(head)
-            self.map.stamp += 1
-            superseded = taken_runs(&self.map.superseded)
-            head.stand_on_snapshot()
-            self.map.drop_orphans()
-            self.mutex.wake()
+            *_, superseded, (root,) = self.take([head])
         self.mutex.release()
         return None if root is None else (root, superseded)
 

@@ -183,8 +183,7 @@ class Names:
             self._changes.add(self._hash(record.name), KIND_NAME | record.id)
             self._changes.add(epoch_hash(self._fold, record.epoch), KIND_EPOCH | record.id)
             self.counts.add(record.id, 1)
-            if has_parent_entry(record.id, record.parent):
-                self._changes.add(parent_hash(self._fold, record.parent), KIND_PARENT | record.id)
+            self.move(record.id, NONE_ID, record.parent)
 
     def remove(self, record: LineageRecord) -> None:
         """A snapshot was deleted."""

@@ -114,6 +114,12 @@ class Path:
         for root in (*roots, self.live):
             root.unload()
 
+    def lose_map(self) -> None:
+        """What was written is committed; its nodes are written and not in memory, and cannot be read."""
+        self.commit()
+        self.disk.broken = {*self.write_nodes()}
+        self.forget()
+
     def put_node(
         self, slot: int, level: int, data: bytes, *, birth: int = 9, tree: int = f.TREE_MAP, index: int = 0
     ) -> f.Pointer:

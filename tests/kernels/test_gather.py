@@ -123,9 +123,7 @@ def test_what_is_gone_or_smaller_by_now_is_told() -> None:
 def test_a_map_that_cannot_be_read_is_told_and_memory_is_trimmed() -> None:
     made = Path()
     made.write(3)
-    made.commit()
-    made.disk.broken = {*made.write_nodes()}
-    made.forget()
+    made.lose_map()
     with pytest.raises(StorageError):
         gather(made.path, bytearray(10), rows((0, 1)), 9 * BLOCK)
     made.disk.broken.clear()

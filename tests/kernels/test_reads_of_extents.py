@@ -64,9 +64,7 @@ def test_what_cannot_be_read_is_told_whichever_it_is(broken: int, sealed: bool) 
 def test_a_map_that_cannot_be_read_is_told_by_a_read() -> None:
     made = Path()
     made.write(3)
-    made.commit()
-    made.disk.broken = {*made.write_nodes()}
-    made.forget()
+    made.lose_map()
     with pytest.raises(StorageError):
         made.path.pread(1, 0)
     made.disk.broken.clear()

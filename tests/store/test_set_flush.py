@@ -59,6 +59,13 @@ def until_done(flusher: Flusher) -> None:
         time.sleep(0.001)
 
 
+def require_flushed(flusher: Flusher, volume: Volume) -> None:
+    """Nothing is left to be done, and the volume's own log has the events."""
+    until_done(flusher)
+    with volume.engine.lock:
+        assert not volume.engine.pending_events
+
+
 def test_one_thread_brings_the_events_of_all_members_and_ends(flusher: Flusher, make_volumes: MakeVolumes) -> None:
     volumes = make_volumes(5)
     for number in range(3):
@@ -84,9 +91,7 @@ def test_who_was_closed_or_dropped_meanwhile_is_passed_over(flusher: Flusher, ma
         dropped.close()
         del dropped
         gc.collect()
-    until_done(flusher)
-    with volumes[0].engine.lock:
-        assert not volumes[0].engine.pending_events
+    require_flushed(flusher, volumes[0])
 
 
 def test_without_a_thread_to_be_had_the_next_set_tries_again(
@@ -101,9 +106,7 @@ def test_without_a_thread_to_be_had_the_next_set_tries_again(
         take(volumes, "first")
     assert not threads() and len(volumes[0].engine.pending_events) == 2
     take(volumes, "second")
-    until_done(flusher)
-    with volumes[0].engine.lock:
-        assert not volumes[0].engine.pending_events
+    require_flushed(flusher, volumes[0])
 
 
 def test_a_failure_that_nobody_expects_ends_the_thread_and_the_next_set_has_a_new_one(
@@ -119,9 +122,7 @@ def test_a_failure_that_nobody_expects_ends_the_thread_and_the_next_set_has_a_ne
         take(volumes[:1], "first")
         until_done(flusher)
     take(volumes[1:], "second")
-    until_done(flusher)
-    with volumes[1].engine.lock:
-        assert not volumes[1].engine.pending_events
+    require_flushed(flusher, volumes[1])
 
 
 def test_at_the_end_of_the_interpreter_nothing_is_begun_any_more(
