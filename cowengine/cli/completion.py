@@ -18,7 +18,10 @@ NOUN = Noun("completion", "print a shell completion script")
 
 
 class Command(NamedTuple):
-    """One verb as a shell sees it: its words, its summary, its options and the choices of those that have some."""
+    """One verb as a shell sees it: its words, its summary, its options and the choices of those that have some.
+
+    A command without a noun has its own word as `noun` and no `verb`.
+    """
 
     noun: str
     verb: str
@@ -31,13 +34,18 @@ def commands(parser: argparse.ArgumentParser) -> list[Command]:
     """All verbs of the parser tree."""
     return [
         _command(noun, verb, summary, of_verb)
-        for noun, _, of_noun in _children(parser)
-        for verb, summary, of_verb in _children(of_noun)
+        for noun, noun_summary, of_noun in _children(parser)
+        for verb, summary, of_verb in _children(of_noun) or [("", noun_summary, of_noun)]
     ]
 
 
+def _alone(every: list[Command]) -> str:
+    """A shell pattern of the commands without a noun; there is none such as the last."""
+    return "|".join([*(command.noun for command in every if not command.verb), "''"])
+
+
 def nouns(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
-    """(noun, summary) of the parser tree."""
+    """(noun, summary) of the parser tree, commands without a noun among them."""
     return [(noun, summary) for noun, summary, _ in _children(parser)]
 
 
@@ -75,7 +83,8 @@ def bash(options: Options, out: Output) -> None:
 
     parser = build_parser()
     every = commands(parser)
-    verbs = [f"        {name}) words={_words(c.verb for c in every if c.noun == name)} ;;" for name, _ in nouns(parser)]
+    with_verbs = dict.fromkeys(c.noun for c in every if c.verb)
+    verbs = [f"        {name}) words={_words(c.verb for c in every if c.noun == name)} ;;" for name in with_verbs]
     flags = [f"        {_quoted(c)}) words={_words(c.options)} ;;" for c in every]
     values = [
         f"        {_quoted(c, flag)}) words={_words(choices)} ;;" for c in every for flag, choices in c.choices.items()
@@ -84,11 +93,14 @@ def bash(options: Options, out: Output) -> None:
 # bash completion for cowengine
 _cowengine() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
-    local noun="${{COMP_WORDS[1]}}" verb="${{COMP_WORDS[2]}}"
+    local noun="${{COMP_WORDS[1]}}" verb="${{COMP_WORDS[2]}}" place="$COMP_CWORD"
     COMPREPLY=()
+    case "$noun" in
+        {_alone(every)}) verb="" place=3 ;;
+    esac
     if [ "$COMP_CWORD" -eq 1 ]; then
         words={_words([*(name for name, _ in nouns(parser)), "--help", "--version"])}
-    elif [ "$COMP_CWORD" -eq 2 ]; then
+    elif [ "$place" -eq 2 ]; then
         case "$noun" in
 {chr(10).join(verbs)}
         esac
@@ -132,13 +144,15 @@ def zsh(options: Options, out: Output) -> None:
     parser = build_parser()
     every = commands(parser)
     lines = ["#compdef cowengine", "# zsh completion for cowengine", "_cowengine() {", "    local -a candidates"]
+    lines += ['    local verb="${words[3]}" place="$CURRENT"', '    case "${words[2]}" in']
+    lines += [f'        {_alone(every)}) verb="" place=4 ;;', "    esac"]
     lines += ["    if (( CURRENT == 2 )); then", f"        candidates=({_described(nouns(parser))})"]
-    lines += ["        _describe noun candidates", "    elif (( CURRENT == 3 )); then", '        case "${words[2]}" in']
-    for noun, _ in nouns(parser):
+    lines += ["        _describe noun candidates", "    elif (( place == 3 )); then", '        case "${words[2]}" in']
+    for noun in dict.fromkeys(command.noun for command in every if command.verb):
         verbs = _described([(c.verb, c.summary) for c in every if c.noun == noun])
         lines.append(f"            {noun}) candidates=({verbs}) ;;")
     lines += ["        esac", "        _describe verb candidates", "    else"]
-    lines += ['        case "${words[2]} ${words[3]}" in']
+    lines += ['        case "${words[2]} $verb" in']
     lines += [f"            {_quoted(command)}) _arguments {_zsh_arguments(command)} ;;" for command in every]
     lines += ["        esac", "    fi", "}", '_cowengine "$@"']
     _emit("\n".join(lines) + "\n", "zsh", out)
@@ -170,9 +184,11 @@ def fish(options: Options, out: Output) -> None:
     for noun, summary in nouns(parser):
         lines.append(f"complete -c cowengine -n __fish_use_subcommand -f -a {noun} -d {_fish(summary)}")
     for command in commands(parser):
-        before = f"__fish_seen_subcommand_from {command.noun}; and not __fish_seen_subcommand_from {command.verb}"
-        lines.append(f"complete -c cowengine -n {_fish(before)} -f -a {command.verb} -d {_fish(command.summary)}")
-        inside = f"__fish_seen_subcommand_from {command.noun}; and __fish_seen_subcommand_from {command.verb}"
+        inside = f"__fish_seen_subcommand_from {command.noun}"
+        if command.verb:
+            before = f"{inside}; and not __fish_seen_subcommand_from {command.verb}"
+            lines.append(f"complete -c cowengine -n {_fish(before)} -f -a {command.verb} -d {_fish(command.summary)}")
+            inside += f"; and __fish_seen_subcommand_from {command.verb}"
         for flag, summary in command.options.items():
             values = f" -x -a {_fish(' '.join(command.choices[flag]))}" if flag in command.choices else ""
             lines.append(f"complete -c cowengine -n {_fish(inside)} -l {flag[2:]}{values} -d {_fish(summary)}")

@@ -60,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cowengine {__version__}")
     nouns = parser.add_subparsers(title="nouns", metavar="NOUN", dest="noun", required=True)
     for noun in NOUNS:
+        if not noun.name:
+            for verb in noun.verbs.values():
+                _add_verb(nouns, verb)
+            continue
         of_noun = nouns.add_parser(noun.name, help=noun.summary, description=noun.summary)
         verbs = of_noun.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
         for verb in noun.verbs.values():

@@ -39,7 +39,10 @@ class Verb(NamedTuple):
 
 
 class Noun:
-    """What the command line is about; `verbs` by name in the order of declaration."""
+    """What the command line is about; `verbs` by name in the order of declaration.
+
+    The verbs of a noun without a name are commands of their own: `cowengine VERB`.
+    """
 
     def __init__(self, name: str, summary: str) -> None:
         self.name = name
