@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 
 cdef enum:
     STATUS_SHORT = -9       # the file ends before what was to be read
+    STATUS_WAIT = -13       # it could not be had without waiting for the disk
 
 
 cdef class IOTable:
@@ -12,6 +13,9 @@ cdef class IOTable:
 
     # Each returns 0 or a positive errno; a read that meets the end of the file, STATUS_SHORT.
     cdef int read_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
+    # The same if all of it is in the page cache, else STATUS_WAIT and anything in the buffer. Of a table written in
+    # Python, which alone knows what it reads, as `read_at`.
+    cdef int read_cached_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil
     cdef void begin_read(self, int fd, uint64_t offset, uint64_t length) noexcept nogil     # a hint; never waits
     cdef int fdatasync_errno(self, int fd) except -1

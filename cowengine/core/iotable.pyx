@@ -34,6 +34,13 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_pwrite "pwrite" (int fd, const void *buffer, size_t length, int64_t offset)
     int c_fdatasync "fdatasync" (int fd)
 
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t c_preadv2 "preadv2" (int fd, const iovec *vectors, int count, int64_t offset, int flags)
+    int RWF_NOWAIT
+
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate" (int fd, int mode, int64_t offset, int64_t length)
     int c_sync_file_range "sync_file_range" (int fd, int64_t offset, int64_t length, unsigned int flags)
@@ -169,6 +176,16 @@ cdef class IOTable:
         if status == 0 and done < length:
             return STATUS_SHORT
         return status
+
+    cdef int read_cached_at(self, int fd, void *buffer, size_t length, uint64_t offset) noexcept nogil:
+        cdef iovec vector
+        if not self.direct:
+            return self.read_python(fd, buffer, length, offset)
+        vector.iov_base, vector.iov_len = buffer, length
+        # Whatever else it says, the read that may wait will say again.
+        if c_preadv2(fd, &vector, 1, <int64_t>offset, RWF_NOWAIT) == <ssize_t>length:
+            return 0
+        return STATUS_WAIT
 
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
         if not self.direct:

@@ -19,6 +19,14 @@ ctypedef struct extent_read_t:
     uint64_t skip               # bytes
     uint64_t length             # bytes
 
+ctypedef struct look_t:         # where the beginning of a range lies
+    extent_read_t extents[EXTENTS_MAX]
+    uint32_t seals[SEALS_MAX]
+    uint64_t covered            # bytes
+    uint64_t era
+    int count
+    bint sealed
+
 
 cdef class ReadPath:
     cdef readonly IOTable io
@@ -39,7 +47,11 @@ cdef class ReadPath:
     cdef object trim
 
     cdef bint is_crowded(self) noexcept nogil
+    cdef int look(self, Root root, uint64_t length, uint64_t offset, look_t *found) noexcept nogil
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
+    cdef int read_cached(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
+    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
+                          uint64_t offset) noexcept nogil
     cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
                      uint64_t *covered) noexcept nogil
     cdef int find_seals(self, uint64_t slot, uint64_t count, uint32_t *seals) noexcept nogil

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 
 from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, extent_t, walk_t
 from cowengine.core.checksum cimport CE_FASTEST, ce_seal
-from cowengine.core.iotable cimport IOTable
+from cowengine.core.iotable cimport IOTable, STATUS_WAIT
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.observed cimport observed_add, observed_enter, observed_leave
 from cowengine.core.radix cimport (
@@ -154,52 +154,91 @@ cdef class ReadPath:
         check_status(status, self.map)
         return slot_of(entry.target), count
 
+    cdef int look(self, Root root, uint64_t length, uint64_t offset, look_t *found) noexcept nogil:
+        """Finds where the beginning of a range lies and what is sealed there; the mutex is held only here (I5, I42).
+
+        If it returns 0, a read is registered in the era `found.era`, and its end must be.
+        """
+        cdef uint64_t wanted = length
+        cdef int status
+        self.mutex.acquire_nogil()
+        if not root.used:       # every read comes here
+            root.used = True
+        status = self.state if self.state != 0 else root.state
+        if status == 0 and offset + length > root.size:
+            status = STATUS_BEYOND
+        if not self.seals.is_empty():
+            wanted = min(length, (<uint64_t>SEALS_MAX << self.block_shift) - (offset & (self.block_bytes - 1)))
+        if status == 0:
+            status = self.resolve(&root.link, offset, wanted, found.extents, &found.count, &found.covered)
+        if status == 0:
+            status = self.expect(found.extents, found.count, found.seals, &found.sealed)
+        if status == 0:
+            found.era = self.era
+            observed_enter(&self.readers[found.era & 1])
+            observed_add(&self.bytes_read, found.covered)
+        self.mutex.release()
+        return status
+
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
-        """Reads a range; the mutex is held only to find where it lies, and what is sealed there (I5, I42)."""
-        cdef extent_read_t extents[EXTENTS_MAX]
-        cdef uint32_t seals[SEALS_MAX]
+        """Reads a range."""
+        cdef look_t found
         cdef uint32_t *expected
-        cdef uint64_t covered, era, wanted
-        cdef bint sealed = False
-        cdef int i, count, status
+        cdef int i, status
         while length > 0:
-            wanted = length
-            self.mutex.acquire_nogil()
-            if not root.used:       # every read comes here
-                root.used = True
-            status = self.state if self.state != 0 else root.state
-            if status == 0 and offset + length > root.size:
-                status = STATUS_BEYOND
-            if not self.seals.is_empty():
-                wanted = min(length, (<uint64_t>SEALS_MAX << self.block_shift) - (offset & (self.block_bytes - 1)))
-            if status == 0:
-                status = self.resolve(&root.link, offset, wanted, extents, &count, &covered)
-            if status == 0:
-                status = self.expect(extents, count, seals, &sealed)
-            era = self.era
-            if status == 0:
-                observed_enter(&self.readers[era & 1])
-                observed_add(&self.bytes_read, covered)
-            self.mutex.release()
+            status = self.look(root, length, offset, &found)
             if status != 0:
                 return status
-            expected = seals
-            for i in range(count):
-                if extents[i].slot == 0:
-                    memset(data, 0, extents[i].length)
-                elif sealed:
+            expected = found.seals
+            for i in range(found.count):
+                if found.extents[i].slot == 0:
+                    memset(data, 0, found.extents[i].length)
+                elif found.sealed:
                     if status == 0:
-                        status = self.read_sealed(&extents[i], expected, data, offset)
-                    expected += self.blocks_in(&extents[i])
+                        status = self.read_sealed(&found.extents[i], expected, data, offset)
+                    expected += self.blocks_in(&found.extents[i])
                 elif status == 0:
                     status = self.io.read_at(
-                        self.fd, data, extents[i].length, extents[i].slot * NODE_BYTES + extents[i].skip)
-                data += extents[i].length
-                offset += extents[i].length
-            observed_leave(&self.readers[era & 1])
+                        self.fd, data, found.extents[i].length,
+                        found.extents[i].slot * NODE_BYTES + found.extents[i].skip)
+                data += found.extents[i].length
+                offset += found.extents[i].length
+            observed_leave(&self.readers[found.era & 1])
             if status != 0:
                 return status
-            length -= covered
+            length -= found.covered
+        return 0
+
+    cdef int read_cached(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
+        """As `read`, if that need not wait for the disk; else STATUS_WAIT, and anything in the buffer.
+
+        So is what is not right: `read` meets it again, and says so. A node of the map may be read from the disk.
+        """
+        cdef look_t found
+        cdef uint32_t *expected
+        cdef int i, status
+        while length > 0:
+            status = self.look(root, length, offset, &found)
+            if status != 0:
+                return status
+            expected = found.seals
+            for i in range(found.count):
+                if found.extents[i].slot == 0:
+                    memset(data, 0, found.extents[i].length)
+                elif status == 0:
+                    status = self.io.read_cached_at(
+                        self.fd, data, found.extents[i].length,
+                        found.extents[i].slot * NODE_BYTES + found.extents[i].skip)
+                    if status == 0 and found.sealed:
+                        status = self.check_sealed(&found.extents[i], expected, data, offset)
+                if found.sealed and found.extents[i].slot != 0:
+                    expected += self.blocks_in(&found.extents[i])
+                data += found.extents[i].length
+                offset += found.extents[i].length
+            observed_leave(&self.readers[found.era & 1])
+            if status != 0:
+                return status
+            length -= found.covered
         return 0
 
     # -- seals ---------------------------------------------------------------------------------------------------------
@@ -252,6 +291,26 @@ cdef class ReadPath:
                 bytes &= ~(self.block_bytes - 1)
                 status = self.read_blocks(
                     slot, bytes >> self.block_shift, seals + block, offset + done, data + done)
+            done += bytes
+        return status
+
+    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
+                          uint64_t offset) noexcept nogil:
+        """Verifies what is sealed of an extent that was just read, and begins at byte `offset` of the volume (SE4).
+
+        STATUS_WAIT where it does not fit; a part of a block is read again, with the rest.
+        """
+        cdef uint64_t done = 0, block, into, bytes, slot
+        cdef int status = 0
+        while done < extent.length and status == 0:
+            block = (extent.skip + done) >> self.block_shift
+            into = (extent.skip + done) & (self.block_bytes - 1)
+            slot = extent.slot + block * self.slots_per_block
+            bytes = min(self.block_bytes - into, extent.length - done)
+            if seals[block] != 0 and bytes < self.block_bytes:
+                status = self.read_part(slot, seals[block], offset + done - into, data + done, into, bytes)
+            elif seals[block] != 0 and ce_seal(data + done, bytes, slot, CE_FASTEST) != seals[block]:
+                status = STATUS_WAIT
             done += bytes
         return status
 
