@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from cowengine.cli import backup, completion, help_, policy, provider, snapshot, snapshot_set, store, writer
+from cowengine.cli import backup, completion, help_, mount, policy, provider, snapshot, snapshot_set, store, writer
 from cowengine.cli.verb import Noun, Verb
 
 NOUNS: tuple[Noun, ...] = (
@@ -16,6 +16,7 @@ NOUNS: tuple[Noun, ...] = (
     backup.NOUN,
     writer.NOUN,
     provider.NOUN,
+    mount.NOUN,
     completion.NOUN,
     help_.NOUN,
 )

@@ -26,6 +26,7 @@ LAYERS = [
     {"backup"},
     {"vss"},
     {"sqlite"},
+    {"mount"},
     {"capi"},
     {"cli"},
     {"__main__"},
