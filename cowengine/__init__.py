@@ -12,6 +12,7 @@ from cowengine.version import __version__
 
 if TYPE_CHECKING:
     from cowengine.backup import Backup, copy_backup, list_backups, restore, verify_backup
+    from cowengine.control import connect
     from cowengine.convert import export_image, import_image
     from cowengine.engine.repair import Repaired
     from cowengine.engine.report import Report
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         WriterVeto,
     )
     from cowengine.snapshot import Snapshot
-    from cowengine.store import SnapshotSet, Store, connect
+    from cowengine.store import SnapshotSet, Store
     from cowengine.volume import Volume
     from cowengine.vss import Job, Provider, Requestor, Writer, WriterMetadata
 
@@ -112,7 +113,7 @@ _MODULES = {
     "Writer": "vss",
     "WriterMetadata": "vss",
     "__version__": "version",
-    "connect": "store",
+    "connect": "control",
     "copy_backup": "backup",
     "export_image": "convert",
     "import_image": "convert",

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from cowengine.store.sets import PendingSet, SnapshotSet
-from cowengine.store.store import Store, connect
+from cowengine.store.store import Store
 
-__all__ = ["PendingSet", "SnapshotSet", "Store", "connect"]
+__all__ = ["PendingSet", "SnapshotSet", "Store"]

@@ -68,11 +68,6 @@ logger = logging.getLogger("cowengine.store")
 ROOM_WAIT_SECONDS = 10.0
 
 
-def connect(path: str | os.PathLike[str]) -> Store:
-    """The store at `path`, whether or not another process serves it. Today a store is not served: as `Store.open`."""
-    return Store.open(path)
-
-
 class Store(Closing):
     """One open store. Made by `Store.create` and `Store.open`."""
 
@@ -311,6 +306,19 @@ class Store(Closing):
         """
         self._check_open()
         return self._volumes.get(name, hand_out=hand_out)
+
+    def hand_back(self, name: str) -> None:
+        """A volume that `create_volume`, `adopt_volume`, `attach` or `open_volume` gave is the store's own again.
+
+        It stays open, does not count as in use, and whoever had it must not close it.
+        """
+        self._check_open()
+        self._volumes.hand_back(name)
+
+    def close_unused(self, name: str) -> None:
+        """Close a volume that is open and was not handed out, durably. Raises BusyError if it was."""
+        self._check_open()
+        self._volumes.close_one(name)
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume and all its snapshots; its sets then lack it. Durable on return.

@@ -272,6 +272,16 @@ class VolumeTable:
             raise BusyError(f"volume {name!r} is open: close it first")
         volume.close()
 
+    def hand_back(self, name: str) -> None:
+        """The volume does not count as in use any more, and stays open."""
+        with self._lock:
+            self._handed_out.discard(name)
+
+    def close_one(self, name: str) -> None:
+        """Close a volume that only the store itself uses. Raises BusyError if it was handed out and not closed."""
+        with self._lock, typed(self._folder):
+            self._close_unused(name)
+
     def _forget(self, name: str) -> None:
         self._volumes.pop(name, None)
         self._handed_out.discard(name)

@@ -26,6 +26,7 @@ LAYERS = [
     {"backup"},
     {"vss"},
     {"sqlite"},
+    {"control"},
     {"mount"},
     {"capi"},
     {"cli"},
