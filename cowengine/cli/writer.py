@@ -1,4 +1,6 @@
-"""The verbs of a writer. Writers come from entry points of installed packages, named as `list` shows."""
+"""The verbs of a writer. Writers come from entry points of installed packages, named as `list` shows; those that
+need an argument are named NAME=ARGUMENT.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from cowengine.cli.verb import Noun, Options, argument
 NOUN = Noun("writer", "list, inspect and rehearse the applications that freeze")
 
 PROVIDER = argument("--provider", default=None, metavar="NAME", help="who makes the snapshots (default: the engine)")
-WRITERS = argument("--writer", action="append", default=[], metavar="NAME", help="use this writer; repeatable")
+WRITERS = argument(
+    "--writer", action="append", default=[], metavar="NAME[=ARGUMENT]", help="use this writer; repeatable"
+)
 
 
 @NOUN.verb(
@@ -23,10 +27,15 @@ WRITERS = argument("--writer", action="append", default=[], metavar="NAME", help
     examples=("cowengine writer list", "cowengine writer list --json"),
 )
 def list_(options: Options, out: Output) -> None:
-    from cowengine.vss import writer_names
+    from cowengine.vss import configured_writer_names, writer_names
 
-    rows = ({"name": name} for name in sorted(writer_names()))
-    out.emit({}, rows=Rows("writers", rows, lambda row: shown(row["name"])))
+    names = [(name, False) for name in writer_names()] + [(name, True) for name in configured_writer_names()]
+    rows = ({"name": name, "needs_argument": needs_argument} for name, needs_argument in sorted(names))
+    out.emit({}, rows=Rows("writers", rows, _list_line))
+
+
+def _list_line(row: Document) -> str:
+    return shown(row["name"]) + ("=ARGUMENT" if row["needs_argument"] else "")
 
 
 @NOUN.verb(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cowengine.vss.discovery import load_provider, load_writers, provider_names, writer_names
+from cowengine.vss.discovery import configured_writer_names, load_provider, load_writers, provider_names, writer_names
 from cowengine.vss.documents import BackupComponents, Component, WriterMetadata, WriterRecord
 from cowengine.vss.job import Job, Progress
 from cowengine.vss.ledger import FreezeLedger, LedgerEntry
@@ -26,6 +26,7 @@ __all__ = [
     "Writer",
     "WriterMetadata",
     "WriterRecord",
+    "configured_writer_names",
     "load_provider",
     "load_writers",
     "provider_names",

@@ -44,6 +44,7 @@ from cowengine.vss.writer import LEVELS, JobView, Writer
 
 _START_SECONDS = 30.0  # for the process of an isolated writer
 _NOTES_BYTES_MAX = 1 << 20  # what a writer's events may return altogether, as JSON
+_NOTES_BYTES_ALL = 8 << 20  # and those of all writers of one job: a document holds no more than twice of that
 
 Message = Call | Literal["granted", "cancel"]
 
@@ -80,6 +81,7 @@ class Coordinator:
         self._provider = ProviderSession(group, inbox.put)
         self._provider_began = False
         self._pending: set[Call] = set()
+        self._notes_bytes: dict[str, int] = {}  # by writer
         self._cancelled = False
         self._granted = False
         self._failure: CowEngineError | None = None
@@ -210,6 +212,8 @@ class Coordinator:
         """Go on with a set that exists: the writers whose data it holds take part in the backup, and nobody freezes."""
         self.snapshot_set = snapshot_set
         self.identify()
+        for session in self._included():  # what they wrote down when it was taken
+            session.notes = dict((snapshot_set.ledger or {}).get("writer_notes", {}).get(session.name, {}))
         self.prepare_backup()
 
     def shutdown(self) -> None:
@@ -402,7 +406,13 @@ class Coordinator:
                 WriterError(f"its events returned {size} bytes; {_NOTES_BYTES_MAX} are kept"),
             )
             return
+        if size + sum(self._notes_bytes.values()) - self._notes_bytes.get(call.actor.name, 0) > _NOTES_BYTES_ALL:
+            call.outcome = "veto"
+            call.error = WriterError(f"the events of all writers returned more than {_NOTES_BYTES_ALL} bytes")
+            return
+        self._notes_bytes[call.actor.name] = size
         call.actor.notes = notes
+        self.ledger.notes[call.actor.name] = notes
 
     def _provider_failed(self, call: Call) -> None:
         self._failure = self._failure or self._provider.failure(call)

@@ -1,6 +1,7 @@
 """Writers and providers of third parties, found through entry points.
 
-Groups: `cowengine.writers` (a callable that takes the store and returns a Writer or several) and
+Groups: `cowengine.writers` (a callable that takes the store and returns a Writer or several),
+`cowengine.configured_writers` (the same, but it takes a text as well: what stands after `=` in `NAME=ARGUMENT`) and
 `cowengine.providers` (a callable that takes the store and returns a Provider). Nothing is imported until it is asked
 for by name.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from cowengine.errors import NotFoundError, ProviderError, WriterError
+from cowengine.errors import NotFoundError, OutOfRangeError, ProviderError, WriterError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from cowengine.vss.writer import Writer
 
 WRITERS = "cowengine.writers"
+CONFIGURED_WRITERS = "cowengine.configured_writers"
 PROVIDERS = "cowengine.providers"
 
 
 def writer_names() -> list[str]:
-    """Names of the installed writers, sorted."""
+    """Names of the installed writers that need no argument, sorted."""
     return sorted(_entry_points(WRITERS).names)
+
+
+def configured_writer_names() -> list[str]:
+    """Names of the installed writers that need one, as in `NAME=ARGUMENT`, sorted."""
+    return sorted(_entry_points(CONFIGURED_WRITERS).names)
 
 
 def provider_names() -> list[str]:
@@ -33,12 +40,15 @@ def provider_names() -> list[str]:
 
 
 def load_writers(name: str, store: Any) -> list[Writer]:
-    """The writers that the installed `name` makes for this store. Raises NotFoundError or WriterError."""
+    """The writers that the installed `name`, or `name=argument`, makes for this store.
+
+    Raises NotFoundError, OutOfRangeError (the argument cannot be) or WriterError.
+    """
     from cowengine.vss.writer import Writer
 
     try:
-        made = _entry_point(WRITERS, name).load()(store)
-    except NotFoundError:
+        made = _make_writers(name, store)
+    except (NotFoundError, OutOfRangeError):
         raise
     except Exception as error:
         raise WriterError(f"writer {name!r} could not be made: {error}", writer=name, phase="load") from error
@@ -46,6 +56,15 @@ def load_writers(name: str, store: Any) -> list[Writer]:
     if not all(isinstance(writer, Writer) for writer in writers):
         raise WriterError(f"entry point {name!r} of {WRITERS} made something that is no Writer", writer=name)
     return writers
+
+
+def _make_writers(name: str, store: Any) -> Any:
+    kind, separator, argument = name.partition("=")
+    if separator:
+        return _entry_point(CONFIGURED_WRITERS, kind).load()(store, argument)
+    if kind not in _entry_points(WRITERS).names and kind in _entry_points(CONFIGURED_WRITERS).names:
+        raise NotFoundError(f"writer {kind!r} needs an argument: name it as {kind}=ARGUMENT")
+    return _entry_point(WRITERS, kind).load()(store)
 
 
 def load_provider(name: str, store: Any) -> Provider:

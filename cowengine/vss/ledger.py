@@ -1,4 +1,5 @@
-"""Freeze ledger: what each writer and provider did in a job, when, for how long, within which limit.
+"""Freeze ledger: what each writer and provider did in a job, when, for how long, within which limit; and what the
+writers' events returned, which so stays with a set of which no backup is made yet.
 
 Kept with the snapshot set, printable as JSON (schema "freeze-ledger"). It judges nothing: the coordinator decides,
 the ledger remembers.
@@ -52,6 +53,7 @@ class FreezeLedger:
     hold_window_seconds: float = 0.0
     predicted_freeze_seconds: float | None = None
     entries: list[LedgerEntry] = field(default_factory=list)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by writer
 
     def add(
         self,
@@ -99,6 +101,8 @@ class FreezeLedger:
             "hold_window_seconds": self.hold_window_seconds,
             "entries": [asdict(entry) for entry in sorted(self.entries[:], key=lambda entry: entry.offset_seconds)],
         }
+        if self.notes:
+            document["writer_notes"] = dict(self.notes)
         if self.predicted_freeze_seconds is not None:
             document["predicted_freeze_seconds"] = self.predicted_freeze_seconds
         return document

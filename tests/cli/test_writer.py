@@ -36,6 +36,22 @@ def test_the_shipped_writer_is_listed(run):
     assert "sqlite" in run("writer", "list").out.split()
 
 
+def test_writers_that_need_an_argument_are_listed_as_such(run):
+    rows = {row["name"]: row["needs_argument"] for row in run("writer", "list", "--json").document["writers"]}
+    assert (rows["sqlite"], rows["hook"]) == (False, True)
+    assert "hook=ARGUMENT" in run("writer", "list").out.split()
+
+
+def test_a_writer_with_an_argument_freezes_for_a_set(run, store, tmp_path):
+    folder = tmp_path / "hook.d"
+    folder.mkdir(mode=0o755)
+    (folder / "10-web").write_text(f"#!/bin/sh\necho $1 >>{tmp_path}/journal\n")
+    (folder / "10-web").chmod(0o755)
+    run("volume", "create", f"{store}:web", "1MiB")
+    run("set", "create", store, "monday", "--writer", f"hook={folder}")
+    assert (tmp_path / "journal").read_text().split() == ["freeze", "thaw"]
+
+
 def test_providers_are_listed(run):
     assert isinstance(run("provider", "list", "--json").document["providers"], list)
 

@@ -26,6 +26,7 @@ LAYERS = [
     {"backup"},
     {"vss"},
     {"sqlite"},
+    {"writers"},
     {"control"},
     {"mount"},
     {"capi"},

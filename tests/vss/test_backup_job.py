@@ -122,6 +122,25 @@ def test_a_set_that_exists_is_backed_up_without_freezing_anybody(store: Any, jou
         requestor.backup(str(target), kind="everything")
 
 
+def test_what_writers_noted_stays_with_the_set_and_goes_into_a_later_backup(
+    store: Any, journal: Journal, target: Path
+) -> None:
+    writer = ScriptedWriter(journal, "w", volumes=("a",), returns={"thaw": {"label": "x\ny"}})
+    Requestor(store, [writer]).snapshot(name="earlier")
+    taken = store.get_snapshot_set("earlier")
+    assert taken.ledger["writer_notes"] == {"w": {"label": "x\ny"}}
+    backup = Requestor(store, [writer]).backup(str(target), snapshot_set=taken)
+    [record] = load_documents(str(target), backup.id)["backup_components"]["writers"]
+    assert record["metadata"] == {"label": "x\ny"}
+
+
+def test_what_all_writers_note_together_is_bounded(store: Any, journal: Journal) -> None:
+    talkers = [ScriptedWriter(journal, f"w{n}", returns={"thaw": {"text": "x" * 1_000_000}}) for n in range(9)]
+    Requestor(store, talkers[:8]).snapshot()
+    with pytest.raises(WriterError, match="all writers"):
+        Requestor(store, talkers).snapshot()
+
+
 def test_a_damaged_write_is_noticed_and_nothing_is_truncated(
     store: Any, journal: Journal, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
