@@ -14,6 +14,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_destroy(pthread_cond_t *condition)
     int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     int pthread_cond_broadcast(pthread_cond_t *condition)
+    int pthread_cond_signal(pthread_cond_t *condition)
 
 
 cdef class Mutex:
@@ -25,4 +26,5 @@ cdef class Mutex:
     cdef void release(self) noexcept nogil
     cdef void wait(self) noexcept nogil                 # for wake(); without the GIL
     cdef void wake(self) noexcept nogil
+    cdef void wake_one(self) noexcept nogil             # for one of several that wait for the same
     cdef void renew(self) noexcept nogil

@@ -33,6 +33,9 @@ cdef class Mutex:
     cdef void wake(self) noexcept nogil:
         pthread_cond_broadcast(&self.condition)
 
+    cdef void wake_one(self) noexcept nogil:
+        pthread_cond_signal(&self.condition)
+
     cdef void renew(self) noexcept nogil:
         """Forgets who held it; for the child of a fork."""
         pthread_mutex_init(&self.mutex, NULL)

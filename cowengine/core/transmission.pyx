@@ -1,16 +1,16 @@
 """The transmission phase of one NBD connection: requests come in, replies go out, without the GIL.
 
-The protocol is proto.md of github.com/NetworkBlockDevice/nbd. Whoever calls `run` receives. Requests come in as many
-at a time as the client has sent; what needs no waiting is carried out at once, writes and those reads whose bytes are
-in the page cache, and their replies are gathered and sent in one call before more is received. Everything else goes to
-helpers, threads of this connection that are started as they are needed: reads of the disk, flushes, and whatever is not
-bytes, which is asked of Python in one call a request.
+The protocol is proto.md of github.com/NetworkBlockDevice/nbd. One thread of a connection has the lead: it receives, as
+many requests at a time as the client has sent, and carries out at once what needs no waiting, writes and those reads
+whose bytes are in the page cache; their replies are gathered, and sent in one call before more is received. When it
+meets a request that may wait (a read of the disk, a flush, whatever is asked of Python) it leaves the lead to another
+thread, which is started if none is free, and carries that out itself: nobody has to wake up first.
 
-A connection has two buffers of fixed size and one more a helper, whatever is asked of it: large requests are carried
+A connection has two buffers of fixed size and one more a thread, whatever is asked of it: large requests are carried
 out in pieces. So a client that is slow, or reads nothing, holds up itself and nobody else.
 
-Threads   `run` is called once; `stop` at any time from anywhere. What helpers share is guarded by `lock`; the socket's
-          sending side, by `sending`.
+Threads   `run` is called once; `stop` at any time from anywhere. The lead is taken and left under `lock`; inbox and
+          outbox are the leader's. The socket's sending side is guarded by `sending`.
 """
 
 from cpython.buffer cimport PyBUF_READ
@@ -92,6 +92,7 @@ cdef enum:                      # why it ended; 0: it goes on
     END_IDLE = 5
     END_MAGIC = 6
     END_PAYLOAD = 7
+    GOES_ON = -1                # of one request: it is done; 0: it may wait, whoever leads is to carry it out
 
 cdef enum:
     INBOX_BYTES = 512 << 10
@@ -100,7 +101,6 @@ cdef enum:
     GATHERED_BYTES = 64 << 10       # are sent once there are so many
     REQUEST_BYTES_MAX = 32 << 20    # of data, as negotiated
     HEADER_BYTES_MAX = 40           # of a reply, in front of its data
-    JOBS_MAX = 256                  # requests that wait for a helper; then no more is received
 
 _ENDS = {
     END_CLOSED: "closed", END_DISCONNECTED: "disconnected", END_STOPPED: "stopped", END_IDLE: "idle",
@@ -156,8 +156,8 @@ cdef class Transmission:
     `fd` is a connected stream socket that blocks; its SO_SNDTIMEO is how long a client may take no reply, its
     SO_RCVTIMEO how long it may send nothing. `root` is what is read: of a volume a Head, which is written as well if
     `writable`. `size` is in bytes, as negotiated. `replies` is 0 for simple ones, 1 for structured, 2 for extended
-    headers. `commands` is asked for the rest, with the GIL (nbd/commands.py); at most `in_flight_max` calls at a time,
-    beside one from the thread that receives.
+    headers. `commands` is asked for the rest, with the GIL. At most `in_flight_max` requests that may wait are under
+    way at a time, each in a thread of its own.
     """
 
     cdef ReadPath path
@@ -170,17 +170,17 @@ cdef class Transmission:
     cdef bint writable
     cdef uint64_t size
     cdef char *inbox
-    cdef size_t begin, end          # what is in it
+    cdef size_t unread, filled      # from where to where there is something in it
     cdef char *outbox
     cdef size_t gathered
     cdef pthread_mutex_t sending
     cdef Mutex lock
-    cdef request_t jobs[JOBS_MAX]   # a ring
-    cdef uint64_t job_first, job_end
-    cdef int helper_count, helpers_free, helpers_max
-    cdef bint ending                # no more jobs will come
+    cdef bint led                   # a thread has the lead
+    cdef int end                    # why nobody takes it any more, or 0
+    cdef int free_count             # threads that wait for it
+    cdef int thread_count, threads_max
     cdef observed_int_t stopping, broken
-    cdef list helpers
+    cdef list helpers               # the threads that were started
     cdef readonly observed_t requests, bytes_read, bytes_written
 
     def __cinit__(self, int fd, ReadPath path not None, Root root not None, uint64_t size, commands, *, int replies,
@@ -188,7 +188,8 @@ cdef class Transmission:
         if not SIMPLE <= replies <= EXTENDED or in_flight_max < 1:
             raise ValueError("replies are 0, 1 or 2, and at least one request is in flight")
         self.fd, self.path, self.root, self.size, self.commands = fd, path, root, size, commands
-        self.replies, self.writable, self.helpers_max = replies, writable, in_flight_max
+        self.replies, self.writable, self.threads_max = replies, writable, in_flight_max
+        self.thread_count = 1
         if writable:
             self.data, self.head = path, root       # or TypeError
         self.lock, self.helpers = Mutex(), []
@@ -207,61 +208,125 @@ cdef class Transmission:
 
         Everything received is carried out, and answered if the client still listens, when it returns.
         """
-        cdef int end
-        with nogil:
-            end = self.receive()
-            if self.send_gathered() != 0 and end == END_DISCONNECTED:
-                end = END_BROKEN
-            self.lock.acquire_nogil()
-            self.ending = True
-            self.lock.wake()
-            self.lock.release()
+        self._work()
         for helper in self.helpers:
             helper.join()
-        if self.stopping and end == END_CLOSED:
-            end = END_STOPPED
-        return _ENDS[END_BROKEN if self.broken and end == END_CLOSED else end]
+        if self.end == END_CLOSED and self.stopping:
+            return _ENDS[END_STOPPED]
+        return _ENDS[END_BROKEN if self.broken and self.end == END_CLOSED else self.end]
 
     def stop(self):
         """No further request is received; those that were are carried out and answered. Returns at once."""
         self.stopping = True
         c_shutdown(self.fd, SHUT_RD)
 
-    # -- receiving -----------------------------------------------------------------------------------------------------
-    cdef int receive(self) noexcept nogil:
-        """Takes requests until there are no more; returns why."""
+    # -- the lead ------------------------------------------------------------------------------------------------------
+    def _work(self):
+        """What each thread does."""
         cdef request_t request
+        cdef char *buffer = <char *>malloc(PIECE_BYTES + HEADER_BYTES_MAX)
+        with nogil:
+            while self.lead(&request):
+                if buffer == NULL:
+                    self.send_status(&request, EIO)
+                else:
+                    self.carry_out(&request, buffer)
+                if self.path.is_crowded():
+                    self.ask_trim()
+        free(buffer)
+
+    cdef bint lead(self, request_t *request) noexcept nogil:
+        """Waits for the lead, and leaves it with a request that may wait; False if there are no more."""
+        cdef int end = self.take_lead()
+        if end == 0:
+            end = self.receive(request)
+            if self.send_gathered() != 0 and end == 0:
+                end = END_BROKEN
+            if self.leave_lead(end):
+                self.hire()
+        return end == 0
+
+    cdef int take_lead(self) noexcept nogil:
+        """Returns 0 with the lead, or why there is none."""
+        cdef int end
+        self.lock.acquire_nogil()
+        self.free_count += 1
+        while self.led and self.end == 0:
+            self.lock.wait()
+        self.free_count -= 1
+        end = self.end
+        self.led = True
+        self.lock.release()
+        return end
+
+    cdef bint leave_lead(self, int end) noexcept nogil:
+        """Whether a thread is to be started for it."""
+        cdef bint wanted
+        self.lock.acquire_nogil()
+        self.led, self.end = False, end
+        wanted = end == 0 and self.free_count == 0 and self.thread_count < self.threads_max
+        self.thread_count += wanted
+        if end != 0:
+            self.lock.wake()
+        else:
+            self.lock.wake_one()
+        self.lock.release()
+        return wanted
+
+    cdef void hire(self) noexcept with gil:
+        """Starts the thread that `leave_lead` counted, if there is one to be had: else the lead waits for this one."""
+        try:
+            helper = _threading.Thread(target=self._work, name="cowengine-nbd", daemon=True)
+            helper.start()
+            self.helpers.append(helper)
+        except Exception:
+            self.lock.acquire()
+            self.thread_count -= 1
+            self.lock.release()
+
+    cdef bint is_at_rest(self) noexcept nogil:
+        """Whether only the leader has something to do."""
+        cdef bint rests
+        self.lock.acquire_nogil()
+        rests = self.free_count + 1 == self.thread_count
+        self.lock.release()
+        return rests
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+    cdef int receive(self, request_t *slow) noexcept nogil:
+        """Takes requests until one may wait, which is in `slow`, and returns 0; or returns why there are no more."""
         cdef int end
         while True:
-            end = self.next_request(&request)
-            if end == 0:
-                observed_add(&self.requests, 1)
-                end = self.take(&request)
+            end = self.next_request(slow)
             if end != 0:
+                return end
+            observed_add(&self.requests, 1)
+            end = self.take(slow)
+            if end != GOES_ON:
                 return end
 
     cdef int need(self, size_t count) noexcept nogil:
         """Waits until so many bytes are in the inbox, in a row; at most PIECE_BYTES."""
         cdef ssize_t got
-        if self.end - self.begin >= count:
+        if self.filled - self.unread >= count:
             return 0
         # Nobody waits for more while an answer lies here.
         if self.send_gathered() != 0:
             return END_BROKEN
         if self.path.is_crowded():
             self.ask_trim()
-        if self.begin == self.end:
-            self.begin = self.end = 0
-        elif self.begin + count > INBOX_BYTES:
-            memmove(self.inbox, self.inbox + self.begin, self.end - self.begin)
-            self.end -= self.begin
-            self.begin = 0
-        while self.end - self.begin < count:
-            got = c_recv(self.fd, self.inbox + self.end, INBOX_BYTES - self.end, 0)
+        if self.unread == self.filled:
+            self.unread = self.filled = 0
+        elif self.unread + count > INBOX_BYTES:
+            memmove(self.inbox, self.inbox + self.unread, self.filled - self.unread)
+            self.filled -= self.unread
+            self.unread = 0
+        while self.filled - self.unread < count:
+            got = c_recv(self.fd, self.inbox + self.filled, INBOX_BYTES - self.filled, 0)
             if got == 0:
                 return END_CLOSED
             if got > 0:
-                self.end += <size_t>got
+                self.filled += <size_t>got
             elif errno == EAGAIN:
                 if self.is_at_rest():
                     return END_IDLE
@@ -279,18 +344,18 @@ cdef class Transmission:
         end = self.need(length)
         if end != 0:
             return end
-        raw = self.inbox + self.begin
+        raw = self.inbox + self.unread
         if get32(raw) != <uint32_t>(EXTENDED_REQUEST_MAGIC if self.replies == EXTENDED else REQUEST_MAGIC):
             return END_MAGIC
         request.flags, request.kind = get16(raw + 4), get16(raw + 6)
         memcpy(&request.cookie, raw + 8, 8)
         request.offset = get64(raw + 16)
         request.length = get64(raw + 24) if self.replies == EXTENDED else get32(raw + 24)
-        self.begin += length
+        self.unread += length
         return 0
 
     cdef int take(self, request_t *request) noexcept nogil:
-        """Carries a request out, or hands it to a helper."""
+        """Carries a request out unless it may wait: returns GOES_ON, 0, or why it is the last."""
         cdef int error
         if request.kind == CMD_DISC:
             return END_DISCONNECTED
@@ -301,7 +366,7 @@ cdef class Transmission:
             return self.answer(request, error)
         if request.kind == CMD_READ:
             return self.read(request)
-        return self.hand_over(request)
+        return 0
 
     cdef int refusal(self, const request_t *request) noexcept nogil:
         """The error of a request that is wrong in itself, or 0."""
@@ -343,43 +408,42 @@ cdef class Transmission:
                 return status
             done = 0
             if error == 0:
-                status = self.data.write_piecewise(self.head, self.inbox + self.begin, piece, at, &done)
+                status = self.data.write_piecewise(self.head, self.inbox + self.unread, piece, at, &done)
                 if status != 0:
-                    error = self.ask_write(self.inbox + self.begin + done, piece - done, at + done, status)
+                    error = self.ask_write(self.inbox + self.unread + done, piece - done, at + done, status)
                 if error == 0:
                     observed_add(&self.bytes_written, piece)
-            self.begin += piece
+            self.unread += piece
             at += piece
             left -= piece
         if error == 0 and request.flags & FLAG_FUA:
-            request.flags &= ~FLAG_PAYLOAD_LEN
-            return self.hand_over(request)
+            return 0
         return self.answer(request, error)
 
     cdef int read(self, request_t *request) noexcept nogil:
-        """Reads what is in memory into the outbox; a helper does what has to wait, or fails."""
+        """Reads into the outbox what is in memory; what is not, or fails, may wait."""
         cdef size_t header = self.data_header_bytes()
         cdef char *to
         if request.length > PIECE_BYTES:
-            return self.hand_over(request)
+            return 0
         if self.gathered + header + request.length > OUTBOX_BYTES and self.send_gathered() != 0:
             return END_BROKEN
         to = self.outbox + self.gathered
         if self.path.read_cached(self.root, to + header, request.length, request.offset) != 0:
-            return self.hand_over(request)
+            return 0
         self.put_data_header(to, request, CHUNK_DONE, request.offset, request.length)
         self.gathered += header + request.length
         observed_add(&self.bytes_read, request.length)
         if self.gathered >= GATHERED_BYTES and self.send_gathered() != 0:
             return END_BROKEN
-        return 0
+        return GOES_ON
 
     cdef int answer(self, const request_t *request, int error) noexcept nogil:
         """Gathers a reply without data."""
         if self.gathered + HEADER_BYTES_MAX > OUTBOX_BYTES and self.send_gathered() != 0:
             return END_BROKEN
         self.gathered += self.put_status(self.outbox + self.gathered, request, error)
-        return 0
+        return GOES_ON
 
     cdef int send_gathered(self) noexcept nogil:
         """Sends the replies of the outbox; returns 0 unless the client is gone."""
@@ -392,73 +456,9 @@ cdef class Transmission:
         self.gathered = 0
         return status
 
-    # -- helpers -------------------------------------------------------------------------------------------------------
-    cdef int hand_over(self, const request_t *request) noexcept nogil:
-        """Leaves a request to a helper; waits where too many are left already."""
-        cdef bint hire
-        self.lock.acquire_nogil()
-        while self.job_end - self.job_first == JOBS_MAX:
-            self.lock.wait()
-        self.jobs[self.job_end % JOBS_MAX] = request[0]
-        self.job_end += 1
-        hire = <uint64_t>self.helpers_free < self.job_end - self.job_first and self.helper_count < self.helpers_max
-        self.lock.wake()
-        self.lock.release()
-        if hire and self.hire() != 0 and self.helper_count == 0:
-            return END_BROKEN
-        return 0
-
-    cdef int hire(self) noexcept with gil:
-        """Starts a helper; returns 0 unless there is no more memory or thread to be had."""
-        try:
-            helper = _threading.Thread(target=self._help, name="cowengine-nbd-helper", daemon=True)
-            helper.start()
-        except Exception:
-            return -1
-        self.helpers.append(helper)
-        self.helper_count += 1
-        return 0
-
-    def _help(self):
-        """What a helper does."""
-        cdef request_t request
-        cdef char *buffer = <char *>malloc(PIECE_BYTES + HEADER_BYTES_MAX)
-        with nogil:
-            while self.next_job(&request):
-                if buffer == NULL:
-                    self.send_status(&request, EIO)
-                else:
-                    self.carry_out(&request, buffer)
-                if self.path.is_crowded():
-                    self.ask_trim()
-        free(buffer)
-
-    cdef bint next_job(self, request_t *request) noexcept nogil:
-        """Waits for a job; False if no more will come."""
-        cdef bint found
-        self.lock.acquire_nogil()
-        self.helpers_free += 1
-        while self.job_first == self.job_end and not self.ending:
-            self.lock.wait()
-        self.helpers_free -= 1
-        found = self.job_first < self.job_end
-        if found:
-            request[0] = self.jobs[self.job_first % JOBS_MAX]
-            self.job_first += 1
-            self.lock.wake()
-        self.lock.release()
-        return found
-
-    cdef bint is_at_rest(self) noexcept nogil:
-        """Whether no helper has anything to do."""
-        cdef bint rests
-        self.lock.acquire_nogil()
-        rests = self.job_first == self.job_end and self.helpers_free == self.helper_count
-        self.lock.release()
-        return rests
-
+    # -- what may wait -------------------------------------------------------------------------------------------------
     cdef void carry_out(self, request_t *request, char *buffer) noexcept nogil:
-        """One job; `buffer` has room for a piece and a header."""
+        """A request that may wait; `buffer` has room for a piece and a header."""
         if request.kind == CMD_READ and request.length <= PIECE_BYTES:
             self.read_whole(request, buffer)
         elif request.kind == CMD_READ and (self.replies == SIMPLE or request.flags & FLAG_DF):
@@ -545,14 +545,14 @@ cdef class Transmission:
         c_shutdown(self.fd, SHUT_RDWR)
 
     cdef int send_reply(self, const char *data, size_t length) noexcept nogil:
-        """Sends a helper's reply, or a chunk of it."""
+        """Sends a reply that is not gathered, or a chunk of it."""
         pthread_mutex_lock(&self.sending)
         cdef int status = self.send(data, length)
         pthread_mutex_unlock(&self.sending)
         return status
 
     cdef int send_status(self, const request_t *request, int error) noexcept nogil:
-        """Sends a helper's reply that has no data."""
+        """Sends a reply that has no data and is not gathered."""
         cdef char reply[HEADER_BYTES_MAX]
         return self.send_reply(reply, self.put_status(reply, request, error))
 

@@ -285,13 +285,27 @@ def test_block_status_has_a_chunk_for_each_context(volume: Volume, replies: int)
 
 def test_a_flush_holds_up_no_read(volume: Volume) -> None:
     volume.pwrite(b"x" * 4096, 0)
-    with serving(volume, STRUCTURED) as (peer, commands, _, _):
+    with serving(volume, STRUCTURED, in_flight_max=16) as (peer, commands, _, _):
         commands.gate.clear()
-        for cookie in range(10):  # more than there are helpers
+        for cookie in range(10):
             peer.ask(FLUSH, cookie)
         assert peer.read(0, 4096) == b"x" * 4096
         commands.gate.set()
         assert sorted(peer.reply()[0] for _ in range(10)) == list(range(10))
+
+
+def test_more_than_may_be_under_way_wait_their_turn(volume: Volume) -> None:
+    with serving(volume, STRUCTURED, in_flight_max=2) as (peer, commands, transmission, _):
+        commands.gate.clear()
+        for cookie in range(100):
+            peer.ask(FLUSH, cookie)
+        while transmission.requests < 2:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert transmission.requests == 2
+        commands.gate.set()
+        assert sorted(peer.reply()[0] for _ in range(100)) == list(range(100))
+        assert peer.read(0, 4096) == bytes(4096)
 
 
 def test_what_was_received_is_answered_when_it_is_stopped(volume: Volume) -> None:
