@@ -15,14 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cowengine.core.gather import gather
 from cowengine.core.handle import SnapshotHandle
 from cowengine.engine.clones import make_clone, open_clone
 from cowengine.engine.flatten import flatten_copy
-from cowengine.engine.holds import hold, require_deletable
+from cowengine.engine.holds import exported, hold, require_deletable
 from cowengine.engine.report import Report
 from cowengine.engine.retention import retain
 from cowengine.engine.usage import SnapshotSpace, snapshot_space
@@ -372,6 +372,13 @@ class Snapshot(SnapshotHandle):
 
     def _retain_until_ns(self) -> int:
         return self._record().retain_until_ns
+
+    def exported(self) -> AbstractContextManager[None]:
+        """While the `with` block lasts the snapshot cannot be deleted, made an anchor or given up (BusyError).
+
+        For who shows it to clients. Not durable, unlike `hold`. Raises NotFoundError.
+        """
+        return exported(self._engine, self._id)
 
     def require_deletable(self) -> None:
         """Raises BusyError or RetentionError, with the reason, if `delete` would now."""

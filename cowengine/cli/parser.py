@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from cowengine.cli import backup, completion, help_, mount, policy, provider, snapshot, snapshot_set, store, writer
+from cowengine.cli import backup, completion, help_, mount, nbd, policy, provider, snapshot, snapshot_set, store, writer
 from cowengine.cli.verb import Noun, Verb
 
 NOUNS: tuple[Noun, ...] = (
@@ -17,6 +17,7 @@ NOUNS: tuple[Noun, ...] = (
     writer.NOUN,
     provider.NOUN,
     mount.NOUN,
+    nbd.NOUN,
     completion.NOUN,
     help_.NOUN,
 )

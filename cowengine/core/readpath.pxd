@@ -27,6 +27,11 @@ ctypedef struct look_t:         # where the beginning of a range lies
     int count
     bint sealed
 
+ctypedef struct birth_t:
+    uint64_t first              # block
+    uint64_t count
+    uint64_t birth              # 0: holes
+
 
 cdef class ReadPath:
     cdef readonly IOTable io
@@ -64,3 +69,5 @@ cdef class ReadPath:
     cdef int read_blocks(self, uint64_t slot, uint64_t count, const uint32_t *seals, uint64_t offset,
                          char *data) noexcept nogil
     cdef int read_block(self, uint64_t slot, uint32_t seal, uint64_t offset, char *whole) noexcept nogil
+    cdef int some_births(self, Root root, uint64_t *first, uint64_t end, birth_t *births, int room, int *count,
+                         int *found) noexcept nogil

@@ -35,6 +35,8 @@ cdef enum:
     VERIFY_BYTES = 256 << 10        # read, then verified while the cache has them
     WALK_NODES = 64                 # visited while the mutex is held
     WALK_EXTENTS = 4096
+    BIRTHS_AT_ONCE = 512            # looked up while the mutex is held
+    BIRTHS_FOUND = 1 << 18
 
 cdef uint64_t BLOCKS_MAX = <uint64_t>1 << 47
 
@@ -410,3 +412,57 @@ cdef class ReadPath:
         finally:
             free(walk.extents)
         return result
+
+    def births(self, Root root not None, uint64_t first, uint64_t end, uint64_t max_results):
+        """When the blocks [first, end) were written, as raw triples (first, count, epoch of birth, or 0 of a hole).
+
+        At most `max_results`, and an end of the search after BIRTHS_FOUND look-ups: the answer may end before `end`,
+        but has at least one triple. The mutex is given up now and then; of a head, later changes may be seen or not.
+        """
+        cdef bytearray result = bytearray()
+        cdef birth_t births[BIRTHS_AT_ONCE]
+        cdef uint64_t rows = 0
+        cdef int status = 0, count, found = 0
+        while first < end and rows < max_results and found < BIRTHS_FOUND:
+            with nogil:
+                self.mutex.acquire_nogil()
+                root.used = True
+                status = self.state if self.state != 0 else root.state
+                if status == 0:
+                    status = self.some_births(
+                        root, &first, end, births, min(<uint64_t>BIRTHS_AT_ONCE, max_results - rows), &count, &found)
+                self.mutex.release()
+            check_status(status, self.map)
+            result += (<const char *>births)[:count * sizeof(birth_t)]
+            rows += count
+            if self.is_crowded():
+                self.trim()
+        return result
+
+    cdef int some_births(self, Root root, uint64_t *first, uint64_t end, birth_t *births, int room, int *count,
+                         int *found) noexcept nogil:
+        """Enters some births, and moves `first` behind what they tell of. The mutex is held."""
+        cdef entry_t entry
+        cdef uint64_t blocks, birth
+        cdef birth_t *last = NULL
+        cdef int status, looked = 0
+        count[0] = 0
+        if (end - 1) << self.block_shift >= root.size:
+            return STATUS_BEYOND
+        while first[0] < end and looked < BIRTHS_AT_ONCE:
+            status = self.map.find(&root.link, first[0], end - first[0], &entry, &blocks)
+            if status != 0:
+                return status
+            birth = entry.birth if slot_of(entry.target) != 0 else 0
+            if last != NULL and last.birth == birth:
+                last.count += blocks
+            elif count[0] == room:
+                break
+            else:
+                last = &births[count[0]]
+                last.first, last.count, last.birth = first[0], blocks, birth
+                count[0] += 1
+            first[0] += blocks
+            looked += 1
+        found[0] += looked
+        return 0

@@ -33,7 +33,7 @@ from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.engine.commitlock import CommitLock
 from cowengine.engine.compaction import CompactionJob
 from cowengine.engine.files import Whereabouts
-from cowengine.engine.holds import claim, require_deletable
+from cowengine.engine.holds import ExportCounts, claim, require_deletable
 from cowengine.engine.latency import Histogram
 from cowengine.engine.lineage import Lineage
 from cowengine.engine.locks import FileLocks
@@ -134,7 +134,7 @@ class Engine:
         self.io = io
         self.fd = fd
         self.name = name
-        self.locks = FileLocks(io, fd, name)
+        self.locks, self.exports = FileLocks(io, fd, name), ExportCounts()
         self.whereabouts = Whereabouts(io, fd, name)
         self.superblock = sb
         self.newest_slot = 0

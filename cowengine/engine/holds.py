@@ -5,17 +5,59 @@ Threads   The commit lock is held, or taken here.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cowengine.engine.retention import why_retained
 from cowengine.errors import BusyError, RetentionError
-from cowengine.format import HoldEvent, LineageRecord
+from cowengine.format import LINEAGE_HEAD, HoldEvent, LineageRecord
 
 if TYPE_CHECKING:
     from cowengine.engine.engine import Engine
 
-
 BEING_READ = "another process is reading it"
+
+
+class ExportCounts:
+    """To how many clients each head and snapshot is exported now, by id. In memory only; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    def add(self, number: int, change: int) -> None:
+        """So many more, or fewer."""
+        with self._lock:
+            self._counts[number] += change
+            if not self._counts[number]:
+                del self._counts[number]
+
+    def why(self, number: int | None = None) -> str | None:
+        """What stands against giving one of them up, or all of them; None if nothing does."""
+        with self._lock:
+            count = self._counts.total() if number is None else self._counts[number]
+        return f"it is exported to {count} client{'s' if count > 1 else ''}" if count else None
+
+
+@contextmanager
+def exported(engine: Engine, number: int) -> Iterator[None]:
+    """While it lasts a snapshot is exported: it cannot be deleted, made an anchor or given up. Also of a head.
+
+    Ends with the process. Raises NotFoundError.
+    """
+    with engine.lock:
+        engine.path.check_state()
+        record = engine.lineage.get(number)
+        if record is None or record.kind != LINEAGE_HEAD:
+            engine.live_snapshot(number)
+        engine.exports.add(number, 1)
+    try:
+        yield
+    finally:
+        engine.exports.add(number, -1)
 
 
 def why_kept(engine: Engine, record: LineageRecord) -> str | None:
@@ -31,7 +73,7 @@ def _why_busy(engine: Engine, record: LineageRecord) -> str | None:
         return f"clone {clone.name!r} stands on it"  # I38
     if engine.locks.is_read(record.id):
         return BEING_READ
-    return None
+    return engine.exports.why(record.id)
 
 
 def require_deletable(engine: Engine, record: LineageRecord) -> None:

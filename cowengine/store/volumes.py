@@ -270,6 +270,9 @@ class VolumeTable:
             return
         if not volume.closed and name in self._handed_out:
             raise BusyError(f"volume {name!r} is open: close it first")
+        exported = None if volume.closed else volume.engine.exports.why()
+        if exported is not None:
+            raise BusyError(f"volume {name!r} is in use: {exported}")
         volume.close()
 
     def hand_back(self, name: str) -> None:

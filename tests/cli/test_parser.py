@@ -16,7 +16,7 @@ EXAMPLES = [example for _, verb in VERBS for example in verb.examples]
 def words_of(example: str) -> list[str]:
     """The words of the cowengine command in an example, without the shell around it."""
     command = example[example.index("cowengine ") :]
-    for shell in (" | ", " > ", " >", " || ", "    #"):
+    for shell in (" | ", " > ", " >", " || ", "    #", " ] "):
         command = command.split(shell)[0]
     return shlex.split(command)[1:]
 
@@ -56,7 +56,7 @@ def test_the_verbs_are_those_of_this_release():
         "backup": "create list show verify restore copy delete",
         "writer": "list status rehearse",
         "provider": "list",
-        "": "mount umount",
+        "": "mount umount nbd",
         "completion": "bash zsh fish",
         "help": "exit-codes",
     }

@@ -27,6 +27,7 @@ LAYERS = [
     {"vss"},
     {"sqlite"},
     {"writers"},
+    {"nbd"},
     {"control"},
     {"mount"},
     {"capi"},
