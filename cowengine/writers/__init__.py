@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cowengine.writers.filesystem import FileSystemWriter
 from cowengine.writers.hook import HookWriter
 
-__all__ = ["HookWriter"]
+__all__ = ["FileSystemWriter", "HookWriter"]
