@@ -14,8 +14,12 @@ class Wire:
 
     def __init__(self, path: Path | str, *, flags: int | None = 3, patience: float = 20) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.connect(str(path))
+        except BaseException:
+            self.sock.close()
+            raise
         self.sock.settimeout(patience)
-        self.sock.connect(str(path))
         if flags is not None:
             assert self.take(18) == b"NBDMAGICIHAVEOPT\0\3"
             self.sock.sendall(struct.pack(">I", flags))
