@@ -29,6 +29,7 @@ from cowengine.mount.state import Record
 
 SOCKET_PATH_MAX: Final = 107
 LET_GO_SECONDS: Final = 10.0  # for the kernel to close what nobody uses any more
+PASSING_SECONDS: Final = 1.0  # for programs that look at every device there is
 
 
 class Chain:
@@ -113,6 +114,8 @@ class Chain:
 
         With `force` the programs are killed first: what had not reached the server is lost, as if power had failed.
         """
+        for program in (self.server, self.overlay, self.fuse):
+            program.forbid()
         if force:
             self.fuse.end(gently=False)
             self.overlay.end(gently=False)
@@ -128,6 +131,8 @@ class Chain:
 
     def end_fuse(self) -> None:
         """The block file is a plain, empty file again, and nbdfuse has ended."""
+        if not is_mounted(self.record.block_file):
+            self.fuse.end()  # before it has mounted anything
         late = time.monotonic() + LET_GO_SECONDS
         while is_mounted(self.record.block_file):
             done = _run_unhurried(["fusermount3", "-u", self.record.block_file])
@@ -137,9 +142,7 @@ class Chain:
             if done.returncode:
                 time.sleep(10 * POLL_SECONDS)
         if not self.fuse.wait(LET_GO_SECONDS):
-            self.fuse.end()  # it was not mounted yet, or hangs on its server
-        if os.path.exists(self.record.path("ready")):
-            os.unlink(self.record.path("ready"))
+            self.fuse.end()  # it hangs on its server
 
     def _devices(self) -> list[str]:
         """The loop devices of this record: more than one if the user made some of the block file."""
@@ -162,10 +165,11 @@ class Chain:
             places.remove(directory)
 
     def _require_unused(self, paths: Sequence[str]) -> None:
-        own = self.record.device
-        users = users_of(paths)
-        if users:
-            raise BusyError(_in_use(own or self.record.block_file, users))
+        late = time.monotonic() + PASSING_SECONDS
+        while users := users_of(paths):
+            if time.monotonic() > late:
+                raise BusyError(_in_use(self.record.device or self.record.block_file, users))
+            time.sleep(10 * POLL_SECONDS)
 
     def _detach(self, devices: Sequence[str]) -> None:
         for device in devices:

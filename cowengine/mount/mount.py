@@ -169,9 +169,16 @@ def _require_alone(folder: str, volume: str, snapshot: str | None, read_only: bo
     for record in records(folder):
         if place is not None and record.directory == place:
             raise BusyError(f"another mount ({record.id}) has this directory", place)
-        same = record.volume == volume and record.snapshot is None and snapshot is None
-        if same and not (read_only and record.read_only):
-            where = record.directory or record.block_file
+        if record.volume != volume:
+            continue
+        where = record.directory or record.block_file
+        if "server" in record.steps:
+            raise BusyError(
+                f"it is mounted at {where} and served for that alone; several mounts of a volume and its snapshots "
+                "need a served store (cowengine serve)",
+                volume,
+            )
+        if record.snapshot is None and snapshot is None and not (read_only and record.read_only):
             raise BusyError(f"it is mounted at {where}; a volume is mounted once, or several times read-only", volume)
 
 

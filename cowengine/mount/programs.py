@@ -30,6 +30,7 @@ PACKAGES: Final = {
 PATIENCE_SECONDS: Final = 60.0
 SAID_MAX: Final = 2000
 POLL_SECONDS: Final = 0.01
+NUMBER_SECONDS: Final = 1.0  # within which a file that was made has its number in it
 
 
 def require(programs: Sequence[str]) -> None:
@@ -66,8 +67,9 @@ class Program:
         """In a session of its own, so that no Ctrl-C reaches it; one of the words must have the record's folder."""
         assert any(self.record.folder in word for word in words)
         with open(self._output, "ab") as output:
+            # noclobber: the shell makes the file itself or becomes nothing (`forbid`)
             subprocess.run(
-                ["setsid", "--fork", "sh", "-c", 'echo $$ >"$0" && exec "$@"', self._number_file, *words],
+                ["setsid", "--fork", "sh", "-C", "-c", 'echo $$ >"$0" && exec "$@"', self._number_file, *words],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, cwd="/",
                 env={**os.environ, **(environment or {})},
             )  # fmt: skip
@@ -77,12 +79,24 @@ class Program:
         try:
             with open(self._number_file, encoding="ascii") as file:
                 number = int(file.read())
-            with open(f"/proc/{number}/cmdline", "rb") as file:
-                words = file.read()
+            words = b""
+            while not words:  # while a process becomes another program it has none
+                if _is_over(number):
+                    return None
+                with open(f"/proc/{number}/cmdline", "rb") as file:
+                    words = file.read()
         except (OSError, ValueError):
             return None
-        # A process that has ended and that nobody has waited for has no words any more.
         return number if os.fsencode(self.record.folder) in words else None
+
+    def forbid(self) -> None:
+        """Nothing is started any more: who was about to finds its number's file made by somebody else."""
+        try:
+            os.close(os.open(self._number_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            late = time.monotonic() + NUMBER_SECONDS
+            while not self._has_number() and time.monotonic() < late:
+                time.sleep(POLL_SECONDS)
 
     def has_ended(self) -> bool:
         """Whether it was started and runs no more."""
@@ -119,3 +133,9 @@ class Program:
                 return False
             time.sleep(POLL_SECONDS)
         return True
+
+
+def _is_over(number: int) -> bool:
+    """Whether a process has ended and nobody has waited for it. Raises OSError if it is gone."""
+    with open(f"/proc/{number}/stat", "rb") as file:
+        return file.read().rpartition(b") ")[2][:1] in (b"Z", b"X")

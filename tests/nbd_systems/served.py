@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cowengine import Store
+from cowengine.mount import mount_volume, unmount
 from cowengine.mount.chain import listens
 
 COMMAND = [sys.executable, "-P", "-m", "cowengine"]
@@ -109,11 +111,10 @@ class Bench:
 
     def store(self, name: str, **volumes: int) -> Path:
         """A new store with volumes of these sizes in bytes."""
-        path = self.folder / name
-        cowengine("store", "create", path)
-        for volume, size in volumes.items():
-            cowengine("volume", "create", f"{path}:{volume}", size)
-        return path
+        with Store.create(self.folder / name) as store:
+            for volume, size in volumes.items():
+                store.create_volume(volume, size)
+        return self.folder / name
 
     def directory(self, name: str) -> Path:
         """An empty directory to mount something at."""
@@ -121,13 +122,13 @@ class Bench:
         made.mkdir()
         return made
 
-    def format(self, address: object, *mkfs: str) -> None:
-        """Makes a file system on a volume: `mkfs` is the command without the device."""
-        mount = cowengine("mount", address, "--loop")
+    def format(self, volume: object, *mkfs: str, store: object = None) -> None:
+        """Makes a file system on a volume, a file or a name in a store: `mkfs` is the command without the device."""
+        record = mount_volume(str(volume), store=None if store is None else str(store), loop=True)
         try:
-            run(*mkfs, mount["device"])
+            run(*mkfs, record.device)
         finally:
-            cowengine("umount", mount["id"])
+            unmount(record.id)
 
 
 @contextmanager
