@@ -36,7 +36,7 @@ cdef enum:
     WALK_NODES = 64                 # visited while the mutex is held
     WALK_EXTENTS = 4096
     BIRTHS_AT_ONCE = 512            # looked up while the mutex is held
-    BIRTHS_FOUND = 1 << 18
+    BIRTHS_FOUND = 1 << 16
 
 cdef uint64_t BLOCKS_MAX = <uint64_t>1 << 47
 

@@ -203,6 +203,30 @@ def test_reads_of_what_is_not_in_memory_are_right(volume: Volume) -> None:
             assert peer.read(at, 1 << 20) == data[at : at + (1 << 20)]
 
 
+def test_scattered_blocks_that_are_not_in_memory(volume: Volume) -> None:
+    data = os.urandom(64 * 4096)
+    for block in reversed(range(64)):
+        volume.pwrite(data[block * 4096 : (block + 1) * 4096], block * 4096)
+    volume.snapshot("s")
+    with serving(volume, STRUCTURED, snapshot="s") as (peer, _, _, _):
+        for _ in range(3):
+            KERNEL.forget(volume._path.fd)
+            assert peer.read(100, len(data) - 200) == data[100:-100]
+
+
+def test_sealed_and_unsealed_blocks_in_one_read(volume: Volume) -> None:
+    data = bytearray(os.urandom(16 * 4096))
+    volume.pwrite(data, 0)
+    volume.snapshot("s")
+    assert volume.seal().done
+    data[4 * 4096 : 5 * 4096] = os.urandom(4096)
+    volume.pwrite(data[4 * 4096 : 5 * 4096], 4 * 4096)
+    volume.pwrite(data[5 * 4096 : 5 * 4096 + 512], 5 * 4096)  # a part: the rest of the block comes along
+    with serving(volume, STRUCTURED) as (peer, _, _, _):
+        for offset, length in ((0, 16 * 4096), (4 * 4096 + 7, 20), (3 * 4096 + 7, 3 * 4096), (4096, 4 * 4096 - 9)):
+            assert peer.read(offset, length) == data[offset : offset + length]
+
+
 def test_sealed_blocks_are_verified(volume: Volume) -> None:
     data = os.urandom(1 << 20)
     volume.pwrite(data[: 1 << 19], 0)
