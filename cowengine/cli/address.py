@@ -55,9 +55,9 @@ def open_volume(address: str, *, read_only: bool) -> Iterator[Volume]:
         with Volume.open(address, read_only=read_only) as volume:
             yield volume
         return
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(in_store[0], read_only=read_only) as store, store.open_volume(in_store[1]) as volume:
+    with connect(in_store[0], read_only=read_only) as store, store.open_volume(in_store[1]) as volume:
         yield volume
 
 

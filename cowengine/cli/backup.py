@@ -57,11 +57,11 @@ def describe_backup(backup: Backup) -> Document:
     ),
 )
 def create(options: Options, out: Output) -> None:
-    from cowengine import Requestor, Store
+    from cowengine import Requestor, connect
 
     if options.target == "-":
         out.data()
-    with Store.open(options.store) as store, out.progress("backup") as progress:
+    with connect(options.store) as store, out.progress("backup") as progress:
         backup = Requestor(store, writers=options.writer, provider=options.provider).backup(
             options.target,
             kind=options.kind,
@@ -155,7 +155,7 @@ def verify(options: Options, out: Output) -> int:
     ),
 )
 def restore(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
     backup_id = options.backup
     if backup_id is None and options.target != "-":
@@ -163,7 +163,7 @@ def restore(options: Options, out: Output) -> None:
     if options.raw:
         places = _restore_into(options.destination, backup_id, options, out, [])
     else:
-        with Store.open(options.destination) as store:
+        with connect(options.destination) as store:
             places = _restore_into(store, backup_id, options, out, _loaded(options.writer, store))
     text = "\n".join(f"{shown(name)}: {shown(place)}" for name, place in places.items())
     out.emit({"backup": backup_id, "destination": options.destination, "restored": places}, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cowengine.cli import exits
 from cowengine.cli.address import find_snapshot, open_volume, snapshot_id, split_snapshot, split_store, volume_file
@@ -15,7 +15,7 @@ from cowengine.cli.volume import NOUN, describe_volume
 from cowengine.errors import OutOfRangeError
 
 if TYPE_CHECKING:
-    from cowengine import Snapshot, Volume
+    from cowengine import Salvaged, Snapshot, Volume
 
 __all__ = ["NOUN"]
 
@@ -39,7 +39,7 @@ VOLUME_OR_SNAPSHOT = argument("volume", metavar="VOLUME|SNAPSHOT", help="a volum
     ),
 )
 def adopt(options: Options, out: Output) -> None:
-    from cowengine import Store, Volume
+    from cowengine import Volume, connect
 
     if options.undo:
         Volume.undo_adoption(options.image)
@@ -51,7 +51,7 @@ def adopt(options: Options, out: Output) -> None:
         with Volume.adopt(options.image, options.volume, **settings) as volume:
             document = describe_volume(volume)
     else:
-        with Store.open(in_store[0]) as store:
+        with connect(in_store[0]) as store:
             document = describe_volume(store.adopt_volume(in_store[1], options.image, **settings))
     out.emit(document, f"{shown(options.volume or options.image)}: {shown_size(document['size'])}")
 
@@ -114,11 +114,11 @@ def with_view(address: str, work: Callable[[Volume | Snapshot], object]) -> Docu
 def import_(options: Options, out: Output) -> None:
     from contextlib import ExitStack
 
-    from cowengine import Store, import_image
+    from cowengine import connect, import_image
 
     with ExitStack() as stack:
         store_path, name = split_store(options.volume) or (None, options.volume)
-        store = None if store_path is None else stack.enter_context(Store.open(store_path))
+        store = None if store_path is None else stack.enter_context(connect(store_path))
         volume = import_image(options.image, name, format=options.format, block_size=options.block_size, store=store)
         document = describe_volume(stack.enter_context(volume))
     out.emit(document, f"{shown(options.volume)}: {shown_size(document['size'])}")
@@ -163,9 +163,14 @@ def _salvage(options: Options, out: Output) -> int:
     from cowengine import Volume
 
     name, snapshot = split_view(options.volume)
-    number = snapshot_id(snapshot)
-    wanted = number if number is not None else snapshot or None
-    report = Volume.salvage(volume_file(name), options.image, snapshot=wanted, doubtful=options.doubtful)
+    if _is_served(name):
+        with open_volume(name, read_only=True) as volume:
+            view = find_snapshot(volume, snapshot) if snapshot else volume
+            report = cast("Salvaged", view.export(options.image, salvage=True, doubtful=options.doubtful))
+    else:
+        number = snapshot_id(snapshot)
+        wanted = number if number is not None else snapshot or None
+        report = Volume.salvage(volume_file(name), options.image, snapshot=wanted, doubtful=options.doubtful)
     document = {
         "volume": name, "snapshot": snapshot or None, "image": options.image, "state": report.state, "ok": report.ok,
         "problems": report.problems, "counts": report.counts,
@@ -176,3 +181,11 @@ def _salvage(options: Options, out: Output) -> int:
     lines.append(table((f"  {name}", count) for name, count in report.counts.items()))
     out.emit(document, "\n".join(lines))
     return exits.OK if report.ok else exits.CORRUPT
+
+
+def _is_served(address: str) -> bool:
+    """Whether it is a volume of a store that another process serves, which then does what the file is needed for."""
+    from cowengine.control.sockets import answers, control_path
+
+    in_store = split_store(address)
+    return in_store is not None and answers(control_path(os.path.abspath(in_store[0])))

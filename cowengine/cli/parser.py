@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from cowengine.cli import backup, completion, help_, mount, nbd, policy, provider, snapshot, snapshot_set, store, writer
+from cowengine.cli import (
+    backup,
+    completion,
+    help_,
+    mount,
+    nbd,
+    policy,
+    provider,
+    serve,
+    snapshot,
+    snapshot_set,
+    store,
+    writer,
+)
 from cowengine.cli.verb import Noun, Verb
 
 NOUNS: tuple[Noun, ...] = (
@@ -16,6 +29,7 @@ NOUNS: tuple[Noun, ...] = (
     backup.NOUN,
     writer.NOUN,
     provider.NOUN,
+    serve.NOUN,
     mount.NOUN,
     nbd.NOUN,
     completion.NOUN,

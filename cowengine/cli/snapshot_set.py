@@ -45,9 +45,9 @@ def describe_set(snapshot_set: SnapshotSet) -> Document:
     ),
 )
 def create(options: Options, out: Output) -> None:
-    from cowengine import Requestor, Store
+    from cowengine import Requestor, connect
 
-    with Store.open(options.store) as store:
+    with connect(options.store) as store:
         requestor = Requestor(store, writers=options.writer, provider=options.provider)
         snapshot_set = requestor.snapshot(options.volumes or None, options.name)
         document = {**describe_set(snapshot_set), "ledger": snapshot_set.ledger}
@@ -61,12 +61,12 @@ def create(options: Options, out: Output) -> None:
     examples=("cowengine set list /srv/store", "cowengine set list /srv/store --json"),
 )
 def list_(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
     def line(row: Document) -> str:
         return f"{row['id']!s:>8}  {shown_time(row['created'])}  {len(row['volumes']):>4} volumes  {shown(row['name'])}"
 
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         out.emit({"store": options.store}, rows=Rows("sets", map(describe_set, store.snapshot_sets()), line))
 
 
@@ -78,9 +78,9 @@ def list_(options: Options, out: Output) -> None:
     examples=("cowengine set show /srv/store monday", "cowengine set show /srv/store monday --json"),
 )
 def show(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         snapshot_set = store.get_snapshot_set(options.set)
         document = describe_set(snapshot_set)
         document["snapshots"] = {
@@ -102,9 +102,9 @@ def show(options: Options, out: Output) -> None:
     examples=("cowengine set delete /srv/store monday --dry-run", "cowengine set delete /srv/store monday"),
 )
 def delete(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(options.store, read_only=options.dry_run) as store:
+    with connect(options.store, read_only=options.dry_run) as store:
         snapshot_set = store.get_snapshot_set(options.set)
         document = {**describe_set(snapshot_set), "deleted": not options.dry_run}
         if not options.dry_run:

@@ -30,10 +30,10 @@ def create(options: Options, out: Output) -> None:
     examples=("cowengine store info /srv/store", "cowengine store info /srv/store --json"),
 )
 def info(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
     volumes = []
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         for name in store.volumes():
             with store.open_volume(name) as volume:
                 volumes.append({"name": name, "snapshot_count": len(volume.snapshots()), **describe_volume(volume)})
@@ -53,14 +53,14 @@ def info(options: Options, out: Output) -> None:
     examples=("cowengine store check /srv/store", "cowengine store check /srv/store --rebuild --json"),
 )
 def check(options: Options, out: Output) -> int:
-    from cowengine import Store
+    from cowengine import Store, connect
 
     if options.rebuild:
         rebuilt = Store.rebuild(options.store)
         out.log("info", f"the catalogue was rebuilt: {rebuilt.reason}", **rebuilt.counts)
         for unknown in rebuilt.unknown:
             out.log("warning", f"not known any more: {unknown}")
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         report = store.check()
     return emit_report(report, out, options.store)
 
@@ -75,9 +75,9 @@ def check(options: Options, out: Output) -> int:
     examples=("cowengine store attach /srv/store old/detached/mail.cow --name mail",),
 )
 def attach(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(options.store) as store:
+    with connect(options.store) as store:
         volume = store.attach(options.file, options.name, without_store=options.without_store)
         document = describe_volume(volume)
     out.emit({"store": options.store, **document}, f"{shown(options.file)} is now {shown(document['path'])}")
@@ -91,9 +91,9 @@ def attach(options: Options, out: Output) -> None:
     examples=("cowengine store detach /srv/store mail",),
 )
 def detach(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(options.store) as store:
+    with connect(options.store) as store:
         path = store.detach(options.name)
     out.emit({"store": options.store, "name": options.name, "path": path}, shown(path))
 
@@ -105,9 +105,9 @@ def detach(options: Options, out: Output) -> None:
     examples=("cowengine store du /srv/store", "cowengine store du /srv/store --json"),
 )
 def du(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import connect
 
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         volumes = [{"name": name, **asdict(space)} for name, space in store.du().items()]
     total = sum(volume["used_bytes"] for volume in volumes)
     lines = []

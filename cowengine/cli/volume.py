@@ -53,10 +53,10 @@ def create(options: Options, out: Output) -> None:
         with Volume.create(options.volume, options.size, block_size=options.block_size) as volume:
             document = describe_volume(volume)
     else:
-        from cowengine import Store
+        from cowengine import connect
 
         path, name = in_store
-        with Store.open(path) as store:
+        with connect(path) as store:
             document = describe_volume(store.create_volume(name, options.size, block_size=options.block_size))
     out.emit(document, f"{shown(options.volume)}: {shown_size(document['size'])}")
 
@@ -97,7 +97,7 @@ def info(options: Options, out: Output) -> None:
     examples=("cowengine volume list /srv/store",),
 )
 def list_(options: Options, out: Output) -> None:
-    from cowengine import Store
+    from cowengine import Store, connect
 
     def rows(store: Store) -> Iterator[Document]:
         for name in store.volumes():
@@ -107,7 +107,7 @@ def list_(options: Options, out: Output) -> None:
     def line(row: Document) -> str:
         return f"{shown_size(row['size']):>12}  {shown(row['name'])}"
 
-    with Store.open(options.store, read_only=True) as store:
+    with connect(options.store, read_only=True) as store:
         out.emit({"store": options.store}, rows=Rows("volumes", rows(store), line))
 
 
@@ -150,9 +150,9 @@ def delete(options: Options, out: Output) -> None:
         if in_store is None and not options.dry_run:
             _remove_file(str(volume.path))
     if in_store is not None and not options.dry_run:
-        from cowengine import Store
+        from cowengine import connect
 
-        with Store.open(in_store[0]) as store:
+        with connect(in_store[0]) as store:
             store.delete_volume(in_store[1])
     did = "would delete" if options.dry_run else "deleted"
     out.emit(document, f"{did} {shown(options.volume)} with {document['snapshot_count']} snapshots")

@@ -46,10 +46,10 @@ def _list_line(row: Document) -> str:
     examples=("cowengine writer status /srv/store", "cowengine writer status /srv/store --writer sqlite --json"),
 )
 def status(options: Options, out: Output) -> int:
-    from cowengine import Requestor, Store
+    from cowengine import Requestor, connect
     from cowengine.vss import writer_names
 
-    with Store.open(options.store) as store:
+    with connect(options.store) as store:
         requestor = Requestor(store, writers=options.writer or sorted(writer_names()))
         rows: list[dict[str, Any]] = list(requestor.writer_status())
     out.emit({"store": options.store}, rows=Rows("writers", rows, _status_line))
@@ -69,10 +69,10 @@ def _status_line(row: Document) -> str:
     examples=("cowengine writer rehearse /srv/store --writer sqlite",),
 )
 def rehearse(options: Options, out: Output) -> None:
-    from cowengine import Requestor, Store
+    from cowengine import Requestor, connect
     from cowengine.vss import writer_names
 
-    with Store.open(options.store) as store:
+    with connect(options.store) as store:
         requestor = Requestor(store, writers=options.writer or sorted(writer_names()))
         ledger = requestor.rehearse(options.volumes or None)
     predicted = shown_duration(float(ledger["predicted_freeze_seconds"]))

@@ -114,6 +114,17 @@ class _Connection:
         )
 
 
+@contextmanager
+def told_of(given: object, path: str) -> Iterator[None]:
+    """An error about a path that was made absolute to be sent tells of what was given."""
+    try:
+        yield
+    except CowEngineError as error:
+        if getattr(error, "filename", None) == path:
+            error.filename = given  # type: ignore[attr-defined]
+        raise
+
+
 class Client(Closing):
     """A session with the server of a store."""
 

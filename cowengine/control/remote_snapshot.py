@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cowengine.control.client import told_of
 from cowengine.control.encoding import decode_date, decode_report
 from cowengine.control.protocol import Message
 from cowengine.engine.usage import SnapshotSpace
@@ -162,8 +163,10 @@ class RemoteSnapshot(Snapshot):
         """See Snapshot. To salvage is the server's to do: it writes the image."""
         if not salvage:
             return self._data().export(raw_path)
-        path = os.path.abspath(check_path(raw_path))
-        return decode_report(self.call("snapshot.salvage", path=path, doubtful=doubtful))
+        given = check_path(raw_path)
+        path = os.path.abspath(given)
+        with told_of(given, path):
+            return decode_report(self.call("snapshot.salvage", path=path, doubtful=doubtful))
 
     def verify(
         self, progress: Callable[[Report], None] | None = None, *, rate: int | None = None,

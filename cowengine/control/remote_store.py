@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cowengine.control.client import told_of
 from cowengine.control.encoding import decode_report
 from cowengine.control.readers import VolumeReaders
 from cowengine.control.remote_set import RemotePendingSet, RemoteSnapshotSet
@@ -124,8 +125,10 @@ class RemoteStore(Store):
     ) -> Volume:
         """See Store."""
         block_size = whole_number(block_size, "block_size")
-        path = os.path.abspath(check_path(raw_path))
-        return self._new("store.adopt_volume", check_volume_name(name), path=path, block_size=block_size, raw=bool(raw))
+        given, name = check_path(raw_path), check_volume_name(name)
+        path = os.path.abspath(given)
+        with told_of(given, path):
+            return self._new("store.adopt_volume", name, path=path, block_size=block_size, raw=bool(raw))
 
     def attach(self, path: str | os.PathLike[str], name: str | None = None, *, without_store: bool = False) -> Volume:
         """See Store."""

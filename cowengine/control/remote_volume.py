@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cowengine.control.client import told_of
 from cowengine.control.compaction import RemoteCompaction
 from cowengine.control.encoding import decode_bytes, decode_date, decode_extents, decode_report, encode_bytes
 from cowengine.control.protocol import PIECE_BYTES, Message
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from cowengine.control.remote_store import RemoteStore
+    from cowengine.engine.engine import Engine
     from cowengine.engine.report import Report
     from cowengine.extents import ExtentArray
     from cowengine.snapshot import Snapshot
@@ -77,6 +79,11 @@ class RemoteVolume(Volume):
         if self.closed:
             raise ClosedError("the volume is closed", self.path)
         self._store.check_open()
+
+    @property
+    def engine(self) -> Engine:  # type: ignore[override]
+        """Not here: the engine is in the process that serves the store. Raises BusyError."""
+        raise BusyError("another process serves the store, and has the volume's engine: see its NBD socket", self.path)
 
     # -- what it is ----------------------------------------------------------------------------------------------------
     @property
@@ -264,13 +271,17 @@ class RemoteVolume(Volume):
     # -- images --------------------------------------------------------------------------------------------------------
     def flatten(self, raw_path: str | os.PathLike[str] | None = None, *, in_place: bool = False) -> None:
         """See Volume. The server writes the image. The file of a store's volume itself is none: BusyError."""
-        path = self.path if raw_path is None else os.path.abspath(check_path(raw_path))
-        self.call("volume.flatten", path=path, in_place=bool(in_place))
+        given = self.path if raw_path is None else check_path(raw_path)
+        path = os.path.abspath(given)
+        with told_of(given, path):
+            self.call("volume.flatten", path=path, in_place=bool(in_place))
 
     def export(self, raw_path: str | os.PathLike[str], *, salvage: bool = False, doubtful: bool = False) -> Report:
         """See Volume. The server writes the image."""
-        path = os.path.abspath(check_path(raw_path))
-        return decode_report(self.call("volume.export", path=path, salvage=salvage, doubtful=doubtful))
+        given = check_path(raw_path)
+        path = os.path.abspath(given)
+        with told_of(given, path):
+            return decode_report(self.call("volume.export", path=path, salvage=salvage, doubtful=doubtful))
 
     # -- space ---------------------------------------------------------------------------------------------------------
     def policy(

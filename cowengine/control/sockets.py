@@ -78,7 +78,7 @@ def connect_to(path: str, seconds: float | None = None) -> socket.socket:
 
 
 def answers(path: str) -> bool:
-    """Whether somebody listens there."""
+    """Whether somebody listens there, as far as this process may know."""
     try:
         connect_to(path, 5.0).close()
     except TimeoutError:  # its queue of connections is full

@@ -51,7 +51,7 @@ def heads(call: Call, volume: VolumeRef) -> list[str]:
         return found.heads()
 
 
-@method("volume.open_head", "volume", changes=True, volume="volume", name="text")
+@method("volume.open_head", "volume", volume="volume", name="text")
 def open_head(call: Call, volume: VolumeRef, name: str) -> Message:
     with call.session.volume(volume) as found:
         head = found.open_head(name)

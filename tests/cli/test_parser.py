@@ -56,7 +56,7 @@ def test_the_verbs_are_those_of_this_release():
         "backup": "create list show verify restore copy delete",
         "writer": "list status rehearse",
         "provider": "list",
-        "": "mount umount nbd",
+        "": "serve mount umount nbd",
         "completion": "bash zsh fish",
         "help": "exit-codes",
     }
