@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 
 from cowengine.cli.address import find_snapshot, open_volume, split_store
+from cowengine.cli.ending import told_to_end
 from cowengine.cli.image import VOLUME_OR_SNAPSHOT, split_view
 from cowengine.cli.output import Output
 from cowengine.cli.verb import Noun, Options, argument
@@ -18,6 +18,11 @@ from cowengine.errors import OutOfRangeError
 NOUN = Noun("", "serve volumes")
 
 DRAIN_SECONDS = 30.0
+TCP = argument("--tcp", metavar="HOST:PORT", help="listen there as well; needs --tls")
+TLS = argument(
+    "--tls", metavar="DIR",
+    help="a folder with ca-cert.pem, server-cert.pem and server-key.pem; clients need a certificate of that CA",
+)  # fmt: skip
 
 
 @NOUN.verb(
@@ -25,11 +30,8 @@ DRAIN_SECONDS = 30.0
     "serve a volume, or read-only a snapshot, as an NBD export, until SIGTERM or until its client has ended",
     VOLUME_OR_SNAPSHOT,
     argument("--socket", metavar="PATH", help="the Unix socket to make (default: one in a new folder)"),
-    argument("--tcp", metavar="HOST:PORT", help="listen there as well; needs --tls"),
-    argument(
-        "--tls", metavar="DIR",
-        help="a folder with ca-cert.pem, server-cert.pem and server-key.pem; clients need a certificate of that CA",
-    ),
+    TCP,
+    TLS,
     argument("--bitmap", metavar="SNAPSHOT", help="the one snapshot that clients can compare with (default: any)"),
     examples=(
         "cowengine nbd disk.cow --socket disk.sock",
@@ -49,7 +51,7 @@ def nbd(options: Options, out: Output) -> None:
     tls = server_context(options.tls) if options.tls else None
     address, snapshot_name = split_view(options.volume)
     with ExitStack() as stack:
-        ended, end = stack.enter_context(_told_to_end())
+        ended, end = stack.enter_context(told_to_end())
         volume = stack.enter_context(open_volume(address, read_only=bool(snapshot_name)))
         snapshot = find_snapshot(volume, snapshot_name) if snapshot_name else None
         in_store = split_store(address)
@@ -60,7 +62,7 @@ def nbd(options: Options, out: Output) -> None:
         activated = bool(sockets)
         path = None if activated and not options.socket else options.socket or _new_path(stack)
         sockets += listen_tcp(options.tcp) if options.tcp else []
-        where = [f"{sock.getsockname()[0]}:{sock.getsockname()[1]}" for sock in sockets if _is_tcp(sock)]
+        where = tcp_addresses(sockets)
         server = Server(exports, path=path, sockets=sockets, tls=tls, when_unused=end if activated else None)
         stack.callback(server.drain, DRAIN_SECONDS)
         server.start()
@@ -73,8 +75,10 @@ def nbd(options: Options, out: Output) -> None:
         ended()
 
 
-def _is_tcp(sock: socket.socket) -> bool:
-    return sock.family != socket.AF_UNIX
+def tcp_addresses(sockets: Iterable[socket.socket]) -> list[str]:
+    """HOST:PORT of those that are no Unix sockets."""
+    names = [sock.getsockname() for sock in sockets if sock.family != socket.AF_UNIX]
+    return [f"{name[0]}:{name[1]}" for name in names]
 
 
 def _new_path(stack: ExitStack) -> str:
@@ -102,23 +106,3 @@ def _tcp_uri(where: str, name: str) -> str:
 
     host, _, port = where.rpartition(":")
     return f"nbds://{f'[{host}]' if ':' in host else host}:{port}/{quote(name)}"
-
-
-@contextmanager
-def _told_to_end() -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
-    """(a function that waits for SIGTERM, SIGINT or the other one to be called, that other one)."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-
-    def end(*_: object) -> None:
-        with suppress(BlockingIOError):
-            os.write(writing, b"x")  # in a signal handler nothing may wait for a lock
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: os.read(reading, 1), end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from cowengine.cli.ending import told_to_end
+from cowengine.cli.nbd import DRAIN_SECONDS, TCP, TLS, tcp_addresses
 from cowengine.cli.output import Document, Output, shown
 from cowengine.cli.store import STORE
-from cowengine.cli.verb import Noun, Options
-from cowengine.errors import BusyError
+from cowengine.cli.verb import Noun, Options, argument
+from cowengine.errors import BusyError, OutOfRangeError
 
 if TYPE_CHECKING:
     from cowengine import Store
@@ -24,25 +24,47 @@ NOUN = Noun("", "serve stores")
     "serve",
     "own a store and serve it to other processes, until SIGTERM or SIGINT; a line says when it is ready",
     STORE,
-    examples=("cowengine serve /srv/store", "cowengine serve /srv/store --json"),
+    argument("--nbd-socket", metavar="PATH", help="the NBD socket to make (default: STORE/run/nbd.sock)"),
+    TCP,
+    TLS,
+    examples=(
+        "cowengine serve /srv/store",
+        "cowengine serve /srv/store --json --tcp :10809 --tls /etc/pki/cowengine",
+    ),
 )
 def serve(options: Options, out: Output) -> None:
     from cowengine.control import ControlServer
+    from cowengine.control.sockets import make_run_folder, nbd_path
+    from cowengine.nbd.exports import Exports
+    from cowengine.nbd.server import Server
+    from cowengine.nbd.sockets import listen_tcp
+    from cowengine.nbd.tls import server_context
 
+    if options.tcp and not options.tls:
+        raise OutOfRangeError("--tcp needs --tls DIR: without TLS anybody on the way could read and write")
+    tls = server_context(options.tls) if options.tls else None
     with ExitStack() as stack:
-        ended = stack.enter_context(told_to_end())
+        ended, _ = stack.enter_context(told_to_end())
         store = stack.enter_context(_owned(options.store))
         for problem in store.problems:
             out.log("warning", problem)
-        server = stack.enter_context(ControlServer(store))
-        server.start()
-        document: Document = {"store": options.store, "control": server.path, "pid": os.getpid()}
-        out.emit(document, f"serving {shown(options.store)} at {shown(server.path)}")
+        make_run_folder(store.path)
+        path = os.path.abspath(options.nbd_socket or nbd_path(store.path))
+        sockets = listen_tcp(options.tcp) if options.tcp else []
+        where = tcp_addresses(sockets)
+        exports = Exports.of_store(store)
+        blocks = stack.enter_context(Server(exports, path=path, sockets=sockets, tls=tls))
+        control = stack.enter_context(ControlServer(store, exports, nbd_path=path))
+        blocks.start()
+        control.start()
+        document: Document = {"store": options.store, "control": control.path, "nbd": path, "tcp": where}
+        lines = [f"serving {shown(options.store)} at {shown(control.path)}", f"NBD at {shown(path)}"]
+        out.emit({**document, "pid": os.getpid()}, "\n".join([*lines, *(f"NBD with TLS at {each}" for each in where)]))
         sys.stdout.flush()
         tell_supervisor("READY=1")
         ended()
         tell_supervisor("STOPPING=1")
-        if not server.drain():
+        if not (control.drain() & blocks.drain(DRAIN_SECONDS)):
             out.log("warning", "some clients were not waited for any longer")
 
 
@@ -58,26 +80,6 @@ def _owned(path: str) -> Store:
         if answers(socket_path):
             raise BusyError("the store is served already, at this socket", socket_path) from None
         raise
-
-
-@contextmanager
-def told_to_end() -> Iterator[Callable[[], object]]:
-    """A function that waits for SIGTERM or SIGINT; one that came before it is called counts."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-
-    def end(*_: object) -> None:
-        with suppress(BlockingIOError):
-            os.write(writing, b"x")  # in a signal handler nothing may wait for a lock
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: os.read(reading, 1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)
 
 
 def tell_supervisor(state: str) -> None:

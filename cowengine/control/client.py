@@ -20,8 +20,8 @@ from cowengine.closing import Closing
 from cowengine.control import protocol
 from cowengine.control.encoding import decode_error
 from cowengine.control.protocol import Lines, Message
-from cowengine.control.sockets import connect_to
-from cowengine.errors import ClosedError, CowEngineError
+from cowengine.errors import ClosedError, CowEngineError, NotFoundError
+from cowengine.nbd.sockets import connect_unix
 from cowengine.version import __version__
 
 CONNECTIONS_MAX: Final = 16
@@ -37,8 +37,8 @@ class _Connection:
     """One connection of a session."""
 
     def __init__(self, path: str, params: Message) -> None:
-        """Connects and says hello. Raises OSError if nobody listens, and what the server says."""
-        self._socket = connect_to(path, HELLO_SECONDS)
+        """Connects and says hello. Raises NotFoundError if nobody listens, and what the server says."""
+        self._socket = connect_unix(path, HELLO_SECONDS)
         self._lines = Lines(self._socket)
         self._path = path
         self._poll = select.poll()
@@ -68,7 +68,8 @@ class _Connection:
         self.is_open = False  # until the answer is here: nothing else may be sent before
         with self._typed():
             self._socket.settimeout(SEND_SECONDS)
-            self._socket.sendall(line)
+            with suppress(BrokenPipeError):  # what the server said before it went is still to be read
+                self._socket.sendall(line)
         while True:
             with self._typed():
                 message = self._receive(seconds, stop)
@@ -129,8 +130,8 @@ class Client(Closing):
     """A session with the server of a store."""
 
     def __init__(self, path: str, *, read_only: bool) -> None:
-        """Raises OSError if nobody listens at the socket; BusyError, ReadOnlyError or UnsupportedVersionError if the
-        server says so.
+        """Raises NotFoundError if nobody listens at the socket; BusyError, ReadOnlyError or UnsupportedVersionError if
+        the server says so.
         """
         self.path = path
         self._hello: Message = {
@@ -181,13 +182,10 @@ class Client(Closing):
                 return connection
         try:
             connection = _Connection(self.path, self._hello)
-        except OSError as error:
-            if isinstance(error, CowEngineError):
-                raise
+        except NotFoundError:
             raise ClosedError(
-                f"the process that served the store is gone ({error.strerror}); what was acknowledged is kept: connect "
-                "anew", self.path,
-            ) from error  # fmt: skip
+                "the process that served the store is gone; what was acknowledged is kept: connect anew", self.path
+            ) from None
         with self._lock:
             self._busy.add(connection)
         return connection

@@ -9,7 +9,7 @@ import os
 
 from cowengine.control.client import Client
 from cowengine.control.sockets import control_path
-from cowengine.errors import BusyError, CowEngineError
+from cowengine.errors import BusyError, NotFoundError, ReadOnlyError
 from cowengine.names import check_path
 from cowengine.store import Store
 
@@ -38,9 +38,11 @@ def served_store(folder: str, *, read_only: bool) -> Store | None:
     """The store through its server; None if nobody serves it."""
     try:
         client = Client(control_path(folder), read_only=read_only)
-    except CowEngineError:
-        raise
-    except OSError:  # no socket, one that nobody listens at, or none that may be seen: `Store.open` says what is wrong
+    except NotFoundError:  # no socket, or one that nobody listens at
+        return None
+    except ReadOnlyError:
+        if os.access(folder, os.R_OK | os.X_OK):  # else `Store.open` says what is wrong
+            raise
         return None
     from cowengine.control.remote_store import RemoteStore
 

@@ -11,7 +11,8 @@ import datetime
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cowengine.control.client import told_of
@@ -175,6 +176,16 @@ class RemoteSnapshot(Snapshot):
         """See Snapshot. The server reads and compares: it knows all seals."""
         tell = None if progress is None else lambda report: progress(decode_report(report))
         return decode_report(self.call("snapshot.verify", rate=check_rate(rate), progress=tell, stop=stop))
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        pinned = self._data()
+        yield
+        del pinned
+
+    def exported(self) -> AbstractContextManager[None]:
+        """See Snapshot."""
+        return self._kept()
 
     # -- what its owner decides ----------------------------------------------------------------------------------------
     def space(self) -> SnapshotSpace:

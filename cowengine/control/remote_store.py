@@ -43,6 +43,8 @@ class RemoteStore(Store):
         self.path = path
         self.client = client
         self.id = client.welcome["store"]["id"]
+        #: Where the volumes and snapshots are block devices, or None.
+        self.nbd_path: str | None = client.welcome["nbd"]
         self.read_only = client.welcome["read_only"]
         self.readers = VolumeReaders(client)
         self.rebuilt = None

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cowengine.control.client import told_of
 from cowengine.control.compaction import RemoteCompaction
-from cowengine.control.encoding import decode_bytes, decode_date, decode_extents, decode_report, encode_bytes
+from cowengine.control.encoding import decode_bytes, decode_date, decode_extents, decode_report
+from cowengine.control.live import LiveBytes
 from cowengine.control.protocol import PIECE_BYTES, Message
 from cowengine.control.remote_snapshot import RemoteSnapshot
 from cowengine.engine.compaction import Compaction, CompactionJob
@@ -55,6 +56,8 @@ class RemoteVolume(Volume):
         self._block_size: int = found["block_size"]
         self._is_closed = False
         self._closing = threading.Lock()
+        nbd_path = None if self._is_clone else store.nbd_path
+        self._live = LiveBytes(self.call, nbd_path, self._volume_name, read_only=store.read_only)
         #: Whether closing it is to be told to the server, as it counts it as open.
         self.handed_out = False
 
@@ -83,7 +86,10 @@ class RemoteVolume(Volume):
     @property
     def engine(self) -> Engine:  # type: ignore[override]
         """Not here: the engine is in the process that serves the store. Raises BusyError."""
-        raise BusyError("another process serves the store, and has the volume's engine: see its NBD socket", self.path)
+        raise BusyError(
+            f"another process serves the store; there the volume is export {self._volume_name!r} of the NBD socket",
+            self._store.nbd_path or self.path,
+        )
 
     # -- what it is ----------------------------------------------------------------------------------------------------
     @property
@@ -126,25 +132,23 @@ class RemoteVolume(Volume):
     # -- bytes ---------------------------------------------------------------------------------------------------------
     def pread(self, length: int, offset: int) -> bytes:
         """See Volume."""
-        length = whole_number(length, "read: the length")
+        length, offset = whole_number(length, "read: the length"), whole_number(offset, "read: the offset")
         if length > PIECE_BYTES:
             check_range(offset, length, self.size, "read")
-        buffer = bytearray(max(0, length))
-        if length > 0:
-            self.pread_into(buffer, offset)
-        else:
-            self.call("volume.pread", length=length, offset=whole_number(offset, "read: the offset"))
+        if length <= 0:
+            return decode_bytes(self.call("volume.pread", length=length, offset=offset))
+        buffer = bytearray(length)
+        self.pread_into(buffer, offset)
         return bytes(buffer)
 
     def pread_into(self, buffer: Buffer, offset: int) -> int:
         """See Volume."""
         check_buffer(buffer, writable=True)
+        self._check_state()
         view, offset = memoryview(buffer).cast("B"), whole_number(offset, "read: the offset")
         if len(view) > PIECE_BYTES:
             check_range(offset, len(view), self.size, "read")
-        for at in range(0, len(view), PIECE_BYTES):
-            piece = view[at : at + PIECE_BYTES]
-            piece[:] = decode_bytes(self.call("volume.pread", length=len(piece), offset=offset + at))
+        self._live.read(view, offset)
         return len(view)
 
     def pread_many(self, buffer: Buffer, extents: ExtentArray | Sequence[tuple[int, int]]) -> int:
@@ -163,11 +167,11 @@ class RemoteVolume(Volume):
     def pwrite(self, data: Buffer, offset: int) -> int:
         """See Volume."""
         check_buffer(data)
+        self._check_state()
         view, offset = memoryview(data).cast("B"), whole_number(offset, "write: the offset")
         if len(view) > PIECE_BYTES:
             check_range(offset, len(view), self.size, "write")
-        for at in range(0, max(1, len(view)), PIECE_BYTES):
-            self.call("volume.pwrite", data=encode_bytes(view[at : at + PIECE_BYTES]), offset=offset + at)
+        self._live.write(view, offset)
         return len(view)
 
     def discard(self, offset: int, length: int) -> None:
@@ -374,6 +378,7 @@ class RemoteVolume(Volume):
     def close(self) -> None:
         """See Volume. The server closes the volume when nobody has it open any more."""
         with self._closing:
+            self._live.close()
             if self.closed:
                 return
             if self._is_clone:

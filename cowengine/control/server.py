@@ -22,9 +22,10 @@ from cowengine.control import methods, protocol, snapshot_methods, store_methods
 from cowengine.control.encoding import encode_error
 from cowengine.control.protocol import Lines, Message, ProtocolError
 from cowengine.control.session import Call, Session
-from cowengine.control.sockets import control_path, listen_at, make_run_folder, peer_user
+from cowengine.control.sockets import control_path, make_run_folder, peer_user
 from cowengine.control.uses import Exports, VolumeUses
 from cowengine.errors import BusyError, ClosedError, CowEngineError, ReadOnlyError, UnsupportedVersionError
+from cowengine.nbd.sockets import listen_unix
 from cowengine.version import __version__
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cowengine.control")
 
 CLIENTS_MAX: Final = 256
+REFUSED_MAX: Final = 32
+PARTING_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 30.0
 LINE_SECONDS: Final = 60.0
 HELLO_SECONDS: Final = 10.0
@@ -69,7 +72,7 @@ class ControlServer(Closing):
         """Listens from now on. Raises BusyError if the socket is served already, ReadOnlyError, StorageError."""
         if self.path == control_path(self.store.path):
             make_run_folder(self.store.path)
-        self._listener = listen_at(self.path)
+        self._listener = listen_unix(self.path)
         self._acceptor = threading.Thread(target=self._accept, name="cowengine-control", daemon=True)
         self._acceptor.start()
 
@@ -86,15 +89,18 @@ class ControlServer(Closing):
                 logger.warning("a connection could not be accepted: %s", error)
                 time.sleep(0.1)  # out of descriptors: those who go away make room
                 continue
-            client = _Client(self, connection)
             with self._lock:
-                full = len(self._clients) >= self._clients_max
-                if not full and not self.draining:
+                count = len(self._clients)
+                refusal = _stopping() if self.draining else None
+                if count >= self._clients_max:
+                    refusal = protocol.too_many(f"{self._clients_max} connections")
+                if count < self._clients_max + REFUSED_MAX:
+                    client = _Client(self, connection, refusal)
                     thread = threading.Thread(target=client.serve, name="cowengine-control-client", daemon=True)
                     self._clients[client] = thread
                     thread.start()
                     continue
-            client.refuse(protocol.too_many(f"{self._clients_max} connections") if full else _stopping())
+            connection.close()
 
     def gone(self, client: _Client) -> None:
         """A connection has ended."""
@@ -167,19 +173,14 @@ class ControlServer(Closing):
 class _Client:
     """One connection."""
 
-    def __init__(self, server: ControlServer, connection: socket.socket) -> None:
+    def __init__(self, server: ControlServer, connection: socket.socket, refusal: CowEngineError | None) -> None:
+        """`refusal`: why there is no service, if there is none."""
+        self._refusal = refusal
         self.session: Session | None = None
         self._server = server
         self._socket = connection
         self._lines = Lines(connection)
         self._cancelled = False
-
-    def refuse(self, error: BaseException) -> None:
-        """Says why there is no service, and ends the connection."""
-        self._socket.settimeout(0.1)
-        with suppress(OSError):
-            self._socket.sendall(protocol.encode(protocol.failure(None, encode_error(error))))
-        self._socket.close()
 
     def finish(self) -> None:
         """No more requests: the one that runs is answered."""
@@ -195,25 +196,35 @@ class _Client:
     def serve(self) -> None:
         """Until the client goes away, or does what the protocol does not know."""
         try:
-            if self._is_welcome():
-                self._hello()
-                while self._one_request():
-                    pass
+            refusal = self._refusal or self._stranger()
+            if refusal is not None:
+                self._part(refusal)
+                return
+            self._hello()
+            while self._one_request():
+                pass
         except (OSError, CowEngineError) as error:
             logger.info("a control connection ended: %s", error)
         finally:
             self._server.gone(self)
             self._socket.close()
 
-    def _is_welcome(self) -> bool:
+    def _stranger(self) -> CowEngineError | None:
+        """Why this user is not served, if not."""
         user = peer_user(self._socket)
         if user in (0, os.geteuid()):
-            return True
-        logger.warning("user %d was refused: the store is served by user %d", user, os.geteuid())
-        self._send(protocol.failure(None, encode_error(ReadOnlyError(
-            f"the store is served by user {os.geteuid()}, and not for user {user}", self._server.store.path
-        ))))  # fmt: skip
-        return False
+            return None
+        message = f"the store is served by user {os.geteuid()}, and not for user {user}"
+        logger.warning("a connection was refused: %s", message)
+        return ReadOnlyError(message, self._server.store.path)
+
+    def _part(self, error: CowEngineError) -> None:
+        """Says why there is no service. Closed with something unread, the connection would lose that."""
+        self._send(protocol.failure(None, encode_error(error)))
+        self._socket.shutdown(socket.SHUT_WR)
+        self._socket.settimeout(PARTING_SECONDS)
+        while self._socket.recv(protocol.READ_BYTES):
+            pass
 
     def _hello(self) -> None:
         """The first request. Raises ProtocolError if it is none, or of no known version."""

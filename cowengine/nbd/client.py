@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from struct import unpack_from
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
 _SIMPLE = -1  # a kind of chunk that there is not
+PARTING_SECONDS = 5.0
 PAYLOAD_BYTES_MAX = protocol.REQUEST_BYTES_MAX + 4096  # of a reply
 _REFUSALS: dict[int, type[CowEngineError]] = {
     Reply.ERR_POLICY: BusyError,
@@ -90,14 +92,18 @@ class Client(Closing):
         self._sock.close()
 
     def close(self) -> None:
-        """Tells the server and closes the connection; idempotent. Flushes nothing."""
+        """Tells the server and closes the connection; idempotent. Flushes nothing.
+
+        The server has given the export up when it returns, unless it takes more than PARTING_SECONDS.
+        """
         with self._lock:
             if self.closed:
                 return
-            try:
+            with suppress(CowEngineError, OSError):  # it is over anyway
                 self._send(self._header(Command.DISC, 0, 0, 0))
-            except CowEngineError:
-                pass  # it is over anyway
+                self._sock.settimeout(PARTING_SECONDS)
+                while self._sock.recv(1 << 16):
+                    pass
             self._shut()
 
     # -- messages -----------------------------------------------------------------------------------------------------

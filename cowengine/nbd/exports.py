@@ -234,6 +234,7 @@ class _OfVolume(Exports):
             raise BusyError("the volume belongs to another process, which has to serve it", volume.path)
         if bitmap is not None:
             volume.get_snapshot(bitmap)
+        volume.engine.path.check_state()  # or BusyError: a volume of a store that is served is exported there
         self._volume = volume
         self._snapshot = snapshot
         self._bitmap = bitmap

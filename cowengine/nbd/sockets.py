@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,6 +19,7 @@ from cowengine.oserrors import typed
 
 PATH_BYTES_MAX = 107  # of the address of a Unix socket
 BACKLOG = 128
+_TIME = struct.Struct("@ll")
 
 
 @contextmanager
@@ -36,23 +38,37 @@ def _address(path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def connect_unix(path: str | os.PathLike[str]) -> socket.socket:
-    """A connection to the Unix socket at a path.
+def connect_unix(path: str | os.PathLike[str], timeout: float | None = None) -> socket.socket:
+    """A connection to the Unix socket at a path, with a timeout in seconds, unless told none, that it keeps.
 
-    Raises NotFoundError if nobody listens there, ReadOnlyError if that is not allowed, StorageError.
+    Raises NotFoundError if nobody listens there, BusyError if it is not taken in time, ReadOnlyError if that is not
+    allowed, StorageError.
     """
     name = check_path(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with typed(name), _address(name) as address:
-            sock.connect(address)
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            _connect(sock, address, name, timeout or 0.0)
+        sock.settimeout(timeout)
+    except (FileNotFoundError, NotADirectoryError):  # of the folder
         sock.close()
         raise NotFoundError("nobody serves at this socket", name) from None
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _connect(sock: socket.socket, address: str, name: str, seconds: float) -> None:
+    """Waits in the kernel while the queue of the listener is full: a socket of Python's with a timeout does not."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(seconds), int(seconds % 1 * 1_000_000)))
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        raise BusyError("whoever listens at this socket takes no connection", name) from None
+    except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+        raise NotFoundError("nobody serves at this socket", name) from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(0, 0))
 
 
 def listen_unix(path: str | os.PathLike[str]) -> socket.socket:

@@ -11,15 +11,29 @@ import pytest
 
 from cowengine import Store, connect
 from cowengine.control import ControlServer
+from cowengine.control.sockets import make_run_folder, nbd_path
+from cowengine.nbd.exports import Exports
+from cowengine.nbd.server import Server
 
 SERVE = """
 import sys
 from cowengine import Store
 from cowengine.control import ControlServer
-with Store.open(sys.argv[1]) as store, ControlServer(store) as server:
-    server.start()
-    print("ready", flush=True)
-    sys.stdin.read()
+from cowengine.control.sockets import make_run_folder, nbd_path
+from cowengine.nbd.exports import Exports
+from cowengine.nbd.server import Server
+from cowengine.control.sockets import make_run_folder, nbd_path
+from cowengine.nbd.exports import Exports
+from cowengine.nbd.server import Server
+with Store.open(sys.argv[1]) as store:
+    make_run_folder(store.path)
+    exports = Exports.of_store(store)
+    with Server(exports, path=nbd_path(store.path)) as blocks:
+        with ControlServer(store, exports, nbd_path=nbd_path(store.path)) as server:
+            blocks.start()
+            server.start()
+            print("ready", flush=True)
+            sys.stdin.read()
 """
 
 
@@ -30,16 +44,30 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.fixture
 def server(folder: str) -> Iterator[ControlServer]:
-    """A new store, served by a thread of this process."""
+    """A new store, served by threads of this process, without NBD."""
     with Store.create(folder) as store, ControlServer(store) as server:
         server.start()
         yield server
 
 
 @pytest.fixture
-def remote(server: ControlServer) -> Iterator[Store]:
-    """That store as a client sees it."""
-    with connect(server.store.path) as store:
+def exports(folder: str) -> Iterator[Exports]:
+    """A new store, served by threads of this process, with NBD."""
+    with Store.create(folder) as store:
+        make_run_folder(folder)
+        exports = Exports.of_store(store)
+        path = nbd_path(folder)
+        with Server(exports, path=path) as blocks, ControlServer(store, exports, nbd_path=path) as server:
+            blocks.start()
+            server.start()
+            yield exports
+
+
+@pytest.fixture(params=["server", "exports"])
+def remote(request: pytest.FixtureRequest, folder: str) -> Iterator[Store]:
+    """A served store as a client sees it: without NBD, and with it."""
+    request.getfixturevalue(request.param)
+    with connect(folder) as store:
         yield store
 
 
