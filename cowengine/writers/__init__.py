@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from cowengine.writers.filesystem import FileSystemWriter
 from cowengine.writers.hook import HookWriter
+from cowengine.writers.labels import write_labels
+from cowengine.writers.postgresql import PostgreSQLWriter
 
-__all__ = ["FileSystemWriter", "HookWriter"]
+__all__ = ["FileSystemWriter", "HookWriter", "PostgreSQLWriter", "write_labels"]
