@@ -78,17 +78,17 @@ def listen_unix(path: str | os.PathLike[str]) -> socket.socket:
     something else is there, NotFoundError, OutOfRangeError, StorageError, ReadOnlyError.
     """
     name = os.path.abspath(check_path(path))
-    with typed(name), suppress(FileExistsError):
-        os.mkdir(os.path.dirname(name), 0o700)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with typed(name):
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(name), 0o700)
             _bind(sock, name)
             os.chmod(name, 0o600)  # before it listens: nobody can have connected
             sock.listen(BACKLOG)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         sock.close()
-        raise NotFoundError("the folder of the socket does not exist", name) from None
+        raise NotFoundError("there is no folder for the socket", name) from None
     except BaseException:
         sock.close()
         raise

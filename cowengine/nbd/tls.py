@@ -41,16 +41,15 @@ def server_context(folder: str | os.PathLike[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
-    revoked = os.path.join(place, REVOKED)
-    try:
-        with typed(place):
+    with typed(place):
+        try:
             context.load_cert_chain(paths[1], paths[2])
             context.load_verify_locations(paths[0])
-            if os.path.exists(revoked):
+            if os.path.exists(revoked := os.path.join(place, REVOKED)):
                 context.load_verify_locations(revoked)
                 context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    except ssl.SSLError as error:
-        raise CorruptionError(f"the certificates cannot be used: {error}", place) from None
+        except ssl.SSLError as error:
+            raise CorruptionError(f"the certificates cannot be used: {error}", place) from None
     return context
 
 

@@ -13,13 +13,24 @@ class Wire:
     """A connection on which anything can be said. Waits at most `patience` seconds for an answer."""
 
     def __init__(self, path: Path | str, *, flags: int | None = 3, patience: float = 20) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
+        sock = socket.socket(socket.AF_UNIX)
         try:
-            self.sock.connect(str(path))
+            sock.connect(str(path))
         except BaseException:
-            self.sock.close()
+            sock.close()
             raise
-        self.sock.settimeout(patience)
+        sock.settimeout(patience)
+        self._begin(sock, flags)
+
+    @classmethod
+    def to(cls, sock: socket.socket) -> Wire:
+        """One over a socket that is connected."""
+        wire = cls.__new__(cls)
+        wire._begin(sock, 3)
+        return wire
+
+    def _begin(self, sock: socket.socket, flags: int | None) -> None:
+        self.sock = sock
         if flags is not None:
             assert self.take(18) == b"NBDMAGICIHAVEOPT\0\3"
             self.sock.sendall(struct.pack(">I", flags))
