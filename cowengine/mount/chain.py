@@ -102,7 +102,9 @@ class Chain:
         late = time.monotonic() + PATIENCE_SECONDS
         while not ready():
             if program.has_ended():
-                raise _told(program.said()) or StorageError(f"{name} ended: {program.said() or 'it said nothing'}")
+                others = [each for each in (self.server, self.overlay) if each.name in self.record.steps]
+                below = "".join(f"; the {each.name} {each.tells()}" for each in others if each is not program)
+                raise _told(program.said()) or StorageError(f"{name} {program.tells()}{below}")
             if time.monotonic() > late:
                 raise StorageError(f"{name} was not ready within {PATIENCE_SECONDS:.0f} s: {program.said()}")
             time.sleep(POLL_SECONDS)
@@ -177,7 +179,11 @@ class Chain:
         late = time.monotonic() + LET_GO_SECONDS
         while self._devices():
             if time.monotonic() > late:
-                raise BusyError(_in_use(", ".join(devices), users_of(devices)))
+                users = users_of(devices) or ["another mount namespace, a container perhaps, which has the mount still"]
+                raise BusyError(
+                    f"it is unmounted here, but {', '.join(devices)} is in use by {', '.join(users)}; the rest goes "
+                    "with the next umount after that has ended"
+                )
             time.sleep(POLL_SECONDS)
 
 

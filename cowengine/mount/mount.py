@@ -232,14 +232,15 @@ def _mount_options(record: Record, options: str) -> list[str]:
 
 def _require_unknown_xfs(uuid: bytes) -> None:
     for each in mount_points():
-        if each.kind != "xfs":
-            continue
-        with suppress(OSError), open(each.source, "rb") as device:
-            if probe(device.read(START_BYTES)).uuid == uuid:
-                raise BusyError(
-                    f"an XFS with the same id ({_written(uuid)}) is mounted at {each.place}; if this one is a copy of "
-                    "it, add -o nouuid"
-                )
+        start = b""
+        if each.kind == "xfs":
+            with suppress(OSError), open(each.source, "rb") as device:
+                start = device.read(START_BYTES)
+        if probe(start).uuid == uuid:
+            raise BusyError(
+                f"an XFS with the same id ({_written(uuid)}) is mounted at {each.place}; if this one is a copy of it, "
+                "add -o nouuid"
+            )
 
 
 def _written(uuid: bytes) -> str:

@@ -113,6 +113,10 @@ class Program:
             return file.read()[-SAID_MAX:].decode(errors="replace").strip()
         return ""
 
+    def tells(self) -> str:
+        """How it is, for an error."""
+        return f"{'ended' if self.has_ended() else 'runs'}: {self.said() or 'it said nothing'}"
+
     def end(self, gently: bool = True) -> None:
         """Ends it if it runs, and waits. Raises StorageError if it does not end within a minute of being asked; then
         it is still there, for what it must still write would be lost.
