@@ -16,7 +16,6 @@ from functools import partial
 from struct import Struct, pack
 from typing import TYPE_CHECKING
 
-from cowengine.format import LINEAGE_DELETED, LINEAGE_SNAPSHOT
 from cowengine.nbd import protocol
 from cowengine.nbd.protocol import Replies
 
@@ -81,27 +80,16 @@ class AllocationDepth(Context):
     def states(self, start: int, length: int, states_max: int) -> States:
         """See `Context`."""
         export = self.export
-        epochs = _epochs_below(export)
+        epochs = export.epochs_below()
         block = export.block_size
         first, end = start // block, -(-(start + length) // block)
         found = []
         # Each state may be of several births, so there may be more births than states are wanted.
-        for begin, count, birth in _BIRTH.iter_unpack(export.path.births(export.root, first, end, 2 * states_max)):
+        root = export.engine.lineage.root(export.id)  # as reads find it: then its memory can be given up again
+        for begin, count, birth in _BIRTH.iter_unpack(export.path.births(root, first, end, 2 * states_max)):
             depth = len(epochs) - bisect_left(epochs, birth) + 1 if birth else 0
             found.append(((begin + count) * block, depth))
         return _merged(found, start, start + length, states_max)
-
-
-def _epochs_below(export: Export) -> list[int]:
-    """The epochs of the snapshots that an export stands on, ascending."""
-    engine = export.engine
-    with engine.lock:
-        below = [
-            record.epoch
-            for record in engine.lineage.ancestors(export.id)
-            if record.kind == LINEAGE_SNAPSHOT and not record.flags & LINEAGE_DELETED and record.id != export.id
-        ]
-    return below[::-1]
 
 
 def _covering(

@@ -20,6 +20,7 @@ from cowengine.closing import Closing
 from cowengine.engine.holds import exported
 from cowengine.engine.lineage import HEAD_ID
 from cowengine.errors import BusyError, CowEngineError, NotFoundError, OutOfRangeError
+from cowengine.format import LINEAGE_DELETED, LINEAGE_SNAPSHOT
 from cowengine.names import shown
 from cowengine.nbd.protocol import TransmissionFlag
 from cowengine.reader import SnapshotReader
@@ -58,6 +59,7 @@ class Export(Closing):
         self.read_only = snapshot is not None or volume.read_only
         self.description = describe(volume, snapshot)
         self._bitmap = bitmap
+        self._epochs: tuple[tuple[int, int], list[int]] | None = None
         with kept as undo, self.engine.lock:
             undo.enter_context(self._keep(self.id))
             if snapshot is not None:
@@ -82,6 +84,19 @@ class Export(Closing):
             return flags | TransmissionFlag.READ_ONLY
         flags |= TransmissionFlag.SEND_FUA | TransmissionFlag.SEND_TRIM
         return flags | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+
+    def epochs_below(self) -> list[int]:
+        """The epochs of the snapshots that it stands on, ascending: looked for anew when there are more or fewer."""
+        with self.engine.lock:
+            now = (self.volume.epoch, self.engine.lineage.count())
+            if self._epochs is None or self._epochs[0] != now:
+                below = [
+                    record.epoch
+                    for record in self.engine.lineage.ancestors(self.id)
+                    if record.kind == LINEAGE_SNAPSHOT and not record.flags & LINEAGE_DELETED and record.id != self.id
+                ]
+                self._epochs = (now, below[::-1])
+            return self._epochs[1]
 
     def bitmaps(self) -> list[str]:
         """The snapshots that it can be compared with, newest first."""
