@@ -57,9 +57,11 @@ class PostgreSQL:
         self.run = owned(run)
         self.conninfo = f"host={run} user={USER} dbname=postgres"
 
-    def create(self, *settings: str) -> PostgreSQL:
+    def create(self, *settings: str, waldir: Path | None = None) -> PostgreSQL:
         owned(self.data)
-        as_user(program("initdb"), "-D", self.data, "-U", USER, "-A", "trust", "--no-sync", "-E", "UTF8", "--no-locale")
+        options = ["-U", USER, "-A", "trust", "--no-sync", "-E", "UTF8", "--no-locale"]
+        options += [f"--waldir={waldir}"] if waldir else []
+        as_user(program("initdb"), "-D", self.data, *options)
         fixed = ["listen_addresses = ''", "shared_buffers = 32MB", "max_wal_size = 256MB", "jit = off"]
         with (self.data / "postgresql.conf").open("a") as file:
             file.write("\n".join([*fixed, *settings]) + "\n")
