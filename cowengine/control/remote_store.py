@@ -22,11 +22,12 @@ from cowengine.control.readers import VolumeReaders
 from cowengine.control.remote_set import RemotePendingSet, RemoteSnapshotSet
 from cowengine.control.remote_volume import RemoteVolume
 from cowengine.engine.usage import VolumeSpace
-from cowengine.errors import ClosedError, CowEngineError, OutOfRangeError
-from cowengine.names import check_path
+from cowengine.errors import ClosedError, CowEngineError, NotFoundError, OutOfRangeError
+from cowengine.names import check_name, check_path, encode_metadata
 from cowengine.ranges import whole_number
 from cowengine.store import PendingSet, SnapshotSet, Store
 from cowengine.store.documents import encode_document
+from cowengine.store.layout import METADATA_BYTES_MAX
 from cowengine.store.names import VOLUME_SUFFIX, check_volume_name, document_file, volume_file
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class RemoteStore(Store):
         self, volume_names: Iterable[str], name: str, *, metadata: dict[str, Any] | None = None
     ) -> SnapshotSet:
         """See Store."""
-        names = _names(volume_names)
+        names = _checked(volume_names, name, metadata)
         found = self.client.call("store.snapshot", volumes=names, name=name, metadata=metadata)
         return RemoteSnapshotSet(self, found)
 
@@ -199,7 +200,7 @@ class RemoteStore(Store):
         self, volume_names: Iterable[str], name: str, *, metadata: dict[str, Any] | None = None
     ) -> PendingSet:
         """See Store. The server aborts it if this client goes away."""
-        names = _names(volume_names)
+        names = _checked(volume_names, name, metadata)
         number = self.client.call("store.prepare_set", volumes=names, name=name, metadata=metadata)
         return RemotePendingSet(self, number, name, names)
 
@@ -212,6 +213,8 @@ class RemoteStore(Store):
 
     def get_snapshot_set(self, name_or_id: str) -> SnapshotSet:
         """See Store."""
+        if not isinstance(name_or_id, str):
+            raise NotFoundError(f"the store has no snapshot set {name_or_id!a:.300}", self.path)
         return RemoteSnapshotSet(self, self.client.call("store.get_snapshot_set", name_or_id=name_or_id))
 
     def attach_ledger(self, set_id: str, ledger: Document) -> None:
@@ -254,7 +257,10 @@ class RemoteStore(Store):
         return decode_report(self.client.call("store.check"))
 
 
-def _names(volume_names: Iterable[str]) -> list[str]:
+def _checked(volume_names: Iterable[str], name: str, metadata: dict[str, Any] | None) -> list[str]:
+    """The names of the members. Raises OutOfRangeError for what a message cannot carry."""
+    check_name(name, "snapshot set")
+    encode_metadata(metadata, METADATA_BYTES_MAX)
     if isinstance(volume_names, str | bytes):
         raise OutOfRangeError("the volumes of a snapshot set are a list of names, not one string")
-    return list(volume_names)
+    return [check_volume_name(each) for each in volume_names]

@@ -17,7 +17,7 @@ from cowengine.control.client import told_of
 from cowengine.control.compaction import RemoteCompaction
 from cowengine.control.encoding import decode_bytes, decode_date, decode_extents, decode_report
 from cowengine.control.live import LiveBytes
-from cowengine.control.protocol import PIECE_BYTES, Message
+from cowengine.control.protocol import LINE_BYTES_MAX, PIECE_BYTES, Message
 from cowengine.control.remote_snapshot import RemoteSnapshot
 from cowengine.engine.compaction import Compaction, CompactionJob
 from cowengine.engine.sealing import Sealing
@@ -25,7 +25,7 @@ from cowengine.engine.space import Policy
 from cowengine.engine.usage import VolumeSpace
 from cowengine.errors import BusyError, ClosedError, OutOfRangeError
 from cowengine.extents import ROWS_MAX
-from cowengine.names import check_name, check_path
+from cowengine.names import check_name, check_path, encode_metadata
 from cowengine.ranges import check_buffer, check_extents, check_range, check_rate, whole_number
 from cowengine.volume import GivenUp, Volume
 
@@ -196,7 +196,9 @@ class RemoteVolume(Volume):
 
     def snapshot(self, name: str, *, metadata: dict[str, Any] | None = None) -> Snapshot:
         """See Volume."""
-        return self._snapshot(self.call("volume.snapshot", name=check_name(name), metadata=metadata))
+        check_name(name)
+        encode_metadata(metadata, LINE_BYTES_MAX)
+        return self._snapshot(self.call("volume.snapshot", name=name, metadata=metadata))
 
     def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:
         """See Volume."""

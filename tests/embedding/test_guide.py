@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from raw_images import write_image
+from served import served
 
 import cowengine
 from cowengine import errors
@@ -76,3 +77,13 @@ def test_every_error_class_stands_in_the_guide() -> None:
     missing = [kind.__name__ for kind in classes if f"{kind.__name__}`" not in text]
     assert not missing
     assert len(classes) > 15
+
+
+def test_the_example_of_a_served_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    store = cowengine.Store.create("store")
+    store.create_volume("mail", 1 << 20).close()
+    with served(store) as client:
+        run_example(next(number for number, block in enumerate(blocks) if "connect(" in block))
+        assert [snapshot.name for snapshot in client.open_volume("mail").snapshots()] == ["monday"]

@@ -115,6 +115,7 @@ def test_an_old_catalogue_catches_up(make_store: MakeStore, store_path: str, tmp
         assert reopened(Path(store_path)) == (known, [])
 
 
+@pytest.mark.unserved("it looks inside the store")
 def test_a_running_store_survives_a_catalogue_that_can_no_longer_be_written(
     make_store: MakeStore, store_path: str
 ) -> None:

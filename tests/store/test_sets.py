@@ -301,6 +301,7 @@ def test_a_member_snapshot_deleted_alone_is_missing_and_the_rest_stays(make_stor
         assert store.open_volume("a").snapshots() == []
 
 
+@pytest.mark.unserved("it copies the store as a killed owner leaves it")
 def test_a_killed_owner_loses_no_set_and_no_deletion(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store("a", "b")
     for number in range(1, 6):
@@ -324,6 +325,7 @@ def test_a_killed_owner_loses_no_set_and_no_deletion(make_store: MakeStore, tmp_
             assert after.check().ok
 
 
+@pytest.mark.unserved("it copies the store as a killed owner leaves it")
 def test_a_set_that_no_member_took_in_yet_survives_a_kill_after_which_only_one_member_is_used(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
@@ -343,6 +345,7 @@ def test_a_set_that_no_member_took_in_yet_survives_a_kill_after_which_only_one_m
         assert number_at(after.get_snapshot_set("t").snapshots["a"]) == 2
 
 
+@pytest.mark.unserved("it copies the store as a killed owner leaves it")
 def test_a_look_at_what_a_killed_owner_left_says_what_it_cannot_show(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store("a", "b")
     store.snapshot(["a"], "s1")
@@ -358,6 +361,7 @@ def test_a_look_at_what_a_killed_owner_left_says_what_it_cannot_show(make_store:
         assert after.get_snapshot_set("s2").missing == []
 
 
+@pytest.mark.unserved("it copies the store as a killed owner leaves it")
 def test_a_member_written_without_its_store_lacks_the_set_and_the_store_says_so(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
@@ -373,6 +377,7 @@ def test_a_member_written_without_its_store_lacks_the_set_and_the_store_says_so(
         assert number_at(after.open_volume("a")) == 7
 
 
+@pytest.mark.unserved("it copies the store as a killed owner leaves it")
 def test_a_member_that_cannot_be_opened_keeps_its_records_and_gets_them_when_it_can(
     make_store: MakeStore, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_what_is_no_store_is_refused_by_type(tmp_path: Path) -> None:
             Store.open(tmp_path / name)
 
 
+@pytest.mark.unserved("others connect to one that is served")
 def test_a_second_owner_is_refused_in_this_process_and_in_another(make_store: MakeStore, store_path: str) -> None:
     store = make_store("a")
     for attempt in (Store.open, connect):

@@ -13,15 +13,25 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from scripted_writers import Journal
+from served import both_ways, served
 
 VOLUME_BYTES = 1 << 20
 
 
+# What has to do with the store; how writers fail is the same wherever it is.
+SERVED = {"test_backup_job", "test_cancel", "test_guide", "test_order", "test_queue"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    both_ways(metafunc, "store", served=metafunc.module.__name__.rpartition(".")[2] in SERVED)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Any]:
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     from cowengine.store import Store
 
-    with Store.create(tmp_path / "store") as store:
+    made = Store.create(tmp_path / "store")
+    with served(made) if request.param == "served" else made as store:
         for name in ("a", "b", "c"):
             store.create_volume(name, VOLUME_BYTES)
         yield store
