@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from raw_images import write_image
-from served import served
+from remotely import served
 
 import cowengine
 from cowengine import errors

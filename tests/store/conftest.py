@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from served import both_ways, served
+from remotely import both_ways, served
 
 from cowengine import Store
 

@@ -12,8 +12,8 @@ import pytest
 # Isolated writers are made again in another process, which has to find the module of their class.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from remotely import both_ways, served
 from scripted_writers import Journal
-from served import both_ways, served
 
 VOLUME_BYTES = 1 << 20
 
