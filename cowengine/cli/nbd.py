@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from cowengine.cli.address import find_snapshot, open_volume, split_store
 from cowengine.cli.ending import told_to_end
 from cowengine.cli.image import VOLUME_OR_SNAPSHOT, split_view
+from cowengine.cli.logs import logged_to
 from cowengine.cli.output import Output
 from cowengine.cli.verb import Noun, Options, argument
 from cowengine.errors import OutOfRangeError
@@ -51,6 +52,7 @@ def nbd(options: Options, out: Output) -> None:
     tls = server_context(options.tls) if options.tls else None
     address, snapshot_name = split_view(options.volume)
     with ExitStack() as stack:
+        stack.enter_context(logged_to(out))
         ended, end = stack.enter_context(told_to_end())
         volume = stack.enter_context(open_volume(address, read_only=bool(snapshot_name)))
         snapshot = find_snapshot(volume, snapshot_name) if snapshot_name else None
@@ -64,7 +66,7 @@ def nbd(options: Options, out: Output) -> None:
         sockets += listen_tcp(options.tcp) if options.tcp else []
         where = tcp_addresses(sockets)
         server = Server(exports, path=path, sockets=sockets, tls=tls, when_unused=end if activated else None)
-        stack.callback(server.drain, DRAIN_SECONDS)
+        stack.enter_context(server)
         server.start()
         name = exports.list(1)[0][0]
         if not activated:
@@ -73,6 +75,8 @@ def nbd(options: Options, out: Output) -> None:
             out.emit({**document, "uris": uris}, "\n".join(uris))
             sys.stdout.flush()
         ended()
+        if not server.drain(DRAIN_SECONDS):
+            out.log("warning", "some clients were not waited for any longer")
 
 
 def tcp_addresses(sockets: Iterable[socket.socket]) -> list[str]:

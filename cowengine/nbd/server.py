@@ -33,6 +33,7 @@ from cowengine.nbd.tls import PARTING_SECONDS, start_tls
 
 logger = logging.getLogger("cowengine.nbd")
 
+FULL_LOG_SECONDS = 10.0
 _TIME = struct.Struct("ll")  # seconds and microseconds, as the kernel has them
 
 
@@ -73,6 +74,7 @@ class Server(Closing):
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         self._draining = False
+        self._turned_away, self._told_full = 0, float("-inf")
         self._thread: threading.Thread | None = None
         self._path = None if path is None else os.path.abspath(os.fspath(path))
         with ExitStack() as undo:
@@ -116,8 +118,9 @@ class Server(Closing):
         left = [connection for connection in connections if connection.thread.is_alive()]
         for connection in left:
             connection.cut()
+        deadline = time.monotonic() + max(1.0, timeout)
         for connection in left:  # what waits for the disk ends when that answers
-            connection.thread.join(max(1.0, timeout))
+            connection.thread.join(max(0.0, deadline - time.monotonic()))
         return not left
 
     def close(self) -> None:
@@ -172,7 +175,18 @@ class Server(Closing):
         if not taken:
             sock.close()
         if full:
-            logger.warning("a client was turned away: there are %d connections already", self._limits.connections)
+            self._tell_full()
+
+    def _tell_full(self) -> None:
+        """A line in the log, but not one for each of thousands."""
+        self._turned_away += 1
+        if time.monotonic() < self._told_full + FULL_LOG_SECONDS:
+            return
+        self._told_full = time.monotonic()
+        logger.warning(
+            "clients were turned away, %d by now: there are %d connections already",
+            self._turned_away, self._limits.connections,
+        )  # fmt: skip
 
     def serve(self, connection: _Connection) -> None:
         """One connection from its beginning to its end; in its thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-from cowengine import BusyError, ExistsError, OutOfRangeError, Volume
+from cowengine import BusyError, ExistsError, OutOfRangeError, StorageError, Volume
 from cowengine.nbd.activation import activated_sockets
 from cowengine.nbd.client import Client
 from cowengine.nbd.exports import Exports
@@ -233,3 +234,23 @@ def test_an_activated_server_ends_with_its_last_connection(volume, tmp_path):
 def test_a_server_without_a_socket_is_refused(volume):
     with pytest.raises(OutOfRangeError, match="needs a socket"):
         Server(Exports.of_volume(volume))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_goes_wrong_is_said_on_stderr(volume, sock, as_json):
+    """A library is silent unless logging is configured; a command that serves for days must not be."""
+    place, _ = volume.engine.path.place(0, volume.engine.lineage.root(volume.get_snapshot("monday").id))
+    assert volume.seal().done
+    volume.close()
+    with open(volume.path, "r+b") as file:
+        file.seek(place * 4096)
+        file.write(b"rot")
+    words = [f"{volume.path}@monday", "--socket", sock, *(["--json"] if as_json else [])]
+    with cowengine_nbd(*words) as (process, _):
+        with Client(sock, "") as client, pytest.raises(StorageError, match="EIO"):
+            client.pread(4096, 0)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        (line,) = said.splitlines()
+        assert "export disk@monday: read failed: the block at byte 0 in slot" in line
+        assert not as_json or json.loads(line)["logger"] == "cowengine.nbd"
