@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from clusters import USER, PostgreSQL, as_user, owned, program
@@ -67,6 +68,14 @@ class Site:
             notes = ledger["writer_notes"]["postgresql"]
             assert (notes["mode"], notes["verified_volumes"]) == ("atomic", list(VOLUMES))
             return float(ledger["freeze_window_seconds"])
+
+    def take_by_command(self, name: str) -> Any:
+        """The same from the command line."""
+        places = ",".join(f"{volume}:{point}" for volume, point in self.points.items())
+        writers = [f"postgresql={places} {self.server.conninfo}"]
+        writers += [f"filesystem={volume}:{point}" for volume, point in self.points.items()]
+        options = [word for writer in writers for word in ("--writer", writer)]
+        return cowengine("set", "create", self.store, name, *VOLUMES, *options)
 
     @contextmanager
     def restored(self, name: str) -> Iterator[PostgreSQL]:
@@ -172,7 +181,8 @@ def test_a_killed_server_loses_no_acknowledged_commit(site: Site) -> None:
         site.create()
         with site.server.load(), Clients(site.server.conninfo, 3) as clients:
             time.sleep(4)
-            site.take("under load")
+            taken = site.take_by_command("under-load")
+            assert taken["ledger"]["writer_notes"]["postgresql"]["mode"] == "atomic"
             time.sleep(2)
             first.kill()
             time.sleep(1)
@@ -189,6 +199,8 @@ def test_a_killed_server_loses_no_acknowledged_commit(site: Site) -> None:
         assert missing(site.server, acknowledged) == []
         assert site.server.invariant() > 0
         site.server.check()
+        with site.restored("under-load") as server:
+            assert server.invariant() > 0
         site.server.stop()
         unmount_all(site)
         assert cowengine("store", "check", site.store)

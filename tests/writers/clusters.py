@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 USER = "postgres"
@@ -55,6 +55,7 @@ class PostgreSQL:
     def __init__(self, data: Path, run: Path) -> None:
         self.data = data
         self.run = owned(run)
+        self.pid = 0  # of the server that was started last
         self.conninfo = f"host={run} user={USER} dbname=postgres"
 
     def create(self, *settings: str, waldir: Path | None = None) -> PostgreSQL:
@@ -72,32 +73,33 @@ class PostgreSQL:
         options = f"-c unix_socket_directories={self.run}"
         command = [program("pg_ctl"), "-D", self.data, "-o", options, "-l", log, "-t", int(seconds), "-w", "start"]
         done = as_user(*command, check=False, seconds=seconds + 30)
-        assert done.returncode == 0, log.read_text() if log.exists() else done.stderr
+        assert done.returncode == 0, log.read_text()[-3000:] if log.exists() else done.stderr
+        self.pid = int((self.data / "postmaster.pid").read_text().split()[0])
         return self
 
     def forget_the_one_before(self) -> None:
-        """In a copy: the server that wrote its process id there may still be known to this machine."""
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        """In a copy, or after a crash: this machine may still know a process of the number that was written down."""
+        for path in [self.data / "postmaster.pid", *self.run.glob(".s.PGSQL.*")]:
+            path.unlink(missing_ok=True)
 
     def stop(self, mode: str = "fast") -> None:
         as_user(program("pg_ctl"), "-D", self.data, "-m", mode, "-w", "stop", check=False)
 
-    @property
-    def pid(self) -> int:
-        return int((self.data / "postmaster.pid").read_text().split()[0])
-
     def processes(self) -> list[int]:
-        """The server and all its children."""
-        tasks = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        """The server and all its children; none if it has ended by itself."""
+        try:
+            tasks = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        except FileNotFoundError:
+            return []
         return [self.pid, *map(int, tasks)]
 
     def kill(self) -> None:
         """All of it at once, as a crash does."""
         pids = self.processes()
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
         deadline = time.monotonic() + 30
         while any(_runs(pid) for pid in pids):
             assert time.monotonic() < deadline
