@@ -92,6 +92,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _path(value: object) -> str:
+    path = _text(value)
+    if not path.startswith("/"):
+        raise TypeError("it is not absolute")
+    return path
+
+
 def _integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{type(value).__name__} is no integer")
@@ -150,6 +157,7 @@ def _set(value: object) -> CatalogueSet:
 
 KINDS: Final[dict[str, Callable[[object], Any]]] = {
     "text": _text,
+    "path": _path,
     "integer": _integer,
     "boolean": _boolean,
     "object": _object,

@@ -98,7 +98,7 @@ def clone(call: Call, volume: VolumeRef, snapshot: int, name: str) -> Message:
         return encode_volume(volume.name, head)
 
 
-@method("snapshot.salvage", "report", volume="volume", snapshot="integer", path="text", doubtful="boolean")
+@method("snapshot.salvage", "report", volume="volume", snapshot="integer", path="path", doubtful="boolean")
 def salvage(call: Call, volume: VolumeRef, snapshot: int, path: str, doubtful: bool) -> Message:
     with _snapshot(call, volume, snapshot) as found:
         return encode_report(found.export(path, salvage=True, doubtful=doubtful))

@@ -47,13 +47,13 @@ def create_volume(call: Call, name: str, size: int, **settings: int) -> Message:
         return _handed_over(call, name, call.store.create_volume(name, size, **settings))
 
 
-@method("store.adopt_volume", "volume", changes=True, name="text", path="text", block_size="integer?", raw="boolean?")
+@method("store.adopt_volume", "volume", changes=True, name="text", path="path", block_size="integer?", raw="boolean?")
 def adopt_volume(call: Call, name: str, path: str, **settings: Any) -> Message:
     with call.session.uses.running(name):
         return _handed_over(call, name, call.store.adopt_volume(name, path, **settings))
 
 
-@method("store.attach", "volume", changes=True, path="text", name="text", without_store="boolean?")
+@method("store.attach", "volume", changes=True, path="path", name="text", without_store="boolean?")
 def attach(call: Call, path: str, name: str, without_store: bool = False) -> Message:
     with call.session.uses.running(name):
         return _handed_over(call, name, call.store.attach(path, name, without_store=without_store))

@@ -160,13 +160,13 @@ def changed_extents(
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
-@method("volume.flatten", volume="volume", path="text", in_place="boolean")
+@method("volume.flatten", volume="volume", path="path", in_place="boolean")
 def flatten(call: Call, volume: VolumeRef, path: str, in_place: bool) -> None:
     with call.session.volume(volume) as found:
         found.flatten(path, in_place=in_place)
 
 
-@method("volume.export", "report", volume="volume", path="text", salvage="boolean", doubtful="boolean")
+@method("volume.export", "report", volume="volume", path="path", salvage="boolean", doubtful="boolean")
 def export(call: Call, volume: VolumeRef, path: str, salvage: bool, doubtful: bool) -> Message:
     with call.session.volume(volume) as found:
         return encode_report(found.export(path, salvage=salvage, doubtful=doubtful))

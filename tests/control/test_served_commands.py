@@ -218,6 +218,22 @@ def test_a_store_that_is_served_already(tmp_path: Path, serve: list[subprocess.P
     assert run(["volume", "create", "store:a", "1M"], folder).startswith("exit code 0")
 
 
+def test_a_volume_of_a_served_store_is_not_exported_twice(tmp_path: Path, serve: list[subprocess.Popen[str]]) -> None:
+    folder = prepared(tmp_path / "one")
+    assert run(["volume", "create", "store:a", "1M"], folder).startswith("exit code 0")
+    server = start(["serve", folder / "store"], serve)
+    assert server.stdout is not None
+    assert server.stdout.readline()
+    refused = run(["nbd", "store:a"], folder)
+    assert refused.startswith("exit code 5")
+    assert "export 'a' of the NBD socket [D/store/run/nbd.sock]" in refused
+
+
+def test_tcp_needs_tls(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "one")
+    assert run(["serve", "store", "--tcp", "127.0.0.1:0"], folder).startswith("exit code 2")
+
+
 def test_a_supervisor_is_told(
     tmp_path: Path, serve: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
