@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,12 @@ def test_the_numbers_are_those_of_the_protocol():
     assert protocol.EXTENDED_REPLY_MAGIC == 0x6E8A278C
     assert (protocol.REQUEST.size, protocol.EXTENDED_REQUEST.size) == (28, 32)
     assert (protocol.STRUCTURED_REPLY.size, protocol.EXTENDED_REPLY.size) == (20, 32)
+
+
+def test_the_example_of_the_document_runs(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{b'hello'} {{'base:allocation': [(4096, 3), (4096, 0), ({(1 << 20) - 8192}, 3)]}}\n"

@@ -14,6 +14,7 @@ from certificates import make_authority, make_certificate, revoke
 from nbd_wire import Wire, text
 
 from cowengine import CorruptionError, NotFoundError, OutOfRangeError, Volume
+from cowengine.nbd import server as server_module
 from cowengine.nbd.client import Client
 from cowengine.nbd.exports import Exports
 from cowengine.nbd.protocol import Option, Reply
@@ -133,6 +134,20 @@ def test_a_handshake_goes_on_behind_tls(volume, port, pki):
             wire.take(65536)
         wire.request(2)
         assert wire.ends()
+
+
+def test_a_tcp_connection_notices_that_its_client_is_gone(volume, port, pki, monkeypatch):
+    seen = []
+    whole = server_module._tune
+    monkeypatch.setattr(server_module, "_tune", lambda sock: (whole(sock), seen.append(sock.dup())))
+    with encrypted(port, client_context(pki)) as wire:
+        wire.go("disk")
+    (sock,) = seen
+    with sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        waits = [sock.getsockopt(socket.IPPROTO_TCP, each) for each in (socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)]
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + waits[0] * waits[1] == 120
 
 
 def test_versions_before_1_2_are_refused(volume, port, pki):
