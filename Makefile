@@ -21,7 +21,7 @@ STUBBED := $(subst /,.,$(basename $(wildcard cowengine/core/*.pyi)))
 site = $(CURDIR)/build/$(1)-site
 PYTEST = PYTHONPATH=$(call site,$(1)) COWENGINE_EXPECT_SITE=$(call site,$(1)) COWENGINE_EXPECT_DEBUG=$(2) $(BIN)/python -P -m pytest
 # The debug build, with bounds checks and assertions, passes the same tests. Left out is what does not depend on the build.
-BUILD_INDEPENDENT := tests/tidy tests/peers tests/writers tests/package/test_release.py tests/crash/test_barriers.py tests/nbd_systems/test_xfs.py tests/nbd_systems/test_postgresql_on_volumes.py
+BUILD_INDEPENDENT := tests/tidy tests/peers tests/writers tests/package/test_release.py tests/crash/test_barriers.py tests/mount tests/nbd_systems/test_xfs.py tests/nbd_systems/test_fleecing_guide.py tests/nbd_systems/test_served_mounts.py tests/nbd_systems/test_postgresql_on_volumes.py
 # Builds for the harnesses that run under a sanitizer: make build/asan-site, make build/tsan-site.
 # They compile the C that was generated for the release; so does build/gcov-site, in which gcc counts branches.
 SANITIZERS_asan := address,undefined

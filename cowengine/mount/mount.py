@@ -24,6 +24,7 @@ from cowengine.mount.state import (
     remove_unrecorded,
 )
 from cowengine.mount.superblock import START_BYTES, FileSystem, probe
+from cowengine.oserrors import typed
 from cowengine.store.names import volume_file
 from cowengine.volume import Volume
 
@@ -78,7 +79,8 @@ def mount_volume(
         record = new_record(folder, address, snapshot=name, directory=place, read_only=is_read_only)
     with record.held():
         try:
-            _up(Chain(record), volume, store, overlay=overlay, loop=loop, kind=kind, options=options)
+            with typed(record.folder):
+                _up(Chain(record), volume, store, overlay=overlay, loop=loop, kind=kind, options=options)
         except BaseException:
             _undo(record)
             raise
@@ -264,7 +266,11 @@ def _take_down(record: Record, force: bool) -> None:
 
 def _down_and_forget(record: Record, force: bool) -> None:
     if record.boot == boot_id():
-        Chain(record).down(force=force)
+        require(
+            ["fusermount3", *(["losetup"] if "loop" in record.steps else []), *(["umount"] * ("mount" in record.steps))]
+        )
+        with typed(record.folder):
+            Chain(record).down(force=force)
     record.remove()
 
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from cowengine.errors import NotFoundError, StorageError
 from cowengine.mount.state import Record
+from cowengine.oserrors import typed
 
 PACKAGES: Final = {
     "nbdfuse": "Debian, Ubuntu: libnbd-bin; Fedora: nbdfuse",
@@ -30,7 +31,7 @@ PACKAGES: Final = {
 PATIENCE_SECONDS: Final = 60.0
 SAID_MAX: Final = 2000
 POLL_SECONDS: Final = 0.01
-NUMBER_SECONDS: Final = 1.0  # within which a file that was made has its number in it
+NUMBER_SECONDS: Final = 10.0  # within which a file that was made has its number in it
 
 
 def require(programs: Sequence[str]) -> None:
@@ -63,16 +64,17 @@ class Program:
         self._number_file = record.path(f"{name}.pid")
         self._output = record.path(f"{name}.log")
 
-    def start(self, words: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def start(self, words: Sequence[str]) -> None:
         """In a session of its own, so that no Ctrl-C reaches it; one of the words must have the record's folder."""
         assert any(self.record.folder in word for word in words)
-        with open(self._output, "ab") as output:
+        with typed(self.record.folder), open(self._output, "ab") as output:
             # noclobber: the shell makes the file itself or becomes nothing (`forbid`)
-            subprocess.run(
+            done = subprocess.run(
                 ["setsid", "--fork", "sh", "-C", "-c", 'echo $$ >"$0" && exec "$@"', self._number_file, *words],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, cwd="/",
-                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, cwd="/",
             )  # fmt: skip
+        if done.returncode:
+            raise StorageError(f"{words[0]} could not be started: {self.said()}")
 
     def number(self) -> int | None:
         """Its process number while it runs."""

@@ -24,6 +24,7 @@ from cowengine.oserrors import typed
 FOLDER_VARIABLE: Final = "COWENGINE_MOUNTS"
 RECORD_NAME: Final = "record.json"
 LOCK_NAME: Final = "lock"
+GONE_PREFIX: Final = "."
 BLOCK_FILE_NAME: Final = "disk"
 MAKING, READY = "making", "ready"
 
@@ -73,8 +74,13 @@ class Record:
             os.rename(written, self.path(RECORD_NAME))
 
     def remove(self) -> None:
-        """Forgets it: nothing of it is left."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forgets it: nothing of it is left. The name goes first: a program that a dead command was about to start
+        looks for its place under it, and must not find it half empty.
+        """
+        gone = os.path.join(os.path.dirname(self.folder), f"{GONE_PREFIX}{self.id}")
+        with suppress(OSError):
+            os.rename(self.folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -98,7 +104,8 @@ class Record:
 def mounts_folder() -> str:
     """Where the records lie, made if it is missing: for root in /run, for others in their run-time folder.
 
-    The environment variable COWENGINE_MOUNTS names another. Raises OutOfRangeError if somebody else could write there.
+    The environment variable COWENGINE_MOUNTS names another. Raises OutOfRangeError if there is none, or somebody else
+    could write there.
     """
     chosen = os.environ.get(FOLDER_VARIABLE) or os.path.join(_run_folder(), "cowengine", "mounts")
     folder = os.path.realpath(chosen)
@@ -115,13 +122,17 @@ def mounts_folder() -> str:
 def _run_folder() -> str:
     if os.geteuid() == 0:
         return "/run"
-    return os.environ.get("XDG_RUNTIME_DIR") or f"/var/tmp/cowengine-{os.geteuid()}"
+    folder = os.environ.get("XDG_RUNTIME_DIR")
+    if not folder:  # in a folder that others write to, they could exchange what is made there
+        raise OutOfRangeError(f"XDG_RUNTIME_DIR is not set; set {FOLDER_VARIABLE} to a folder that is yours alone")
+    return folder
 
 
 @contextmanager
 def one_at_a_time(folder: str) -> Iterator[None]:
     """Nobody else makes a record in the folder of records meanwhile; waits for who does."""
-    fd = os.open(os.path.join(folder, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with typed(folder):
+        fd = os.open(os.path.join(folder, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -143,9 +154,13 @@ def new_record(folder: str, volume: str, **about: Any) -> Record:
 
 def records(folder: str) -> list[Record]:
     """All that lie there, oldest first."""
-    found = []
+    found: list[Record] = []
+    places: list[tuple[int, str]] = []
     with os.scandir(folder) as entries:
-        places = [(entry.stat().st_ctime_ns, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for entry in entries:
+            with suppress(FileNotFoundError):  # unmounted meanwhile
+                if entry.is_dir(follow_symlinks=False) and entry.name[0] != GONE_PREFIX:
+                    places.append((entry.stat(follow_symlinks=False).st_ctime_ns, entry.path))
     for _, place in sorted(places):
         record = _read(place)
         if record is not None:
@@ -164,11 +179,11 @@ def _read(place: str) -> Record | None:
 
 
 def remove_unrecorded(folder: str) -> None:
-    """Folders without a record were left before their first step: nothing was done yet. Call it one at a time."""
+    """Folders without a record were left before their first step, or behind the last. Call it one at a time."""
     with os.scandir(folder) as entries:
         places = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     for place in places:
-        if not os.path.exists(os.path.join(place, RECORD_NAME)):
+        if os.path.basename(place)[0] == GONE_PREFIX or not os.path.exists(os.path.join(place, RECORD_NAME)):
             shutil.rmtree(place, ignore_errors=True)
 
 

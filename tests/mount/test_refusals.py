@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,23 @@ def test_a_folder_of_records_that_others_write_to_is_refused(volume, folder):
     os.chmod(folder, 0o777)
     with pytest.raises(OutOfRangeError, match="nobody else may write"):
         mount_volume(volume)
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_records_lie_where_nobody_else_writes(user, tmp_path, monkeypatch):
+    monkeypatch.delenv("COWENGINE_MOUNTS")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    made: list[str] = []
+    monkeypatch.setattr(os, "makedirs", lambda path, **_: made.append(path))
+    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(st_uid=user, st_mode=0o700))
+    if user == 0:
+        assert mounts_folder() == made[0] == "/run/cowengine/mounts"
+        return
+    with pytest.raises(OutOfRangeError, match="XDG_RUNTIME_DIR"):
+        mounts_folder()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert mounts_folder() == made[0] == "/run/user/1000/cowengine/mounts"
 
 
 def test_what_is_not_mounted_cannot_be_unmounted(tmp_path, run):
