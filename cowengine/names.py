@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, cast
 
+from cowengine.core.keys import is_plain_name
 from cowengine.errors import OutOfRangeError
 
 NAME_BYTES_MAX = 255
@@ -31,6 +32,8 @@ def check_path(path: Any) -> str:
 
 def check_name(name: object, what: str = "snapshot") -> str:
     """The name, if it is one: 1 to 255 bytes of UTF-8 without NUL and `/`. Raises OutOfRangeError."""
+    if is_plain_name(name):
+        return cast("str", name)
     if not isinstance(name, str):
         raise OutOfRangeError(f"a {what} name must be a str, not {type(name).__name__}")
     try:

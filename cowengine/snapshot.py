@@ -78,17 +78,17 @@ class Snapshot(SnapshotHandle):
         self._created_ns = record.created_ns
         self._set_id = record.set_id
         self._anchor = bool(record.flags & LINEAGE_ANCHOR)
-        self._change_id = change_id(engine, record)
+        self._tag = record.tag
         self._metadata: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<cowengine.Snapshot {self._name!r} id={self._id} epoch={self._epoch}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Snapshot) and other._change_id == self._change_id
+        return isinstance(other, Snapshot) and other.change_id == self.change_id
 
     def __hash__(self) -> int:
-        return hash(self._change_id)
+        return hash(self.change_id)
 
     def __reduce__(self) -> Any:
         raise TypeError("a Snapshot cannot be pickled; pass its change_id")
@@ -131,7 +131,7 @@ class Snapshot(SnapshotHandle):
     @property
     def change_id(self) -> str:
         """`<volume uuid>/<epoch>/<tag>`, stable for ever."""
-        return self._change_id
+        return f"{self._engine.uuid_text}/{self._epoch}/{self._tag:016x}"
 
     @property
     def set_id(self) -> str | None:

@@ -357,9 +357,13 @@ class Volume(HeadHandle, Closing):
         """
         began = time.perf_counter()
         self._check_state()
-        self._with_space(self.engine.flush)
-        self.engine.latencies["flush"].add(time.perf_counter() - began)
-        self.engine.space.look()
+        engine = self.engine
+        try:
+            engine.flush()
+        except NoSpaceError as error:
+            engine.space.retried(error, 0, engine.flush)
+        engine.latencies["flush"].add(time.perf_counter() - began)
+        engine.space.look()
 
     def _with_space(self, work: Callable[[], T]) -> T:
         """Does what may find the file system full; see `policy` and `on_space_needed`."""
@@ -376,17 +380,16 @@ class Volume(HeadHandle, Closing):
         JSON object. Writers are not stopped. Costs the same whatever the volume's size and its number of snapshots.
         """
         check_name(name)
-        self._check_state()
-        encoded = encode_metadata(metadata, self.engine.metadata_max)
-
-        def take() -> LineageRecord:
-            self.engine.space.keep_limit()
-            return self.engine.snapshot(name, encoded, self._head)
-
+        engine = self.engine
+        encoded = b"" if metadata is None else encode_metadata(metadata, engine.metadata_max)
         began = time.perf_counter()
-        taken = Snapshot(self.engine, self._with_space(take))
-        self.engine.latencies["snapshot"].add(time.perf_counter() - began)
-        self.engine.space.look()
+        try:
+            record = engine.snapshot(name, encoded, self._head)
+        except NoSpaceError as error:
+            record = engine.space.retried(error, 0, lambda: engine.snapshot(name, encoded, self._head))
+        taken = Snapshot(engine, record)
+        engine.latencies["snapshot"].add(time.perf_counter() - began)
+        engine.space.look()
         return taken
 
     def snapshots(self, start: int = 0, max_results: int | None = None) -> list[Snapshot]:

@@ -465,19 +465,27 @@ cdef class DataPath(ReadPath):
         check_status(self.state, self.map)
         return batch
 
-    def take_quiet(self, Head head not None, uint64_t synced_writes):
+    def take_quiet(self, Head head not None, uint64_t synced_writes, bint fenced=True):
         """(root, superseded nodes), as `take_batch` gives them, of a head behind its fence, if nothing is to be synced.
 
         None, and nothing was done, if anything is in the batch or on its way there, or was written since so many
-        writes.
+        writes. Unless it is `fenced` already its epoch ends in the same instant; None, then, if any write to it is
+        under way.
         """
+        cdef bint is_quiet
         root = superseded = None
         self.mutex.acquire()
-        if (self.state == 0 and self.batch.bytes() == 0 and self.data_writes == synced_writes
-                and not head.has_older()):
+        is_quiet = self.state == 0 and self.batch.bytes() == 0 and self.data_writes == synced_writes
+        if is_quiet and (not head.has_older() if fenced else head.flight_count == 0):
+            if not fenced:
+                head.fence()
             *_, superseded, (root,) = self.take([head])
         self.mutex.release()
         return None if root is None else (root, superseded)
+
+    def may_change(self, Head head not None):
+        """Whether this head exists, is open and may be changed now. If not, whoever is asked next says why."""
+        return self.state == 0 and not self.read_only and head.state == 0 and self.heads.get(head.number) is head
 
     cdef void await_older(self):
         """Waits until no write of an epoch that a fence ended is in flight.

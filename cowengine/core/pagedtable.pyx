@@ -15,6 +15,10 @@ from cowengine.core.readpath cimport ReadPath
 from cowengine.core.status cimport check_status
 
 
+cdef enum:
+    PAIRS = 256     # in a leaf
+
+
 cdef class PagedTable:
     """A tree of whole leaves."""
 
@@ -45,6 +49,26 @@ cdef class PagedTable:
         self.mutex.release()
         check_status(status, self.tree)
         return result
+
+    def lacks(self, uint64_t key, uint64_t wanted):
+        """Whether certainly no leaf has a pair of numbers that begins with `wanted`, of those that a bucket has whose
+        first leaf holds a key: there is none, or its pairs stand at its front, end before its end, and it is not there.
+
+        False, too, if that leaf cannot be read: who looks closer says why.
+        """
+        cdef node_t *leaf = NULL
+        cdef bint lacks = False
+        cdef int i = 0
+        self.mutex.acquire()
+        if self.tree.leaf(&self.tree.root, key, &leaf) == 0:
+            if leaf == NULL:
+                lacks = True
+            else:
+                while i < PAIRS and leaf.words[2 * i] != 0 and leaf.words[2 * i] != wanted:
+                    i += 1
+                lacks = i < PAIRS and leaf.words[2 * i] == 0
+        self.mutex.release()
+        return lacks
 
     def next(self, uint64_t key):
         """The first key of the first leaf there is at or behind a key, or None."""

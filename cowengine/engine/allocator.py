@@ -64,7 +64,7 @@ class Allocator:
         self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
         self._reserve_slots = reserve_slots
         self._unpunched: list[Run] = []  # free, and still take space
-        self._waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
+        self.waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
 
     # -- giving out ---------------------------------------------------------------------------------------------------
     def _pick(self, wanted: int, multiple: int) -> Run:
@@ -289,16 +289,16 @@ class Allocator:
         """
         if runs:
             punch_from = 1 if punch_all else PUNCH_SLOTS_MIN
-            self._waiting.append((self._path.turn_era(), merged(runs), punch_from))
+            self.waiting.append((self._path.turn_era(), merged(runs), punch_from))
         self.settle(punch_later=punch_all)
 
     def settle(self, *, punch_later: bool = False) -> None:
         """Gives back what has waited long enough (I5), punched, or to be punched later."""
-        if not self._waiting:
+        if not self.waiting:
             return
         era = max(self._path.turn_era(), self._path.turn_era())
-        while self._waiting and self._waiting[0][0] + 2 <= era:
-            _, runs, punch_from = self._waiting.popleft()
+        while self.waiting and self.waiting[0][0] + 2 <= era:
+            _, runs, punch_from = self.waiting.popleft()
             if punch_later:
                 self.give_back(runs)
                 self._unpunched += runs

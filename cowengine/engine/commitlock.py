@@ -34,7 +34,7 @@ class CommitLock:
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """False if it is taken, without `blocking`."""
-        mine = self.is_mine()
+        mine = self._lock._is_owned()  # type: ignore[attr-defined]
         if self._closing and not mine:
             raise self._closed()
         if not self._lock.acquire(blocking):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 import time
 import uuid
@@ -20,13 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
+from typing import NoReturn
 
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
 from cowengine.core.iotable import IOTable
 from cowengine.core.pagedtable import PagedTable, lineage_table
+from cowengine.core.records import pack_record, pack_snapshot
 from cowengine.core.roots import Head, Root
 from cowengine.engine import checkpoint, memory, reclaim, resize
 from cowengine.engine.allocator import Allocator, Run, runs_of
@@ -59,25 +61,25 @@ from cowengine.format import (
     LINEAGE_AUTOMATIC,
     LINEAGE_DELETED,
     LINEAGE_SNAPSHOT,
+    NO_UUID,
     PAIR_BYTES,
     RECORD_HEADER_BYTES,
+    RECORD_ONE_BARRIER,
     SLOT_BYTES,
     AnchorEvent,
     DeleteEvent,
     Event,
     GiveUpEvent,
     LineageRecord,
-    Record,
     ResizeEvent,
     RollbackEvent,
     SnapshotEvent,
     Superblock,
     blob_seed,
     decode_superblock,
-    encode_record,
+    encode_event,
     encode_superblock,
     fold_of,
-    record_checksum,
 )
 from cowengine.oserrors import typed
 
@@ -89,6 +91,8 @@ DIRTY_NODES_MAX = 4096
 REPLAY_BYTES_MAX = 5 << 18  # of log between two checkpoints: after a crash all of it is replayed
 # Three checkpoints' worth of nodes for a delete, because two are kept.
 RESERVE_SLOTS, RESERVE_SLOTS_SMALL = 64, 24
+TAGS_AT_ONCE = 32  # random numbers for snapshots to come: each is used once
+_TAGS = struct.Struct(f"<{TAGS_AT_ONCE}Q")
 
 #: What `DataPath.take_batch` returns.
 Batch = tuple[bytes, bytes, bytes, int, list[Run], list[Root]]
@@ -177,9 +181,9 @@ class Engine:
         self.bases = (0, 0)  # log positions of the two superblocks' checkpoints, older first
         self.reclaiming: int | None = None
         self._undone = 0  # how many `undivided` have begun and not ended
+        self._tags: list[int] = []
         self._synced_writes = 0
-        self._takes = 0
-        self._takes_done = 0
+        self._takes = self._takes_done = 0
         self.space = Space(self, sb)
         self.retention = RetentionClock(sb)
         self.counters = dict.fromkeys(
@@ -247,6 +251,13 @@ class Engine:
         """
         return Undivided((self,), passing)
 
+    def _divided(self, error: BaseException) -> NoReturn:
+        """Something kept steps from being done that must all happen (I10)."""
+        poisoned = self.poison(error)
+        if isinstance(error, PoisonedError):
+            raise error
+        raise poisoned from error
+
     def is_between_steps(self) -> bool:
         """Whether nobody, this thread included, is in the middle of a commit or checkpoint. The lock is held."""
         return not self._undone and not self.closed
@@ -263,7 +274,8 @@ class Engine:
             self.io.fdatasync(self.fd)
         except OSError as error:
             raise self.poison(error) from error
-        self.count_barrier(time.perf_counter() - began)
+        self.counters["barriers"] += 1
+        self.latencies["barrier"].add(time.perf_counter() - began)
 
     def count_barrier(self, seconds: float) -> None:
         """A barrier has returned 0."""
@@ -276,15 +288,16 @@ class Engine:
 
         The last part of the log is kept for deletes, so they work when the file system is full (P8).
         """
-        self._poison_if_interrupted()
-        self.path.check_state()
-        self.whereabouts.require()
-        log = self.log
-        interval = min((log.size - 2 * log.record_max) // 2 - 2 * log.record_max, REPLAY_BYTES_MAX)
-        dirty = self.path.dirty_nodes() + self.seals.dirty_nodes()
-        due = log.position - self.bases[1] > interval or dirty > DIRTY_NODES_MAX
-        needed = log.record_max * (1 if for_delete else 2)
-        if not due and log.fits(needed):
+        if self._undone:
+            self._poison_if_interrupted()
+        path, log = self.path, self.log
+        path.check_state()
+        lost = self.whereabouts.lost()
+        if lost:
+            raise self.whereabouts.error(lost)
+        due = log.position - self.bases[1] > min(log.interval, REPLAY_BYTES_MAX)
+        needed = log.record_max if for_delete else 2 * log.record_max
+        if not due and path.dirty_nodes() + self.seals.dirty_nodes() <= DIRTY_NODES_MAX and log.fits(needed):
             return
         try:
             # The tail is the older superblock's base, so it may take two checkpoints to move it.
@@ -313,9 +326,14 @@ class Engine:
         if not room_made:
             self.make_room()
         roots: list[Root] = []
-        with self.undivided():
+        outer = self._undone
+        self._undone = outer + 1
+        try:  # as `undivided`, without the objects
             for _ in self.commit_steps(roots, events, keep, batch, epoch, fenced, meanwhile):
                 self.barrier()
+        except BaseException as error:
+            self._divided(error)
+        self._undone = outer
         return roots
 
     def commit_steps(
@@ -328,28 +346,29 @@ class Engine:
         So several volumes can have theirs side by side. Room was made, and all of it is undivided. With
         `events_can_wait` those of earlier sets are no reason for a record.
         """
+        path, vouching = self.path, self.vouching
         punch_all = batch is not None
         if batch is None:
             self.begin_take()
-            batch = self.path.take_batch(list(keep), self.vouching.blocks_for(events), fenced)
+            batch = path.take_batch(list(keep), vouching.blocks_for(events), fenced)
         deltas, freed, freed_nodes, writes, superseded, kept = batch
         roots += kept
         self.superseded += superseded
-        in_place = self.path.in_place_writes  # before a barrier begins: what is counted now is covered by it
-        checks = [] if punch_all else self.vouching.checks(runs_of(freed), events, in_place)
+        in_place = path.in_place_writes  # before a barrier begins: what is counted now is covered by it
+        checks = [] if punch_all else vouching.checks(freed, events, in_place)
         if writes != self._synced_writes and not checks:
             yield True  # I3: what the record places is durable before the record
-            self.vouching.synced(in_place)
+            vouching.synced(in_place)
         self._synced_writes = writes
-        all_events = [*self.pending_events, *events]
         has_events = events or (self.pending_events and not events_can_wait)
-        if deltas or freed or freed_nodes or has_events or self.vouching.must_confirm:
-            epoch = epoch or self.path.map.epoch
-            follow = None if meanwhile is None else partial(meanwhile, kept)
-            self._write_record(deltas, runs_of(freed), runs_of(freed_nodes), all_events, epoch, checks, follow)
+        if deltas or freed or freed_nodes or has_events or vouching.must_confirm:
+            all_events = [*self.pending_events, *events] if self.pending_events else events
+            self._write_record(deltas, freed, freed_nodes, all_events, epoch or path.map.epoch, checks)
+            if meanwhile is not None:
+                meanwhile(kept)
             yield True  # I4: acknowledged only when the record is durable, and what it vouches for
             self._acknowledge(deltas, freed, freed_nodes, punch_all, bool(checks))
-            self.vouching.synced(in_place)
+            vouching.synced(in_place)
         self._takes_done = self._takes
 
     def begin_take(self) -> None:
@@ -357,41 +376,39 @@ class Engine:
         self._takes += 1
 
     def _write_record(
-        self, deltas: bytes, freed: list[Run], freed_nodes: list[Run], events: list[Event], epoch: int,
-        checks: list[tuple[int, int]], meanwhile: Callable[[], object] | None,
+        self, deltas: bytes, freed: bytes, freed_nodes: bytes, events: Sequence[Event], epoch: int,
+        checks: list[tuple[int, int]],
     ) -> None:  # fmt: skip
-        log = self.log
-        record = Record(
-            salt=self.superblock.salt, sequence=log.sequence + 1, generation=self.superblock.generation,
-            previous=log.checksum, epoch=epoch, time_ns=time.time_ns(), size=self._size_after(events), deltas=deltas,
-            freed=freed, freed_nodes=freed_nodes, events=events, one_barrier=bool(checks), checks=checks,
-        )  # fmt: skip
-        encoded = encode_record(record, self.fold)
-        log.append(encoded, record_checksum(encoded))
-        if meanwhile is not None:
-            meanwhile()
-
-    def _size_after(self, events: list[Event]) -> int:
-        size = self.path.live.size
+        log, sb, size = self.log, self.superblock, self.path.live.size
+        encoded = b""
         for event in events:
-            if isinstance(event, ResizeEvent | RollbackEvent) and not event.head:
+            encoded += encode_event(event)
+            if isinstance(event, (ResizeEvent, RollbackEvent)) and not event.head:
                 size = event.size
-        return size
+        log.append(*pack_record(
+            self.fold, sb.salt, log.sequence + 1, sb.generation, log.checksum, epoch, time.time_ns(), size,
+            RECORD_ONE_BARRIER if checks else 0, deltas, freed, freed_nodes, checks, encoded, log.unit,
+        ))  # fmt: skip
 
     def _acknowledge(
         self, deltas: bytes, freed: bytes, freed_nodes: bytes, punch_all: bool, vouches: bool
     ) -> None:  # fmt: skip
         """I7: only now is the space that the record freed on its way back, or later (I49)."""
         self.locks.publish(self.log.sequence)  # I35
-        self.counters["commits"] += 1
-        self.counters["one_barrier_commits"] += vouches
-        for event in self.pending_events:
-            self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
-        self.pending_events, self._pending_bytes = [], 0
-        self.path.account(deltas, freed)
-        self.superseded += runs_of(freed_nodes)
-        self.allocator.committed()
-        self.allocator.retire(self.vouching.acknowledged(runs_of(freed), vouches=vouches), punch_all=punch_all)
+        counters, allocator = self.counters, self.allocator
+        counters["commits"] += 1
+        counters["one_barrier_commits"] += vouches
+        if self.pending_events:
+            for event in self.pending_events:
+                self.durable_store_sequence = getattr(event, "store_sequence", self.durable_store_sequence)
+            self.pending_events, self._pending_bytes = [], 0
+        if deltas or freed or freed_nodes:
+            self.path.account(deltas, freed)
+            self.superseded += runs_of(freed_nodes)
+        allocator.committed()
+        free = self.vouching.acknowledged(runs_of(freed) if freed else [], vouches=vouches)
+        if free or allocator.waiting:
+            allocator.retire(free, punch_all=punch_all)
 
     def flush(self) -> None:
         """Everything written before the call is durable when it returns."""
@@ -405,8 +422,9 @@ class Engine:
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def require_name_free(self, name: str) -> None:
         """Raises ExistsError if a snapshot of that name exists."""
-        self.lineage.prepare()
-        if self.lineage.find_name(name) is not None:
+        lineage = self.lineage
+        lineage.prepare()
+        if not lineage.names.surely_lacks(name) and lineage.find_name(name) is not None:
             raise ExistsError(f"a snapshot named {name!r} exists", self.name)
 
     def has_name(self, name: str) -> bool:
@@ -422,22 +440,71 @@ class Engine:
     ) -> SnapshotEvent:
         """The event of a snapshot to be taken of a head, by default the live one, with a fresh tag."""
         return SnapshotEvent(
-            id=self.lineage.next_id, epoch=epoch, tag=int.from_bytes(os.urandom(8), "little"),
-            created_ns=time.time_ns(), name=name, flags=flags, metadata=metadata, head=head.number if head else 0,
+            id=self.lineage.next_id, epoch=epoch, tag=self._new_tag(), created_ns=time.time_ns(), name=name,
+            flags=flags, metadata=metadata, head=head.number if head else 0,
         )  # fmt: skip
+
+    def _new_tag(self) -> int:
+        if not self._tags:
+            self._tags += _TAGS.unpack(os.urandom(_TAGS.size))
+        return self._tags.pop()
 
     def snapshot(self, name: str, metadata: bytes, head: Head) -> LineageRecord:
         """Takes a snapshot of a head; durable when it returns."""
+        if self.space.policy.snapshot_bytes_max:
+            self.space.keep_limit()
         with self.lock:
-            self.require_writable()
-            self.require_head(head)
+            if not self.path.may_change(head):
+                self.require_writable()
+                self.require_head(head)
             self.require_name_free(name)
             self.make_room()
+            record = self._quiet_snapshot(name, metadata, head)
+            if record is not None:
+                return record
             event = self.new_event(name, metadata, epoch=head.epoch, head=head)
+            records: list[LineageRecord] = []
             self.commit(
-                [event], keep=[head], fenced=head, room_made=True, meanwhile=lambda roots: self.taken(event, *roots)
-            )
-            return self.live_snapshot(event.id)
+                (event,), keep=(head,), fenced=head, room_made=True,
+                meanwhile=lambda roots: records.append(self.taken(event, *roots)),
+            )  # fmt: skip
+            return records[0]
+
+    def _quiet_snapshot(self, name: str, metadata: bytes, head: Head) -> LineageRecord | None:
+        """A snapshot of a head when nothing has to be made durable before its record: what `commit` does then.
+
+        None, and nothing was done, if it takes more. The lock is held, and room was made.
+        """
+        if self.pending_events or self.vouching.must_confirm:
+            return None
+        path, log, sb, record = self.path, self.log, self.superblock, None
+        number, epoch, tag, now_ns = self.lineage.next_id, head.epoch, self._new_tag(), time.time_ns()
+        encoded = pack_snapshot(number, epoch, tag, now_ns, name, NO_UUID, 0, metadata, False, head.number)
+        outer = self._undone
+        self._undone = outer + 1
+        try:  # as `undivided`
+            self._takes += 1
+            taken = path.take_quiet(head, self._synced_writes, False)  # I3, I6
+            if taken is not None:
+                in_place = path.in_place_writes
+                log.append(*pack_record(
+                    self.fold, sb.salt, log.sequence + 1, sb.generation, log.checksum, path.map.epoch, now_ns,
+                    path.live.size, 0, b"", b"", b"", b"", encoded, log.unit,
+                ))  # fmt: skip
+                root, superseded = taken  # from here to the barrier the disk writes
+                self.superseded += superseded
+                event = SnapshotEvent(number, epoch, tag, now_ns, name, NO_UUID, 0, metadata, False, head.number)
+                record = self.taken(event, root)
+                self.barrier()  # I4
+                self._acknowledge(b"", b"", b"", False, False)
+                self.vouching.synced(in_place)
+                self._takes_done = self._takes
+        except BaseException as error:
+            self._divided(error)
+        self._undone = outer
+        if record is None:
+            self._tags.append(tag)
+        return record
 
     def taken(self, event: SnapshotEvent, root: Root, *, seal_later: bool = False) -> LineageRecord:
         """Adds a snapshot to the lineage: one that is acknowledged, or will be before the lock is given back.

@@ -108,8 +108,11 @@ class Whereabouts:
 
     def lost(self) -> str:
         """What happened to the file, for a message; empty if nothing did."""
-        with typed(self._path):
+        try:
             size, names = self._io.stands(self._fd)
+        except OSError:
+            with typed(self._path):
+                raise
         if self._names and not names:
             return "the file was deleted or replaced while it was open"
         if size < self._size:
@@ -117,13 +120,10 @@ class Whereabouts:
         self._size = size  # nothing but a flatten in place, the end of the engine, makes it shorter
         return ""
 
-    def require(self) -> None:
-        """Before a commit. Raises StorageError: nothing was changed, and what is there can still be read."""
-        lost = self.lost()
-        if lost:
-            raise StorageError(
-                f"{lost}; copy what is needed with export or flatten, and close it", self._path, errno.ESTALE
-            )
+    def error(self, lost: str) -> StorageError:
+        """What a commit raises then: nothing was changed, and what is there can still be read."""
+        message = f"{lost}; copy what is needed with export or flatten, and close it"
+        return StorageError(message, self._path, errno.ESTALE)
 
 
 def require_sole(io: IOTable, fd: int, path: str) -> None:

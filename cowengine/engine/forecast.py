@@ -5,6 +5,8 @@ Threads   The caller serializes.
 
 from __future__ import annotations
 
+from math import inf
+
 SAMPLES_MAX = 64
 SPACING_SECONDS_MAX = 64.0
 
@@ -14,15 +16,12 @@ class Forecast:
 
     def __init__(self) -> None:
         self.spacing = 1.0  # seconds between samples
+        self.due = -inf  # a sample from this time on (seconds, monotonic) would be taken
         self._samples: list[tuple[float, int]] = []
-
-    def is_due(self, now: float) -> bool:
-        """Whether a sample at this time (seconds, monotonic) would be taken."""
-        return not self._samples or now - self._samples[-1][0] >= self.spacing
 
     def add(self, now: float, taken_bytes: int) -> None:
         """A sample: what the file takes now."""
-        if not self.is_due(now):
+        if now < self.due:
             return
         if len(self._samples) >= SAMPLES_MAX:
             if self.spacing < SPACING_SECONDS_MAX:
@@ -30,6 +29,7 @@ class Forecast:
             else:
                 del self._samples[0]
         self._samples.append((now, taken_bytes))
+        self.due = now + self.spacing
 
     def bytes_a_minute(self, now: float, taken_bytes: int) -> int | None:
         """New space a minute, negative if space was given back; None before there is a second to go by."""

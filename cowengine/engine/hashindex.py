@@ -44,6 +44,10 @@ class HashIndex:
             found.append(ENTRY.unpack_from(page, at)[1])
         return found
 
+    def lacks(self, hashed: int) -> bool:
+        """Whether certainly no place was added with this hash; never raises."""
+        return self._table.lacks(bucket_leaf(bucket_of(hashed, self.buckets)) * NAME_ENTRIES_PER_LEAF, hashed)
+
     def add(self, hashed: int, place: int) -> None:
         """Adds a place."""
         *_, (key, page) = self._pages(bucket_of(hashed, self.buckets))

@@ -1,35 +1,23 @@
 """How long calls take: a histogram for each kind of call, in powers of two of a microsecond.
 
-Threads   Any thread may add to one; reading one while others add shows some of what they add.
+Threads   Any.
 """
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-BUCKETS = 28  # the last one: 2^27 microseconds, over two minutes, and more
+from cowengine.core.histogram import Buckets
 
 
-class Histogram:
-    """Bucket n counts calls of at most 2^n microseconds and more than 2^(n-1)."""
+class Histogram(Buckets):
+    """Bucket n counts calls of at most 2^n microseconds and more than 2^(n-1); `add` counts one."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._buckets = [0] * BUCKETS
-        self._longest = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Counts one call."""
-        bucket = min(max(0, int(seconds * 1e6)).bit_length(), BUCKETS - 1)
-        with self._lock:
-            self._buckets[bucket] += 1
-            self._longest = max(self._longest, seconds)
+    __slots__ = ()
 
     def describe(self) -> dict[str, Any]:
         """`count`, `max_us`, upper bounds of median and 99th percentile, and `buckets`: [upper bound in µs, calls]."""
-        with self._lock:
-            buckets, longest = list(self._buckets), self._longest
+        buckets, longest = self.counted(), self.longest
         return {
             "count": sum(buckets),
             "p50_us": _bound(buckets, 0.5),

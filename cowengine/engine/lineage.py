@@ -19,6 +19,7 @@ from cowengine.engine.names import Names, is_pending
 from cowengine.engine.shortcuts import Shortcuts
 from cowengine.errors import CorruptionError, NotFoundError
 from cowengine.format import (
+    HOLE,
     LINEAGE_ANCHOR,
     LINEAGE_AUTOMATIC,
     LINEAGE_BYTES,
@@ -75,7 +76,8 @@ class Lineage:
         self.head_ids: dict[int, int] = {}  # of heads, by number
         self.sealed_below = superblock.sealed_below
         self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
-        # One Root for each snapshot, as long as anybody reads it: a delete must reach them all.
+        # One Root for each snapshot, as long as anybody reads it: a delete must reach them all. Those of this
+        # process's own come here when they leave `loaded_roots`.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
         self._rooting = threading.Lock()  # readers ask for roots with no other lock, and two of a kind must not be made
         self.loaded_roots: dict[int, Root] = {}  # of snapshots; these until their space is given back
@@ -89,12 +91,17 @@ class Lineage:
     # -- looking up ---------------------------------------------------------------------------------------------------
     def get(self, number: int) -> LineageRecord | None:
         """The record of a head or snapshot, or None."""
-        return self._leaf(number).get(number) if number < self.next_id else None
+        if number >= self.next_id:
+            return None
+        records = self._leaves.get(number // RECORDS_PER_LEAF)
+        return self._leaf(number).get(number) if records is None else records.get(number)
 
     def prepare(self) -> None:
         """Before a commit that takes a snapshot: reads what that will need, so that damage is found while it can be."""
-        self.names.prepare()
-        self._leaf(self.next_id)
+        if not self.names.loaded:
+            self.names.prepare()
+        if self.next_id // RECORDS_PER_LEAF not in self._leaves:
+            self._leaf(self.next_id)
 
     @property
     def live(self) -> LineageRecord:
@@ -127,6 +134,8 @@ class Lineage:
 
     def clone_on(self, number: int) -> LineageRecord | None:
         """A clone whose origin is this snapshot, or None (I38)."""
+        if len(self.head_ids) == 1:
+            return None
         return next((record for record in self.heads.values() if record.origin == number), None)
 
     @property
@@ -379,27 +388,21 @@ class Lineage:
                 root.used = False
             elif number not in self.fresh:
                 root.unload()
+                self._roots[number] = root  # first: who looks there in between must find it
                 del self.loaded_roots[number]
 
     # -- changes: the same for a commit and for replay ----------------------------------------------------------------
     def take(self, event: SnapshotEvent, root: Root, size: int, blob: tuple[int, int] = (0, 0)) -> LineageRecord:
         """Adds the snapshot of an event; the head that it was taken of stands on it from now on."""
-        self.names.prepare()
+        if not self.names.loaded:
+            self.names.prepare()
         head = self._head(event.head)
         record = LineageRecord(
-            kind=LINEAGE_SNAPSHOT,
-            id=event.id,
-            name=event.name,
-            epoch=event.epoch,
-            size=size,
-            flags=event.flags & LINEAGE_AUTOMATIC,
-            parent=head.parent,
-            created_ns=event.created_ns,
-            tag=event.tag,
-            set_id=event.set_id,
-        )
+            LINEAGE_SNAPSHOT, event.id, event.name, event.epoch, size, event.flags & LINEAGE_AUTOMATIC, head.parent,
+            0, event.created_ns, event.tag, HOLE, NO_CURSOR, event.set_id,
+        )  # fmt: skip
         self._leaf(event.id)[event.id] = record
-        self.loaded_roots[event.id] = self._roots[event.id] = root
+        self.loaded_roots[event.id] = root
         self.fresh[event.id] = None
         if event.metadata:
             self.metadata[event.id] = event.metadata

@@ -31,6 +31,7 @@ class CommitLog:
         # Two checkpoint intervals, a record that wraps and a reserve for deletes must fit
         # (docs/notes/0002-log-room.md).
         self.record_max = min(self.size // 8, RECORD_BYTES_MAX)
+        self.interval = (self.size - 2 * self.record_max) // 2 - 2 * self.record_max  # between checkpoints, at most
 
     def padded(self, length: int) -> int:
         """The room that a record of `length` bytes takes."""
@@ -39,11 +40,12 @@ class CommitLog:
     def place(self, length: int) -> int:
         """The position of a record of `length` bytes."""
         left = self.size - self.position % self.size
-        return self.position if self.padded(length) <= left else self.position + left
+        return self.position if length <= left else self.position + left  # which is a multiple of the unit
 
     def fits(self, length: int) -> bool:
         """Whether a record of `length` bytes can be written without touching what is still needed."""
-        return self.place(length) + self.padded(length) - self.tail <= self.size
+        room = (length + self.unit - 1) // self.unit * self.unit
+        return self.place(room) + room - self.tail <= self.size
 
     @property
     def used(self) -> int:
@@ -51,11 +53,15 @@ class CommitLog:
         return self.position - self.tail
 
     def append(self, encoded: bytes, checksum: int) -> None:
-        """Writes the next record, and lets the disk begin with it; it counts when a barrier has made it durable."""
-        assert self.fits(len(encoded)), "I9: the log has no room; the caller must have asked"
-        place, room = self.place(len(encoded)), self.padded(len(encoded))
+        """Writes the next record, and lets the disk begin with it; it counts when a barrier has made it durable.
+
+        `encoded` has zeros up to a multiple of `unit`.
+        """
+        room = len(encoded)
+        assert self.fits(room), "I9: the log has no room; the caller must have asked"
+        place = self.place(room)
         offset = self._start + place % self.size
-        self._io.pwrite(self._fd, encoded.ljust(room, b"\0"), offset)
+        self._io.pwrite(self._fd, encoded, offset)
         self._io.begin_write(self._fd, offset, room)
         self.position = place + room
         self.sequence += 1

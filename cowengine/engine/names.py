@@ -103,7 +103,7 @@ class Names:
 
     def prepare(self) -> None:
         """Before the lineage changes: what the changes are noted beside is known."""
-        if self.kept:
+        if self.kept and not self.loaded:
             self.load()
 
     def _load(self) -> None:
@@ -145,6 +145,14 @@ class Names:
         self._begin(0)
 
     # -- finding ------------------------------------------------------------------------------------------------------
+    def surely_lacks(self, name: str) -> bool:
+        """Whether certainly no snapshot has this name; else `named` says more. Behind `prepare`."""
+        hashed = name_hash(self._fold, name)
+        self._last = name, hashed
+        if not self.loaded or hashed in self._changes.first:
+            return False
+        return not self.kept or self._index.lacks(hashed)
+
     def named(self, name: str) -> set[int]:
         """Ids of snapshots of which one may have this name."""
         return self._find(self._hash(name), KIND_NAME)
@@ -171,7 +179,7 @@ class Names:
                 on_disk = self._index.find(hashed)
             except CorruptionError as problem:
                 self.give_up(f"it is damaged: {problem}")
-        if not self.kept:
+        if not self.kept and not self.loaded:
             self.load()
         places = self._changes.find(hashed, on_disk)
         return {place & ~KIND_MASK for place in places if place & KIND_MASK == kind} if places else places

@@ -336,6 +336,8 @@ class Sealer:
 
     def wake(self) -> None:
         """There may be something to seal."""
+        if self._more and self._thread is not None:
+            return  # it has not looked since somebody said so, and does
         with self._lock:
             self._more = True
             if self._thread is None and not self._stop.is_set():

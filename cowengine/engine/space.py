@@ -263,7 +263,7 @@ class Space:
         Costs two system calls a second at most; a callback that raises is logged, as the call it came in on is done.
         """
         moment = time.monotonic()
-        if not (now or self._forecast.is_due(moment)) or not self._looking.acquire(blocking=False):
+        if not (now or moment >= self._forecast.due) or not self._looking.acquire(blocking=False):
             return
         try:
             taken, free, total = self._disk()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cowengine.core.datapath import DataPath
-from cowengine.engine.allocator import Allocator, Run
+from cowengine.engine.allocator import Allocator, Run, runs_of
 from cowengine.format import PAIR_BYTES, SLOT_BYTES, Event, SnapshotEvent
 
 # A record vouches for no more data, and frees no more: to sum up more would cost what the second barrier does, even
@@ -46,10 +46,14 @@ class Vouching:
         """How many blocks the next record may place and vouch for; 0: its commit takes two barriers."""
         if self.barriers > 1 or self._allocator.is_tight:
             return 0
-        return self._blocks_max if all(isinstance(event, SnapshotEvent) for event in events) else 0
+        for event in events:
+            if not isinstance(event, SnapshotEvent):
+                return 0
+        return self._blocks_max
 
-    def checks(self, freed: list[Run], events: Sequence[Event], in_place: int) -> list[tuple[int, int]]:
-        """The checks of what the batch taken last places (I47), or none: then its commit takes two barriers.
+    def checks(self, freed: bytes, events: Sequence[Event], in_place: int) -> list[tuple[int, int]]:
+        """The checks of what the batch taken last places (I47), or none: then its commit takes two barriers. `freed`
+        is packed as in the record.
 
         So it does where a snapshot would freeze what was written in place since the last barrier began (I50), and where
         a block was placed again because the last record vouches for its place (I48): else one that is written and
@@ -58,7 +62,7 @@ class Vouching:
         before, self._placed_again = self._placed_again, self._path.placed_again
         if before != self._placed_again or (events and in_place != self._synced_in_place):
             return []
-        if sum(count for _, count in freed) * SLOT_BYTES > VOUCHED_BYTES:
+        if freed and sum(count for _, count in runs_of(freed)) * SLOT_BYTES > VOUCHED_BYTES:
             return []
         return self._path.unconfirmed.checks()
 

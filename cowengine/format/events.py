@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cowengine.core.records import pack_snapshot
 from cowengine.errors import CorruptionError, UnsupportedVersionError
 from cowengine.format.layout import (
     CLONE_FIXED_BYTES,
@@ -222,9 +223,8 @@ EventOfSnapshot = DeleteEvent | GiveUpEvent | AnchorEvent | HoldEvent | RetainEv
 def encode_event(event: Event) -> bytes:
     """The bytes of one event, header and padding included."""
     if isinstance(event, SnapshotEvent):
-        kind = EVENT_SNAPSHOT
-        payload = _encode_snapshot(event)
-    elif isinstance(event, DeleteEvent):
+        return _encode_snapshot(event)
+    if isinstance(event, DeleteEvent):
         kind = EVENT_DELETE
         payload = _FIXED[kind].pack(event.id)
     elif isinstance(event, ReclaimEvent):
@@ -270,20 +270,15 @@ def encode_event(event: Event) -> bytes:
         payload = _FIXED[kind].pack(event.store_sequence)
     padding = -len(payload) % 8
     count = EVENT_HEADER_BYTES + len(payload) + padding
-    flags = EVENT_BEFORE if event.before else 0
-    if isinstance(event, SnapshotEvent):
-        flags |= event.head << EVENT_HEAD_SHIFT
-    return _HEADER.pack(kind, flags, count) + payload + bytes(padding)
+    return _HEADER.pack(kind, EVENT_BEFORE if event.before else 0, count) + payload + bytes(padding)
 
 
 def _encode_snapshot(event: SnapshotEvent) -> bytes:
-    name = event.name.encode()
-    assert 1 <= len(name) <= NAME_BYTES_MAX, "the engine checks names before they come here"
     assert len(event.metadata) <= METADATA_BYTES_MAX, "the engine checks metadata before it comes here"
-    fixed = _FIXED[EVENT_SNAPSHOT].pack(
-        event.id, event.epoch, event.tag, event.created_ns, event.set_id, len(name), event.flags, len(event.metadata)
-    )
-    return fixed + name + event.metadata
+    e = event
+    return pack_snapshot(
+        e.id, e.epoch, e.tag, e.created_ns, e.name, e.set_id, e.flags, e.metadata, e.before, e.head
+    )  # fmt: skip
 
 
 def decode_events(data: bytes) -> list[Event]:

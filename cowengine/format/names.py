@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
-from cowengine.core.checksum import xxh64
+from cowengine.core.keys import number_key, text_key
 from cowengine.format.layout import (
     COUNTS_PER_LEAF,
     FANOUT,
@@ -27,33 +26,21 @@ _LEAF_BYTES = NAME_ENTRIES_PER_LEAF * NAME_ENTRY_BYTES
 _NO_HASH = bytes(8)
 
 ENTRY = struct_of(NAME_ENTRY, NAME_ENTRY_BYTES)
-_STEM = struct.Struct("<Q")
-_STEM_MASK = (1 << 56) - 1
-
-
-def stem_hash(data: bytes, fold: int) -> int:
-    """The hash of a kind and a stem. Not all stems have one of their own."""
-    return xxh64(data, fold)
-
-
-def _key_hash(fold: int, kind: bytes, stem: bytes, tail: int) -> int:
-    return (stem_hash(kind + stem, fold) & _STEM_MASK | tail << 56) or 1
 
 
 def name_hash(fold: int, name: str) -> int:
     """Of a snapshot's name."""
-    raw = name.encode("utf-8", "surrogatepass")
-    return _key_hash(fold, b"\x01", raw[:-1], raw[-1] if raw else 0)
+    return text_key(fold, 1, name)
 
 
 def epoch_hash(fold: int, epoch: int) -> int:
     """Of a snapshot's epoch."""
-    return _key_hash(fold, b"\x02", _STEM.pack(epoch >> 4), epoch & 15)
+    return number_key(fold, 2, epoch)
 
 
 def parent_hash(fold: int, parent: int) -> int:
     """Of what heads and snapshots stand on."""
-    return _key_hash(fold, b"\x03", _STEM.pack(parent >> 4), parent & 15)
+    return number_key(fold, 3, parent)
 
 
 def has_parent_entry(number: int, parent: int) -> bool:

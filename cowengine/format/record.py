@@ -1,7 +1,7 @@
 """Records of the commit log (docs/format.md section 6): encode, decode, validate, scan.
 
-`encode_record` runs in every commit, so it packs with prepared structs and copies little. What the records mean, and
-which of them form the chain, is recovery's and the checker's.
+What every commit does, encoding, is `core/records.pyx`'s. What the records mean, and which of them form the chain, is
+recovery's and the checker's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from cowengine.core.checksum import xxh64
+from cowengine.core.records import pack_record
 from cowengine.errors import CorruptionError
 from cowengine.format.events import (
     Event,
@@ -142,21 +143,11 @@ def encode_record(record: Record, fold: int) -> bytes:
     """The bytes of a record, checksum included, without padding."""
     r = record
     events = b"".join(map(encode_event, r.events))
-    pairs = (*r.freed, *r.freed_nodes, *r.checks)
-    pairs_end = RECORD_HEADER_BYTES + len(r.deltas) + PAIR_BYTES * len(pairs)
-    data = bytearray(pairs_end + len(events))
-    _HEADER.pack_into(
-        data, 0,
-        RECORD_MAGIC, len(data), r.salt, r.sequence, r.generation, r.previous, r.epoch, r.time_ns,
-        RECORD_ONE_BARRIER if r.one_barrier else 0, len(r.deltas) // DELTA_BYTES, len(r.freed), len(r.freed_nodes),
-        len(r.checks), len(events), r.size, 0,
+    data, _ = pack_record(
+        fold, r.salt, r.sequence, r.generation, r.previous, r.epoch, r.time_ns, r.size,
+        RECORD_ONE_BARRIER if r.one_barrier else 0, bytes(r.deltas), r.freed, r.freed_nodes, r.checks, events, 1,
     )  # fmt: skip
-    data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + len(r.deltas)] = r.deltas
-    if pairs:
-        struct.pack_into(f"<{2 * len(pairs)}Q", data, RECORD_HEADER_BYTES + len(r.deltas), *chain.from_iterable(pairs))
-    data[pairs_end:] = events
-    _CHECKSUM.pack_into(data, RECORD_CHECKSUM_OFFSET, xxh64(data, (fold + r.sequence) & MASK64))
-    return bytes(data)
+    return data
 
 
 def record_checksum(encoded: Buffer) -> int:

@@ -126,12 +126,13 @@ before = st.booleans()
 heads = st.integers(0, f.HEADS_MAX - 1)
 clones = st.integers(1, f.HEADS_MAX - 1)
 event_epochs = st.integers(1, f.EPOCH_MAX - 1)
+snapshot_events = st.builds(
+    f.SnapshotEvent,
+    st.integers(1, f.ID_MAX), event_epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
+    st.binary(max_size=f.METADATA_BYTES_MAX), before, heads,
+)  # fmt: skip
 events = st.one_of(
-    st.builds(
-        f.SnapshotEvent,
-        st.integers(1, f.ID_MAX), event_epochs, u64, u64, names, uuids, st.sampled_from([0, f.LINEAGE_AUTOMATIC]),
-        st.binary(max_size=f.METADATA_BYTES_MAX), before, heads,
-    ),
+    snapshot_events,
     st.builds(f.DeleteEvent, ids, before),
     st.builds(f.ReclaimEvent, ids, u64, before),
     st.builds(f.ReclaimedEvent, ids, before),

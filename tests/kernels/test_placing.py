@@ -516,3 +516,36 @@ def test_the_root_of_a_head_waits_for_what_is_being_written() -> None:
     assert found == [None]
     made.path.poison()
     assert made.path.take_quiet(made.live, made.path.data_writes) is None
+
+
+def test_a_root_is_taken_in_the_instant_in_which_its_epoch_ends() -> None:
+    """Not while a write is under way, for that belongs to the epoch that ends."""
+    made = Path()
+    made.write(0)
+    made.path.take_batch([])
+    found: list[object] = []
+    once(made, lambda: found.append(made.path.take_quiet(made.live, made.path.data_writes, False)))
+    epoch = made.live.epoch
+    made.write(0, 1, b"y")  # in place
+    assert found == [None] and made.live.epoch == epoch
+    taken = made.path.take_quiet(made.live, made.path.data_writes, False)
+    assert taken is not None and made.live.epoch == epoch + 1
+    made.write(0, 1, b"z")
+    assert made.path.pread(1, 0, taken[0]) + made.path.pread(1, 0) == b"yz"
+
+
+def test_only_a_head_that_exists_and_is_open_may_be_changed() -> None:
+    made = Path()
+    other = made.path.add_head(1)
+    assert made.path.may_change(made.live) and not made.path.may_change(other)  # not open yet
+    other.open()
+    assert made.path.may_change(other)
+    other.close()
+    made.path.drop_head(other)
+    other.open()  # nobody has it any more
+    assert not made.path.may_change(other)
+    made.path.read_only = True
+    assert not made.path.may_change(made.live)
+    made.path.read_only = False
+    made.path.poison()
+    assert not made.path.may_change(made.live)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hostile_image import Image
 
 from cowengine import ExistsError, NoSpaceError, NotFoundError, Volume
+from cowengine.core.checksum import xxh64
 from cowengine.core.iotable import IOTable
 from cowengine.engine import hashindex, names
 from cowengine.engine.changes import Changes
@@ -168,11 +171,38 @@ def test_an_index_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # -- hashes of an enemy -----------------------------------------------------------------------------------------------
+Stems = Callable[[bytes, int], int]
+
+
+def text_key(hashed: Stems, fold: int, kind: int, text: str) -> int:
+    """As docs/format.md section 4 says."""
+    raw = text.encode("utf-8", "surrogatepass")
+    return (hashed(bytes([kind]) + raw[:-1], fold) & (1 << 56) - 1 | (raw[-1] if raw else 0) << 56) or 1
+
+
+def number_key(hashed: Stems, fold: int, kind: int, number: int) -> int:
+    return (hashed(struct.pack("<BQ", kind, number >> 4), fold) & (1 << 56) - 1 | (number & 15) << 56) or 1
+
+
+def hash_stems_by(monkeypatch: pytest.MonkeyPatch, hashed: Stems) -> None:
+    monkeypatch.setattr(format_names, "text_key", partial(text_key, hashed))
+    monkeypatch.setattr(format_names, "number_key", partial(number_key, hashed))
+
+
+@pytest.mark.parametrize("fold", [0, 1, (1 << 64) - 1])
+def test_keys_are_those_of_the_document(fold: int) -> None:
+    for text in ("", "a", "ab", "s17", "\udc80", "\u00e9" * 127, "x" * 300):
+        assert name_hash(fold, text) == text_key(xxh64, fold, 1, text)
+    for number in (0, 1, 15, 16, 1 << 32, (1 << 64) - 1):
+        assert epoch_hash(fold, number) == number_key(xxh64, fold, 2, number)
+        assert format_names.parent_hash(fold, number) == number_key(xxh64, fold, 3, number)
+
+
 @pytest.mark.parametrize("collide", [lambda data, fold: 5, lambda data, fold: data[0]])
 def test_names_whose_stems_have_one_hash_are_slow_and_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collide: Callable[[bytes, int], int]
 ) -> None:
-    monkeypatch.setattr(format_names, "stem_hash", collide)
+    hash_stems_by(monkeypatch, collide)
     path = tmp_path / "v"
     rng = random.Random(3)
     with create(path) as volume:
@@ -333,7 +363,7 @@ def test_the_checker_sees_what_stands_behind_the_last_entry_of_a_bucket(copy: Pa
 def test_the_checker_sees_a_page_that_is_not_full_before_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(format_names, "stem_hash", lambda data, fold: 5)
+    hash_stems_by(monkeypatch, lambda data, fold: 5)
     path = tmp_path / "v"
     with create(path) as volume:
         for number in range(COUNT):

@@ -165,8 +165,8 @@ def rest_of_a_block_copied_before_the_wait(plant: Plant) -> None:
 def slot_comes_back_under_a_read(plant: Plant) -> None:
     @plant.method(Allocator, "settle")
     def settle(original: Any, self: Allocator, *, punch_later: bool = False) -> None:
-        while self._waiting:
-            _, runs, _ = self._waiting.popleft()
+        while self.waiting:
+            _, runs, _ = self.waiting.popleft()
             for run in runs:
                 self._punch(*run)
             self.give_back(runs)
