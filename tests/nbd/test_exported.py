@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -150,3 +153,54 @@ def test_a_volume_that_is_closed_ends_what_its_clients_do(store, serve, sock):
                 call()
     with Client(sock, "v") as client:  # the store opens it again
         assert client.pread(1, 0) == b"2"
+
+
+def test_clients_of_snapshots_beside_who_takes_and_deletes_them_read_what_each_was(store, serve, sock):
+    exports = Exports.of_store(store)
+    serve(exports)
+    volume = store.open_volume("v", hand_out=False)
+    for snapshot in volume.snapshots():
+        snapshot.delete()
+    counts = Counter()
+    wrong = []
+    ended = threading.Event()
+
+    def read():
+        chance = random.Random(6)
+        while not ended.is_set():
+            names = [name for name, _ in exports.list(1000) if "@" in name] or ["v@none"]
+            name, base = chance.choice(names), chance.choice(names).partition("@")[2]
+            contexts = ("base:allocation", "qemu:allocation-depth", f"qemu:dirty-bitmap:{base}")
+            try:
+                with Client(sock, name, contexts) as client:
+                    expected = bytes([int(name.partition("@")[2])]) * 4096
+                    wrong.extend(name for at in range(0, MIB, 65536) if client.pread(4096, at) != expected)
+                    for context, states in client.block_status(0, client.size).items():
+                        if sum(length for length, _ in states) != client.size:
+                            wrong.append((name, context, states))
+                    counts["read"] += 1
+            except NotFoundError:
+                counts["gone"] += 1
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for turn in range(1, 150):
+        for at in range(0, MIB, 65536):
+            volume.pwrite(bytes([turn]) * 4096, at)
+        volume.snapshot(str(turn))
+        for snapshot in volume.snapshots()[:-3]:
+            try:
+                snapshot.delete()
+                counts["deleted"] += 1
+            except BusyError:
+                counts["refused"] += 1
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert counts["read"]
+    assert counts["deleted"]
+    assert counts["refused"], counts
+    until(lambda: exports.users("v") == 0)
+    assert volume.check().ok
