@@ -49,7 +49,7 @@ class RemoteSnapshot(Snapshot):
         self._created_ns = found["created_ns"]
         self._set_id = uuid.UUID(found["set_id"]).bytes if found["set_id"] else bytes(16)
         self._anchor = found["is_anchor"]
-        self._change_id = found["change_id"]
+        self._change_id: str = found["change_id"]
         self._metadata = None
         self._pinned: Snapshot | None = None
 
@@ -63,6 +63,11 @@ class RemoteSnapshot(Snapshot):
     def block_size(self) -> int:
         """See Snapshot."""
         return self._block_size
+
+    @property
+    def change_id(self) -> str:
+        """See Snapshot."""
+        return self._change_id
 
     @property
     def volume_path(self) -> str:
