@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-from cowengine.errors import CowEngineError, OutOfRangeError, WriterError
+from cowengine.errors import OutOfRangeError, WriterError
 from cowengine.names import check_path
 from cowengine.vss.documents import Component, WriterMetadata
 from cowengine.vss.writer import JobView, Level, Writer
 from cowengine.writers.postgresql_places import Place, places_of
 from cowengine.writers.postgresql_server import Cluster, Server, check_driver
-from cowengine.writers.superblock import uuid_of, uuid_of_device
+from cowengine.writers.superblock import offset_of_device, uuid_of, uuid_of_device
 
 Mode = Literal["auto", "atomic", "backup"]
 _BACKUP_FUNCTIONS = 150000  # the version that renamed them
@@ -187,22 +187,28 @@ def _listed(places: Sequence[Place]) -> str:
 
 
 def _verified(places: Sequence[Place], job: JobView) -> list[str]:
-    """Volumes whose snapshot has the file system that is mounted. Raises WriterError if it has another."""
+    """Volumes whose snapshot has the file system that is mounted. Raises WriterError if it has not.
+
+    What cannot be looked at (no right to, the device mapper, a type that is not known) is neither.
+    """
     snapshots = getattr(job.snapshot_set, "snapshots", {})
     verified = set()
     for place in places:
-        mounted = uuid_of_device(place.mount.source)
-        if place.volume is None or place.volume not in snapshots or mounted is None:
+        source = place.mount.source
+        mounted, offset = uuid_of_device(source), offset_of_device(source)
+        if place.volume is None or place.volume not in snapshots or mounted is None or offset is None:
             continue
-        try:
-            found = uuid_of(snapshots[place.volume].pread)
-        except CowEngineError:  # shorter than any file system
-            found = None
-        if found is not None and found != mounted:
+        if _uuid_in(snapshots[place.volume], offset) != mounted:
             raise WriterError(f"what is mounted at {place.mount.point} is not volume {place.volume!r} of the set")
-        if found is not None:
-            verified.add(place.volume)
+        verified.add(place.volume)
     return sorted(verified)
+
+
+def _uuid_in(snapshot: Any, start: int) -> str | None:
+    try:
+        return uuid_of(lambda length, offset: bytes(snapshot.pread(length, start + offset)))
+    except OutOfRangeError:  # shorter than any file system
+        return None
 
 
 def _mounts(volumes: Mapping[str, str | os.PathLike[str]] | Sequence[str]) -> dict[str, str | None]:

@@ -38,3 +38,18 @@ def uuid_of_device(path: str) -> str | None:
         finally:
             os.close(fd)
     return None
+
+
+def offset_of_device(path: str) -> int | None:
+    """Where a device file begins on its disk, in bytes: other than 0 if it is a partition. None if nobody can say, as
+    of what the device mapper makes (LVM, dm-crypt).
+    """
+    with suppress(OSError, ValueError):
+        number = os.stat(path).st_rdev
+        folder = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
+        if os.path.isdir(folder) and not os.path.exists(f"{folder}/dm"):
+            if not os.path.exists(f"{folder}/partition"):
+                return 0
+            with open(f"{folder}/start", encoding="ascii") as start:
+                return int(start.read()) * 512
+    return None

@@ -103,7 +103,11 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     with bench() as made:
-        yield Site(made)
+        found = Site(made)
+        try:
+            yield found
+        finally:
+            found.server.kill()
 
 
 class Clients:
@@ -124,6 +128,14 @@ class Clients:
         self._ending.set()
         for thread in self._threads:
             thread.join(30)
+
+    def wait_for_more(self) -> None:
+        """Until each of them has committed some more."""
+        wanted = [number + 5 for number in self.acknowledged]
+        deadline = time.monotonic() + 60
+        while any(number < least for number, least in zip(self.acknowledged, wanted, strict=True)):
+            assert time.monotonic() < deadline, f"{self.acknowledged} of {wanted}"
+            time.sleep(0.02)
 
     def _insert(self, client: int) -> None:
         import psycopg
@@ -154,10 +166,10 @@ def test_twenty_sets_under_load_are_sound(site: Site, capsys: pytest.CaptureFixt
         site.create()
         with site.server.load(), Clients(site.server.conninfo, 1) as clients:
             for number in range(SETS):
-                time.sleep(0.3)
+                clients.wait_for_more()
                 before.append(list(clients.acknowledged))
                 windows.append(site.take(f"set-{number}"))
-            assert clients.acknowledged[0] > before[-1][0] > before[0][0] > 0
+            clients.wait_for_more()
         transactions = [0]
         for number in range(SETS):
             with site.restored(f"set-{number}") as server:
@@ -180,12 +192,12 @@ def test_a_killed_server_loses_no_acknowledged_commit(site: Site) -> None:
     with served_store(site.store) as first:
         site.create()
         with site.server.load(), Clients(site.server.conninfo, 3) as clients:
-            time.sleep(4)
+            clients.wait_for_more()
             taken = site.take_by_command("under-load")
             assert taken["ledger"]["writer_notes"]["postgresql"]["mode"] == "atomic"
+            clients.wait_for_more()
             time.sleep(2)
             first.kill()
-            time.sleep(1)
         acknowledged = list(clients.acknowledged)
         assert min(acknowledged) > 0
         site.server.kill()

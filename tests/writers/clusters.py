@@ -95,7 +95,7 @@ class PostgreSQL:
 
     def kill(self) -> None:
         """All of it at once, as a crash does."""
-        pids = self.processes()
+        pids = self.processes() if self.pid else []
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 with suppress(ProcessLookupError):

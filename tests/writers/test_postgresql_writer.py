@@ -30,6 +30,7 @@ from cowengine.errors import (
 from cowengine.vss import JobView, Requestor, load_writers
 from cowengine.writers import PostgreSQLWriter, write_labels
 from cowengine.writers.postgresql import writers_of_argument
+from cowengine.writers.superblock import offset_of_device, uuid_of, uuid_of_device
 
 MakeJob = Callable[..., JobView]
 
@@ -52,6 +53,15 @@ class Site:
     @property
     def both(self) -> dict[str, str]:
         return {"data": str(self.data), "wal": str(self.wal)}
+
+    def give_superblocks(self, store: Any) -> bytes:
+        """What tells a file system from others, onto the volumes that stand for the two disks; that of "data"."""
+        starts = {}
+        for name in ("data", "wal"):
+            with (self.folder / f"{name}.img").open("rb") as file:
+                starts[name] = file.read(4096)
+            store.open_volume(name).pwrite(starts[name], 0)
+        return starts["data"]
 
     def writer(self, volumes: Any = None, **options: Any) -> PostgreSQLWriter:
         return PostgreSQLWriter(self.server.conninfo, self.both if volumes is None else volumes, **options)
@@ -161,17 +171,27 @@ def test_settings_that_defeat_recovery_are_a_veto(own: Site, both: JobView) -> N
 
 def test_a_mount_that_is_not_on_the_volume_is_noticed(shared: Site, store: Any, both: JobView) -> None:
     """By the UUID in the superblock of the snapshot."""
-    with (shared.folder / "data.img").open("rb") as file:
-        start = file.read(4096)
-    store.open_volume("data").pwrite(start, 0)
+    start = shared.give_superblocks(store)
     job = replace(both, snapshot_set=store.snapshot(["data", "wal"], "same"))
     assert shared.writer().post_snapshot(job) == {"verified_volumes": ["data"]}
     changed = bytearray(start)
     changed[1024 + 104] ^= 1
-    store.open_volume("data").pwrite(bytes(changed), 0)
-    job = replace(both, snapshot_set=store.snapshot(["data", "wal"], "other"))
-    with pytest.raises(WriterError, match="is not volume 'data' of the set"):
-        shared.writer().post_snapshot(job)
+    for name, text in (("other", bytes(changed)), ("none", bytes(4096))):
+        store.open_volume("data").pwrite(text, 0)
+        job = replace(both, snapshot_set=store.snapshot(["data", "wal"], name))
+        with pytest.raises(WriterError, match="is not volume 'data' of the set"):
+            shared.writer().post_snapshot(job)
+
+
+def test_a_file_system_is_known_by_where_it_begins(shared: Site, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    run("mkfs.ext4", "-q", "-F", "-E", f"offset={4 << 20}", disk, "8M")
+    with disk.open("rb") as file:
+        assert uuid_of(lambda length, place: os.pread(file.fileno(), length, place)) is None
+        assert uuid_of(lambda length, place: os.pread(file.fileno(), length, (4 << 20) + place)) is not None
+    device = run("findmnt", "-no", "SOURCE", shared.data)
+    assert (offset_of_device(device), offset_of_device("/dev/null")) == (0, None)
+    assert uuid_of_device(device) == run("findmnt", "-no", "UUID", shared.data).replace("-", "")
 
 
 def test_an_atomic_set_under_load_recovers(own: Site, store: Any) -> None:
@@ -186,6 +206,7 @@ def test_an_atomic_set_under_load_recovers(own: Site, store: Any) -> None:
             return super().commit(job)
 
     run(*_pgbench_init(own.server))
+    own.give_superblocks(store)
     freezing = [FileSystemWriter(own.both[name], (name,), store=store) for name in ("data", "wal")]
     with own.server.load():
         time.sleep(1)
