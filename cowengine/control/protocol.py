@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ LINE_BYTES_MAX: Final = (16 << 20) + (64 << 10)
 PIECE_BYTES: Final = 4 << 20
 """Bytes of a volume that one message carries at most."""
 READ_BYTES: Final = 1 << 16
+LONG_BYTES: Final = 1 << 20
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -94,7 +96,10 @@ def _refuse_constant(name: str) -> None:
 class Lines:
     """The lines that come out of a stream socket, of bounded length."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, long_lines: threading.Semaphore | None = None) -> None:
+        """`long_lines`: how many longer than LONG_BYTES may be there at once, of all connections that share it."""
+        self._long_lines = long_lines
+        self._is_long = False
         self._socket = connection
         self._buffer = bytearray()
         self._searched = 0
@@ -117,6 +122,24 @@ class Lines:
         """Whether a part of a line has come."""
         return bool(self._buffer)
 
+    @property
+    def full(self) -> bool:
+        """Whether enough has come to wait with more."""
+        return len(self._buffer) >= READ_BYTES
+
+    def release(self) -> None:
+        """The line that was taken is done with; the next one may be another connection's."""
+        if self._is_long and self._long_lines is not None:
+            self._is_long = False
+            self._long_lines.release()
+
+    def _keep_room(self, seconds: float | None) -> None:
+        if self._long_lines is None or self._is_long or len(self._buffer) < LONG_BYTES:
+            return
+        if not self._long_lines.acquire(timeout=seconds):
+            raise ClosedError("too many long lines come at once")
+        self._is_long = True
+
     def receive(self) -> bool:
         """Takes in what comes next; False at the end of the stream. Raises OSError."""
         data = self._socket.recv(READ_BYTES)
@@ -131,12 +154,14 @@ class Lines:
         """
         deadline = None if begin_seconds is None else time.monotonic() + begin_seconds
         begun = False
+        self.release()
         while (line := self.take()) is None:
             if self._buffer and not begun:
                 begun, deadline = True, None if end_seconds is None else time.monotonic() + end_seconds
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise ClosedError("nothing whole came in time")
+            self._keep_room(left)
             self._socket.settimeout(left)
             try:
                 if not self.receive():

@@ -35,6 +35,7 @@ logger = logging.getLogger("cowengine.control")
 
 CLIENTS_MAX: Final = 256
 REFUSED_MAX: Final = 32
+LONG_LINES_MAX: Final = 8
 PARTING_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 30.0
 LINE_SECONDS: Final = 60.0
@@ -61,6 +62,8 @@ class ControlServer(Closing):
         self.nbd_path = nbd_path
         self.uses = VolumeUses(store, exports)
         self.draining = False
+        #: Requests that take much memory: few at once, whatever the number of clients.
+        self.long_lines = threading.BoundedSemaphore(LONG_LINES_MAX)
         self._clients_max = clients_max
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
@@ -179,7 +182,7 @@ class _Client:
         self.session: Session | None = None
         self._server = server
         self._socket = connection
-        self._lines = Lines(connection)
+        self._lines = Lines(connection, server.long_lines)
         self._cancelled = False
 
     def finish(self) -> None:
@@ -206,6 +209,7 @@ class _Client:
         except (OSError, CowEngineError) as error:
             logger.info("a control connection ended: %s", error)
         finally:
+            self._lines.release()
             self._server.gone(self)
             self._socket.close()
 
@@ -307,6 +311,8 @@ class _Client:
             while not self._cancelled:
                 line = self._lines.take()
                 if line is None:
+                    if self._lines.full:
+                        break
                     if not self._lines.receive():
                         return True
                 elif protocol.decode(line).get("method") == "cancel":

@@ -163,6 +163,34 @@ def test_a_long_line_that_is_allowed(remote: Store) -> None:
         remote.put_document("notes", "longer", {"text": "x" * (17 * MIB)})
 
 
+def test_few_long_lines_are_there_at_once(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "long_lines", threading.BoundedSemaphore(1))
+    with raw(server) as slow, connect(server.store.path) as store:
+        slow.socket.sendall(b" " * 2 * MIB)
+        _wait(lambda: not _acquired(server.long_lines))
+        store.put_document("notes", "short", {})
+        done = threading.Event()
+
+        def put() -> None:
+            store.put_document("notes", "long", {"text": "x" * 2 * MIB})
+            done.set()
+
+        thread = threading.Thread(target=put)
+        thread.start()
+        assert not done.wait(0.2)
+        slow.send(b"")
+        thread.join()
+        assert done.is_set()
+    assert _acquired(server.long_lines)
+
+
+def _acquired(semaphore: threading.Semaphore) -> bool:
+    free = semaphore.acquire(blocking=False)
+    if free:
+        semaphore.release()
+    return free
+
+
 def test_hello_comes_first_and_agrees_on_a_version(server: ControlServer) -> None:
     with raw(server, greet=False) as client:
         assert client.call("store.volumes")["error"]["code"] == protocol.INVALID_REQUEST

@@ -44,6 +44,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         f"longer than {server.DRAIN_SECONDS:.0f} seconds",
         f"{session.PENDING_MAX} prepared sets and {session.HEADS_MAX} clones",
         f"{protocol.PIECE_BYTES >> 20} MiB of a volume's bytes",
+        f"{server.LONG_LINES_MAX} requests longer than {protocol.LONG_BYTES >> 20} MiB at once",
         f"at most {store_methods.ROWS_MAX} of them",
         f"at most {volume_methods.SNAPSHOTS_MAX} from",
         f"at most {volume_methods.EXTENTS_MAX} rows",
