@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from cowengine.cli.ending import told_to_end
@@ -48,7 +47,6 @@ def serve(options: Options, out: Output) -> None:
     with ExitStack() as stack:
         stack.enter_context(logged_to(out))
         ended, _ = stack.enter_context(told_to_end())
-        stack.enter_context(_logging(out))
         store = stack.enter_context(_owned(options.store))
         for problem in store.problems:
             out.log("warning", problem)
@@ -70,24 +68,6 @@ def serve(options: Options, out: Output) -> None:
         tell_supervisor("STOPPING=1")
         if not (control.drain() & blocks.drain(DRAIN_SECONDS)):
             out.log("warning", "some clients were not waited for any longer")
-
-
-@contextmanager
-def _logging(out: Output) -> Iterator[None]:
-    """What the parts of the server log, from warnings on, goes where the command's own messages go."""
-    import logging
-
-    class ToOutput(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            out.log(record.levelname.lower(), self.format(record), logger=record.name)
-
-    handler = ToOutput(logging.WARNING)
-    logger = logging.getLogger("cowengine")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def _owned(path: str) -> Store:

@@ -189,7 +189,7 @@ def encode_error(error: BaseException) -> Message:
     if isinstance(error, OSError):
         data: Message = {"type": "OSError", "errno": error.errno, "filename": _file_name(error), "attributes": {}}
         return {"code": SYSTEM_ERROR, "message": str(error.strerror or error), "data": data}
-    logger.error("a method failed", exc_info=error)
+    logger.error("a method failed: %s: %s", type(error).__name__, error, exc_info=error)
     return {"code": INTERNAL_ERROR, "message": f"{type(error).__name__}: {error}"}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,46 +37,84 @@ class RemoteSnapshot(Snapshot):
 
     def __init__(self, store: RemoteStore, volume_id: str, found: Message) -> None:
         self._store = store
-        self._volume_name: str = found["volume"]
         self._volume_id = volume_id
-        self._volume_path: str = found["volume_path"]
-        self._block_size: int = found["block_size"]
-        self._bytes: int = found["size"]
-        self._id = found["id"]
-        self._name = found["name"]
-        self._epoch = found["epoch"]
-        self._created_ns = found["created_ns"]
-        self._set_id = uuid.UUID(found["set_id"]).bytes if found["set_id"] else bytes(16)
-        self._anchor = found["is_anchor"]
-        self._change_id: str = found["change_id"]
-        self._metadata = None
+        self._message = found
+        self._anchor: bool = found["is_anchor"]
+        self._metadata: dict[str, Any] | None = None
         self._pinned: Snapshot | None = None
+
+    def __repr__(self) -> str:
+        return f"<cowengine.Snapshot {self.name!r} id={self.id} epoch={self.epoch}>"
 
     # -- what it is ----------------------------------------------------------------------------------------------------
     @property
+    def id(self) -> int:
+        """See Snapshot."""
+        number: int = self._message["id"]
+        return number
+
+    @property
+    def name(self) -> str:
+        """See Snapshot."""
+        name: str = self._message["name"]
+        return name
+
+    @property
+    def epoch(self) -> int:
+        """See Snapshot."""
+        epoch: int = self._message["epoch"]
+        return epoch
+
+    @property
+    def created(self) -> datetime.datetime:
+        """See Snapshot."""
+        return datetime.datetime.fromtimestamp(self.created_ns / 1e9, datetime.UTC)
+
+    @property
+    def created_ns(self) -> int:
+        """See Snapshot."""
+        created_ns: int = self._message["created_ns"]
+        return created_ns
+
+    @property
     def size(self) -> int:
         """See Snapshot."""
-        return self._bytes
+        size: int = self._message["size"]
+        return size
 
     @property
     def block_size(self) -> int:
         """See Snapshot."""
-        return self._block_size
+        block_size: int = self._message["block_size"]
+        return block_size
 
     @property
     def change_id(self) -> str:
         """See Snapshot."""
-        return self._change_id
+        change_id: str = self._message["change_id"]
+        return change_id
+
+    @property
+    def set_id(self) -> str | None:
+        """See Snapshot."""
+        set_id: str | None = self._message["set_id"]
+        return set_id
 
     @property
     def volume_path(self) -> str:
         """See Snapshot."""
-        return self._volume_path
+        path: str = self._message["volume_path"]
+        return path
+
+    @property
+    def _volume_name(self) -> str:
+        name: str = self._message["volume"]
+        return name
 
     def call(self, method: str, /, **params: Any) -> Any:
         """Calls a method about this snapshot."""
         volume = {"name": self._volume_name, "id": self._volume_id}
-        return self._store.client.call(method, {"volume": volume, "snapshot": self._id}, **params)
+        return self._store.client.call(method, {"volume": volume, "snapshot": self.id}, **params)
 
     def _state(self) -> Message:
         state: Message = self.call("snapshot.state")
@@ -217,10 +254,10 @@ class RemoteSnapshot(Snapshot):
 
     def delete(self) -> None:
         """See Snapshot. BusyError also while another process reads it."""
-        self._store.readers.unpin(self._volume_id, self._id)
+        self._store.readers.unpin(self._volume_id, self.id)
         self.call("snapshot.delete")
 
     def to_anchor(self) -> None:
         """See Snapshot. BusyError also while another process reads it."""
-        self._store.readers.unpin(self._volume_id, self._id)
+        self._store.readers.unpin(self._volume_id, self.id)
         self.call("snapshot.to_anchor")

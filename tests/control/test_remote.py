@@ -25,7 +25,7 @@ MIB = 1 << 20
 INHERITED = {
     Store: {"create", "open", "rebuild", "release_set", "append", "find_member", "delete_set"},
     Volume: {"create", "open", "adopt", "undo_adoption", "salvage", "repair", "head"},
-    Snapshot: {"id", "name", "epoch", "created", "created_ns", "set_id", "open"},
+    Snapshot: {"open"},
     SnapshotSet: {"id", "name", "created", "volumes", "snapshots", "missing", "ledger", "put_ledger"},
     PendingSet: set(),
 }

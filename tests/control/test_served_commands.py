@@ -132,7 +132,7 @@ COUNTED = re.compile(
 
 
 def shown(text: str, folder: Path) -> str:
-    text = text.replace(str(folder), "D")
+    text = re.sub(r'^\{"event": "progress".*\n', "", text.replace(str(folder), "D"), flags=re.MULTILINE)
     for pattern, name in VARYING:
         text = pattern.sub(name, text)
     return COUNTED.sub(r"\1", text)
