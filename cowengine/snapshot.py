@@ -79,6 +79,7 @@ class Snapshot(SnapshotHandle):
         self._set_id = record.set_id
         self._anchor = bool(record.flags & LINEAGE_ANCHOR)
         self._tag = record.tag
+        self._change_id = ""  # until somebody asks for it
         self._metadata: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -131,7 +132,9 @@ class Snapshot(SnapshotHandle):
     @property
     def change_id(self) -> str:
         """`<volume uuid>/<epoch>/<tag>`, stable for ever."""
-        return f"{self._engine.uuid_text}/{self._epoch}/{self._tag:016x}"
+        if not self._change_id:
+            self._change_id = f"{self._engine.uuid_text}/{self._epoch}/{self._tag:016x}"
+        return self._change_id
 
     @property
     def set_id(self) -> str | None:

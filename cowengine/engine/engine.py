@@ -483,7 +483,6 @@ class Engine:
         outer = self._undone
         self._undone = outer + 1
         try:  # as `undivided`
-            self._takes += 1
             taken = path.take_quiet(head, self._synced_writes, False)  # I3, I6
             if taken is not None:
                 in_place = path.in_place_writes
@@ -498,7 +497,6 @@ class Engine:
                 self.barrier()  # I4
                 self._acknowledge(b"", b"", b"", False, False)
                 self.vouching.synced(in_place)
-                self._takes_done = self._takes
         except BaseException as error:
             self._divided(error)
         self._undone = outer

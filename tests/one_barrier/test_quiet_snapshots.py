@@ -51,7 +51,6 @@ def played(monkeypatch: pytest.MonkeyPatch, *, shorter: bool) -> tuple[list[Any]
             known = {
                 "counters": dict(engine.counters), "sequence": engine.log.sequence, "position": engine.log.position,
                 "checksum": engine.log.checksum, "synced": engine._synced_writes,
-                "takes under way": engine._takes - engine._takes_done,
                 "records": [engine.lineage.get(number) for number in range(engine.lineage.next_id)],
                 "epochs": (engine.path.live.epoch, engine.path.live.frozen), "superseded": engine.superseded,
                 "latencies": [engine.latencies[name].describe()["count"] for name in ("barrier", "snapshot")],
