@@ -181,7 +181,7 @@ def test_few_long_lines_are_there_at_once(server: ControlServer, monkeypatch: py
         slow.send(b"")
         thread.join()
         assert done.is_set()
-    assert _acquired(server.long_lines)
+    _wait(lambda: _acquired(server.long_lines))
 
 
 def _acquired(semaphore: threading.Semaphore) -> bool:
