@@ -23,9 +23,10 @@ from urllib.parse import quote
 
 from cowengine import errors
 from cowengine.errors import BusyError, CowEngineError, FormatError, OutOfRangeError, StorageError
-from cowengine.mount.kernel import is_mounted, loop_devices, mount_points, users_of
+from cowengine.mount.kernel import is_mounted, loop_devices, users_of
 from cowengine.mount.programs import PATIENCE_SECONDS, POLL_SECONDS, Program, run
 from cowengine.mount.state import Record
+from cowengine.mounts import all_mounts
 
 SOCKET_PATH_MAX: Final = 107
 LET_GO_SECONDS: Final = 10.0  # for the kernel to close what nobody uses any more
@@ -151,12 +152,12 @@ class Chain:
         return loop_devices(self.record.block_file)
 
     def _unmount(self, directory: str, devices: Sequence[str]) -> None:
-        places = [each.place for each in mount_points() if each.source in devices]
+        places = [each.point for each in all_mounts() if each.source in devices]
         others = [place for place in places if place != directory]
         if others:
             raise BusyError(f"its device is mounted at {', '.join(others)}, too; unmount that first")
         while is_mounted(directory) and directory in places:
-            top = [each.source for each in mount_points() if each.place == directory][-1]
+            top = [each.source for each in all_mounts() if each.point == directory][-1]
             if top not in devices:
                 raise BusyError(f"something else ({top}) is mounted over {directory}; unmount that first")
             done = _run_unhurried(["umount", "--", directory])

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from glob import glob
-from typing import Final, NamedTuple
+from typing import Final
+
+from cowengine.mounts import all_mounts
 
 USERS_MAX: Final = 5
 SCAN_SECONDS_MAX: Final = 3.0
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
-
-
-class MountPoint(NamedTuple):
-    """One line of the table of mounts."""
-
-    place: str
-    kind: str
-    source: str
-
-
-def mount_points() -> list[MountPoint]:
-    """All that this process sees, in the order in which they were mounted."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            kind, source, *_ = after.split(" ")
-            found.append(MountPoint(_plain(before.split(" ")[4]), kind, _plain(source)))
-    return found
-
-
-def _plain(text: str) -> str:
-    return _ESCAPED.sub(lambda hit: chr(int(hit[1], 8)), text)
 
 
 def is_mounted(place: str, source: str | None = None) -> bool:
     """Whether something, or that device, is mounted at exactly that path."""
-    return any(each.place == place and source in (None, each.source) for each in mount_points())
+    return any(each.point == place and source in (None, each.source) for each in all_mounts())
 
 
 def loop_devices(file: str) -> list[str]:
@@ -62,9 +39,9 @@ def users_of(paths: Iterable[str], below: str | None = None) -> list[str]:
     def meant(path: str) -> bool:
         return path in wanted or (below is not None and (path == below or path.startswith(below.rstrip("/") + "/")))
 
-    found = [f"mounted at {each.place}" for each in mount_points() if each.source in wanted]
+    found = [f"mounted at {each.point}" for each in all_mounts() if each.source in wanted]
     found += [
-        f"mounted at {each.place}" for each in mount_points() if below and each.place != below and meant(each.place)
+        f"mounted at {each.point}" for each in all_mounts() if below and each.point != below and meant(each.point)
     ]
     for entry in glob("/sys/block/loop*/loop/backing_file"):
         with suppress(OSError), open(entry, encoding="utf-8", errors="surrogateescape") as about:

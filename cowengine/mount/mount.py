@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import Final
 
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError, OutOfRangeError
+from cowengine.filesystems import START_BYTES, FileSystem, probe
 from cowengine.mount.chain import Chain, listens
-from cowengine.mount.kernel import is_mounted, mount_points
+from cowengine.mount.kernel import is_mounted
 from cowengine.mount.programs import require
 from cowengine.mount.state import (
     READY,
@@ -23,7 +24,7 @@ from cowengine.mount.state import (
     records,
     remove_unrecorded,
 )
-from cowengine.mount.superblock import START_BYTES, FileSystem, probe
+from cowengine.mounts import all_mounts
 from cowengine.oserrors import typed
 from cowengine.store.names import volume_file
 from cowengine.volume import Volume
@@ -233,14 +234,14 @@ def _mount_options(record: Record, options: str) -> list[str]:
 
 
 def _require_unknown_xfs(uuid: bytes) -> None:
-    for each in mount_points():
+    for each in all_mounts():
         start = b""
-        if each.kind == "xfs":
+        if each.type == "xfs":
             with suppress(OSError), open(each.source, "rb") as device:
                 start = device.read(START_BYTES)
         if probe(start).uuid == uuid:
             raise BusyError(
-                f"an XFS with the same id ({_written(uuid)}) is mounted at {each.place}; if this one is a copy of it, "
+                f"an XFS with the same id ({_written(uuid)}) is mounted at {each.point}; if this one is a copy of it, "
                 "add -o nouuid"
             )
 

@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cowengine.errors import BusyError, NotFoundError, OutOfRangeError, StorageError, WriterError, WriterTimeout
+from cowengine.mounts import Mount, MountTable
 from cowengine.names import check_path
 from cowengine.vss.documents import Component, WriterMetadata
 from cowengine.vss.writer import JobView, Level, Writer
 from cowengine.writers.guard import Guard, WatchdogGone
-from cowengine.writers.mounts import Mount, MountTable
 from cowengine.writers.needed import check_not_needed
 
 # Others are asked by freezing them for an instant beforehand: a file system cannot be asked in any other way.

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from cowengine.errors import CowEngineError, WriterError
-from cowengine.writers.mounts import Mount, MountTable
+from cowengine.mounts import Mount, MountTable
 
 
 def check_not_needed(target: Mount, table: MountTable, paths: Sequence[str] = ()) -> None:

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 from cowengine.errors import OutOfRangeError, WriterError
+from cowengine.filesystems import START_BYTES, probe
 from cowengine.names import check_path
 from cowengine.vss.documents import Component, WriterMetadata
 from cowengine.vss.writer import JobView, Level, Writer
+from cowengine.writers.devices import offset_of_device, uuid_of_device
 from cowengine.writers.postgresql_places import Place, places_of
 from cowengine.writers.postgresql_server import Cluster, Server, check_driver
-from cowengine.writers.superblock import offset_of_device, uuid_of, uuid_of_device
 
 Mode = Literal["auto", "atomic", "backup"]
 _BACKUP_FUNCTIONS = 150000  # the version that renamed them
@@ -204,11 +205,11 @@ def _verified(places: Sequence[Place], job: JobView) -> list[str]:
     return sorted(verified)
 
 
-def _uuid_in(snapshot: Any, start: int) -> str | None:
-    try:
-        return uuid_of(lambda length, offset: bytes(snapshot.pread(length, start + offset)))
-    except OutOfRangeError:  # shorter than any file system
+def _uuid_in(snapshot: Any, start: int) -> bytes | None:
+    """The id of the file system that begins at a byte of a snapshot."""
+    if start >= snapshot.size:
         return None
+    return probe(bytes(snapshot.pread(min(START_BYTES, snapshot.size - start), start))).uuid or None
 
 
 def _mounts(volumes: Mapping[str, str | os.PathLike[str]] | Sequence[str]) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cowengine.errors import NotFoundError, StorageError, WriterError
-from cowengine.writers.mounts import Mount, MountTable
+from cowengine.mounts import Mount, MountTable
 from cowengine.writers.postgresql_server import Cluster
 
 

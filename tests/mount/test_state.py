@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cowengine.mount import sweep
-from cowengine.mount.kernel import is_mounted, mount_points, users_of
+from cowengine.mount.kernel import is_mounted, users_of
 from cowengine.mount.state import Record, mounts_folder, new_record, one_at_a_time, records, remove_unrecorded
+from cowengine.mounts import all_mounts
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_the_sweep_leaves_what_another_table_of_mounts_has(folder):
 
 
 def test_the_kernel_is_asked_who_uses_what(tmp_path):
-    assert any(each.place == "/proc" and each.kind == "proc" for each in mount_points())
+    assert any(each.point == "/proc" and each.type == "proc" for each in all_mounts())
     assert users_of([], below=str(tmp_path)) == []
     with open(tmp_path / "file", "w"):
         (user,) = users_of([], below=str(tmp_path))

@@ -22,7 +22,7 @@ LAYERS = [
     {"engine"},
     {"volume", "snapshot", "reader", "extents", "names", "ranges"},
     {"store"},
-    {"convert"},
+    {"convert", "filesystems", "mounts"},
     {"backup"},
     {"vss"},
     {"sqlite"},

@@ -17,11 +17,11 @@ import pytest
 from loop_mounts import Scribe, mounted, run, stands_still
 
 from cowengine.errors import BusyError, NotFoundError, OutOfRangeError, WriterError, WriterTimeout, WriterVeto
+from cowengine.mounts import MountTable
 from cowengine.store import Store
 from cowengine.vss import EngineProvider, JobView, Requestor, load_writers
 from cowengine.writers import FileSystemWriter
 from cowengine.writers.filesystem import writers_of_argument
-from cowengine.writers.mounts import MountTable
 from cowengine.writers.watchdog import FIFREEZE, FITHAW
 
 MakeJob = Callable[..., JobView]

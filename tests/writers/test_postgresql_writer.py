@@ -27,10 +27,11 @@ from cowengine.errors import (
     WriterTimeout,
     WriterVeto,
 )
+from cowengine.filesystems import START_BYTES, probe
 from cowengine.vss import JobView, Requestor, load_writers
 from cowengine.writers import PostgreSQLWriter, write_labels
+from cowengine.writers.devices import offset_of_device, uuid_of_device
 from cowengine.writers.postgresql import writers_of_argument
-from cowengine.writers.superblock import offset_of_device, uuid_of, uuid_of_device
 
 MakeJob = Callable[..., JobView]
 
@@ -187,11 +188,12 @@ def test_a_file_system_is_known_by_where_it_begins(shared: Site, tmp_path: Path)
     disk = tmp_path / "disk"
     run("mkfs.ext4", "-q", "-F", "-E", f"offset={4 << 20}", disk, "8M")
     with disk.open("rb") as file:
-        assert uuid_of(lambda length, place: os.pread(file.fileno(), length, place)) is None
-        assert uuid_of(lambda length, place: os.pread(file.fileno(), length, (4 << 20) + place)) is not None
+        assert not probe(file.read(START_BYTES)).uuid
+        file.seek(4 << 20)
+        assert probe(file.read(START_BYTES)).uuid
     device = run("findmnt", "-no", "SOURCE", shared.data)
     assert (offset_of_device(device), offset_of_device("/dev/null")) == (0, None)
-    assert uuid_of_device(device) == run("findmnt", "-no", "UUID", shared.data).replace("-", "")
+    assert uuid_of_device(device) == bytes.fromhex(run("findmnt", "-no", "UUID", shared.data).replace("-", ""))
 
 
 def test_an_atomic_set_under_load_recovers(own: Site, store: Any) -> None:

@@ -1,5 +1,7 @@
-"""What file system begins at the start of a disk, as far as mounting it needs to know: its kind, its id, and whether
-mounting it would write, to bring in what its journal still holds.
+"""What file system begins at the start of a disk, by its superblock: its kind, its id, and whether mounting it would
+write, to bring in what its journal still holds.
+
+Formats: Documentation/filesystems/ext4; "XFS Algorithms & Data Structures"; the btrfs on-disk format.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cowengine.mount.superblock import START_BYTES, FileSystem, probe
+from cowengine.filesystems import START_BYTES, FileSystem, probe
 
 MIB = 1 << 20
 UUID = "01234567-89ab-cdef-0123-456789abcdef"

@@ -89,6 +89,11 @@ class MountTable:
         return found
 
 
+def all_mounts() -> list[Mount]:
+    """What this process sees, in the order in which it was mounted."""
+    return [*MountTable().by_id.values()]
+
+
 def _parse(line: str) -> tuple[int, Mount]:
     mount, _, kind = line.rstrip("\n").partition(" - ")
     number, _, device, _, point = mount.split(" ")[:5]
