@@ -229,6 +229,7 @@ def store_cases() -> Iterator[Case]:
         "ledger": lambda store: store.get_snapshot_set("of-a").put_ledger({"writers": [1]}),
         "set": lambda store: store.snapshot(["a", "b"], "both"),
         "delete-set": lambda store: store.get_snapshot_set("of-a").delete(),
+        "close-unused": write_and_close,
     }
     for what, step in steps.items():
         # Nobody finds the ledger of a set that is gone, and nobody misses its place.
@@ -247,6 +248,12 @@ def open_well(disk: MemoryDisk) -> None:
     with opened(disk) as store:
         if store.problems:
             raise StorageError("; ".join(store.problems))
+
+
+def write_and_close(store: Store) -> None:
+    store.open_volume("a").pwrite(b"more", 0)
+    store.hand_back("a")
+    store.close_unused("a")
 
 
 def opened_and_used(disk: MemoryDisk) -> Store:

@@ -46,7 +46,8 @@ FROM_MEMORY = frozenset({
     "Snapshot.is_anchor", "Snapshot.name", "Snapshot.open", "Snapshot.set_id", "Snapshot.size", "Snapshot.volume_path",
     "SnapshotReader.check", "SnapshotReader.export", "SnapshotReader.open_head", "SnapshotReader.verify",
     "SnapshotSet.created", "SnapshotSet.id", "SnapshotSet.name", "SnapshotSet.volumes", "Store.documents",
-    "Store.get_snapshot_set", "Store.problems", "Store.release_set", "Store.snapshot_sets", "Store.volume_path",
+    "Store.get_snapshot_set", "Store.hand_back",
+    "Store.problems", "Store.release_set", "Store.snapshot_sets", "Store.volume_path",
     "VFS.database", "VFS.in_use", "VFS.of", "VFS.open_database", "Volume.block_size", "Volume.closed", "Volume.epoch",
     "Volume.given_up", "Volume.head", "Volume.heads", "Volume.id", "Volume.on_space_low", "Volume.on_space_needed",
     "Volume.open_head", "Volume.path", "Volume.read_only", "Volume.size",
@@ -58,6 +59,7 @@ OTHERWISE = {
     "Volume.start_compaction": "Volume.compact", "CompactionJob.wait": "Volume.compact",
     "connect": "Store.open", "Store.rebuild": "Store.open",
     "verify_stream": "a pipe", "export_image": "qemu-img", "import_image": "qemu-img", "VFS.export": "SQLite",
+    "configured_writer_names": "installed packages",
     "load_provider": "installed packages", "load_writers": "installed packages",
     "provider_names": "installed packages", "writer_names": "installed packages",
 }  # fmt: skip
