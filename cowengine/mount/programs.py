@@ -102,7 +102,7 @@ class Program:
 
     def has_ended(self) -> bool:
         """Whether it was started and runs no more."""
-        return os.path.exists(self._number_file) and self.number() is None and self._has_number()
+        return self._has_number() and self.number() is None  # in this order: the number may be written in between
 
     def _has_number(self) -> bool:
         with suppress(OSError):
