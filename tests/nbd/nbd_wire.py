@@ -101,6 +101,10 @@ class Wire:
         """The header of a request."""
         self.send(struct.pack(">IHHQQI", 0x25609513, flags, kind, cookie, offset, length))
 
+    def requests(self, kind: int, count: int, length: int) -> None:
+        """So many headers at once, of the front of the export: what a socket holds is counted by calls, too."""
+        self.send(b"".join(struct.pack(">IHHQQI", 0x25609513, 0, kind, i, 0, length) for i in range(count)))
+
     def answer(self) -> tuple[int, int]:
         """(error, cookie) of a simple reply, whose data is not read."""
         magic, error, cookie = struct.unpack(">IIQ", self.take(16))

@@ -109,8 +109,7 @@ def test_who_leaves_with_requests_under_way_leaves_nothing_else(volume, serve, s
     for _ in range(20):
         with Wire(sock) as wire:
             wire.go()
-            for cookie in range(64):
-                wire.request(0, (cookie % 8) * MIB, 4 * MIB, cookie=cookie)
+            wire.requests(0, 64, 4 * MIB)
             wire.request(3)
     until(lambda: server.connections == 0)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cowengine-nbd-helper")]
@@ -227,8 +226,7 @@ def test_the_end_cuts_off_who_never_reads(volume, serve, sock):
     server = serve(volume)
     with Wire(sock) as greedy:
         greedy.go()
-        for cookie in range(100):
-            greedy.request(0, 0, 8 * MIB, cookie=cookie)
+        greedy.requests(0, 100, 8 * MIB)
         time.sleep(0.2)
         assert server.drain(0.5) is False
         assert server.connections == 0
