@@ -1,6 +1,6 @@
 """An XFS on a served volume whose files change all the time; each tenth of its snapshots is mounted and checked.
 
-COWENGINE_XFS_SECONDS says how long (60).
+COWENGINE_XFS_SECONDS says how long (150).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from served import MIB, Bench, bench, cowengine, run, served_store
 from cowengine.control import connect
 from cowengine.mount import mount_volume, unmount
 
-SECONDS = float(os.environ.get("COWENGINE_XFS_SECONDS", "60"))
+SECONDS = float(os.environ.get("COWENGINE_XFS_SECONDS", "150"))
 EVERY = 1.0  # seconds
 CHECKED = 10  # each such snapshot
 KEPT = 15
