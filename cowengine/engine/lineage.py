@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
 from cowengine.core.roots import Root
+from cowengine.engine.idset import IdSet
 from cowengine.engine.names import Names, is_pending
 from cowengine.engine.shortcuts import Shortcuts
 from cowengine.errors import CorruptionError, NotFoundError
@@ -75,7 +76,7 @@ class Lineage:
         self._loading = threading.Lock()  # a record is read from the table, or dropped, by one thread
         self.head_ids: dict[int, int] = {}  # of heads, by number
         self.sealed_below = superblock.sealed_below
-        self._unsealed: dict[int, None] | None = None  # readable, not sealed; None: not looked for yet
+        self._unsealed: IdSet | None = None  # readable, not sealed; None: not looked for yet
         # One Root for each snapshot, as long as anybody reads it: a delete must reach them all. Those of this
         # process's own come here when they leave `loaded_roots`.
         self._roots: WeakValueDictionary[int, Root] = WeakValueDictionary()
@@ -410,7 +411,7 @@ class Lineage:
         self.next_id = max(self.next_id, event.id + 1)
         self.names.add(record)
         if self._unsealed is not None:
-            self._unsealed[event.id] = None
+            self._unsealed.add(event.id)
         self._stand(head, event.head, event.id)
         return record
 
@@ -484,20 +485,20 @@ class Lineage:
         self._give_up(number)
 
     # -- seals --------------------------------------------------------------------------------------------------------
-    def unsealed(self) -> dict[int, None]:
+    def unsealed(self) -> IdSet:
         """The readable snapshots that are not sealed; from the first call after an open on, kept in memory."""
         if self._unsealed is None:
-            self._unsealed = {
-                number: None
+            self._unsealed = IdSet(
+                number
                 for number, (kind, flags, *_) in self.essentials(self.sealed_below)
                 if kind == LINEAGE_SNAPSHOT and is_readable(flags) and not flags & LINEAGE_SEALED
-            }
+            )
         return self._unsealed
 
     def sealed_before(self) -> int:
         """All readable snapshots with a smaller id are sealed: for the superblock."""
         if self._unsealed is not None:
-            self.sealed_below = min(self._unsealed, default=self.next_id)
+            self.sealed_below = next(iter(self._unsealed), self.next_id)
         return self.sealed_below
 
     def seal(self, number: int) -> None:
@@ -505,7 +506,7 @@ class Lineage:
         record = self._known(number)
         assert is_readable(record.flags), "SE1: only what can be read is sealed"
         record.flags |= LINEAGE_SEALED
-        self.unsealed().pop(number, None)
+        self.unsealed().discard(number)
         self._changed.add(number)
 
     def unseal(self, record: LineageRecord) -> None:
@@ -513,13 +514,13 @@ class Lineage:
         record.flags &= ~LINEAGE_SEALED
         self.sealed_below = min(self.sealed_below, record.id)
         if self._unsealed is not None:
-            self._unsealed[record.id] = None
+            self._unsealed.add(record.id)
         self._changed.add(record.id)
 
     def _end_reading(self, record: LineageRecord) -> None:
         """A snapshot is readable no longer: what it had not sealed is what others have not sealed now (I41)."""
         if self._unsealed is not None:
-            self._unsealed.pop(record.id, None)
+            self._unsealed.discard(record.id)
         if not is_readable(record.flags) or record.flags & LINEAGE_SEALED:
             return
         queue = list(self.children(record.id))

@@ -51,14 +51,15 @@ def trim_locked(engine: Engine) -> None:
     """The same for who has the commit lock and runs no checkpoint."""
     path, limit = engine.path, engine.cache_nodes
     engine.lineage.unload_roots()
+    # What cannot go (it is dirty, or just being read) must not make every read try again.
+    path.node_limit = limit
     if path.map.node_count > limit:
         _trim_map(engine, limit - limit // 4)
-    # What cannot go (it is dirty, or just being read) must not make every read try again.
-    path.node_limit = max(limit, path.map.node_count + limit // 4)
-    seal_limit = limit // SHARE_OF_SEALS
+        path.node_limit = max(limit, path.map.node_count + limit // 4)
+    path.seal_limit = seal_limit = limit // SHARE_OF_SEALS
     if engine.seals.nodes() > seal_limit:
         engine.seals.unload()
-    path.seal_limit = max(seal_limit, engine.seals.nodes() + seal_limit // 4)
+        path.seal_limit = max(seal_limit, engine.seals.nodes() + seal_limit // 4)
     if engine.table.nodes() > limit // SHARE_OF_TABLES:
         engine.table.unload()
     engine.lineage.unload_records(limit // SHARE_OF_TABLES)

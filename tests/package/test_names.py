@@ -57,7 +57,19 @@ def test_asking_for_the_version_loads_nothing_heavy() -> None:
     assert not {name for name in loaded if name.startswith("cowengine.core.")}
 
 
-def test_opening_a_volume_does_not_load_numpy(tmp_path: Path) -> None:
+# What a program that has a volume needs: servers, clients, writers and stores are loaded by who has them.
+NEEDED_BY_A_VOLUME = {
+    *("closing", "core", "engine", "errors", "extents", "format", "names", "oserrors", "ranges", "snapshot"),
+    *("version", "volume"),
+}
+
+
+def test_a_volume_at_work_loads_neither_numpy_nor_the_rest_of_the_package(tmp_path: Path) -> None:
     path = str(tmp_path / "volume")
-    loaded = loaded_after(f"import cowengine\nwith cowengine.Volume.create({path!r}, 1 << 20) as v: v.pwrite(b'x', 0)")
-    assert "numpy" not in loaded
+    loaded = loaded_after(
+        f"import cowengine\nwith cowengine.Volume.create({path!r}, 1 << 20) as v:\n v.pwrite(b'x', 0)\n"
+        f" s = v.snapshot('s')\n v.pwrite(b'y', 0)\n s.pread(1, 0)\n s.delete()\n"
+        f"cowengine.Volume.open({path!r}).close()"
+    )
+    assert not {*HEAVY, "ssl", "socket", "subprocess"} & loaded
+    assert {name.split(".")[1] for name in loaded if name.startswith("cowengine.")} == NEEDED_BY_A_VOLUME

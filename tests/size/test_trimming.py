@@ -54,6 +54,27 @@ def test_nothing_is_trimmed_while_another_thread_is_at_work(tmp_path: Path) -> N
         assert engine.path.map.node_count <= 100
 
 
+def test_looks_below_the_limit_leave_the_limit_where_it_is(tmp_path: Path) -> None:
+    """Whoever looks through snapshots asks for a trim as well, at any number of nodes of the map."""
+    with scattered(tmp_path / "v") as volume:
+        engine = volume.engine
+        nodes = engine.path.map.node_count
+        engine.cache_nodes = limit = nodes + 10
+        for _ in range(2):
+            memory.trim(engine)
+            assert (engine.path.node_limit, engine.path.seal_limit) == (limit, limit // memory.SHARE_OF_SEALS)
+        assert engine.path.map.node_count == nodes
+        # Only what a trim could not bring down is given more room: here the nodes of the tree before the write, as long
+        # as that is not committed.
+        engine.cache_nodes = limit = nodes - 10
+        volume.pwrite(b"dirty", 0)
+        memory.trim(engine)
+        assert engine.path.map.node_count > limit and engine.path.node_limit == engine.path.map.node_count + limit // 4
+        volume.flush()
+        memory.trim(engine)
+        assert engine.path.map.node_count <= limit and engine.path.node_limit == limit
+
+
 def test_a_path_that_outlives_its_engine_trims_nothing() -> None:
     """It must not keep the engine, which would never be closed."""
 
