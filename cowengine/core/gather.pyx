@@ -1,7 +1,7 @@
 """Reads of many extents into one buffer, one behind the other, with the GIL given up once.
 
-One look at the map, under the mutex, resolves many extents; what lies side by side in the file is read in one call,
-however far apart it is in the volume. Else as a read of each: readpath.pyx.
+One look at the map, under the mutex, resolves many extents; what lies near each other in the file is read in one call,
+however far apart it is in the volume, as `fetch` has it. Else as a read of each: readpath.pyx.
 
 Invariant (docs/invariants.md)
     I5   A slot that a read may still need is not given out: each look registers in the era until its bytes are there.
@@ -12,11 +12,10 @@ Threads   Any number.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
 from cowengine.core.observed cimport observed_add, observed_enter, observed_leave
-from cowengine.core.radix cimport NODE_BYTES, STATUS_BEYOND
-from cowengine.core.readpath cimport EXTENTS_MAX, SEALS_MAX, ReadPath, extent_read_t
+from cowengine.core.radix cimport STATUS_BEYOND
+from cowengine.core.readpath cimport EXTENTS_MAX, SEALS_MAX, ReadPath, extent_read_t, fetch
 from cowengine.core.roots cimport Root
 from cowengine.core.status cimport check_status
 
@@ -24,7 +23,6 @@ from cowengine import errors
 
 ctypedef struct look_t:
     extent_read_t extents[2 * EXTENTS_MAX]      # physical; `resolve` adds at most EXTENTS_MAX
-    uint64_t offsets[2 * EXTENTS_MAX]           # where each begins in the volume
     uint32_t seals[SEALS_MAX]
     int count
     bint sealed
@@ -41,7 +39,7 @@ cdef int look_up(ReadPath path, Root root, uint64_t size, cursor_t *cursor, look
     """Finds where the next extents lie, as many as one look takes, and what is sealed there. The mutex is held."""
     cdef uint64_t offset, wanted, covered, skip, blocks = SEALS_MAX
     cdef bint sealing = not path.seals.is_empty()
-    cdef int i, found, status
+    cdef int found, status
     look.count, look.bytes = 0, 0
     while cursor.next < cursor.end and look.count < EXTENTS_MAX and blocks > 0:
         offset, wanted = cursor.next[0] + cursor.into, cursor.next[1] - cursor.into
@@ -56,9 +54,6 @@ cdef int look_up(ReadPath path, Root root, uint64_t size, cursor_t *cursor, look
             return status
         if sealing:
             blocks -= (skip + covered + path.block_bytes - 1) >> path.block_shift
-        for i in range(look.count, look.count + found):
-            look.offsets[i] = offset
-            offset += look.extents[i].length
         look.count += found
         look.bytes += covered
         cursor.room -= covered
@@ -66,33 +61,6 @@ cdef int look_up(ReadPath path, Root root, uint64_t size, cursor_t *cursor, look
         if cursor.into == cursor.next[1]:
             cursor.next, cursor.into = cursor.next + 2, 0
     return path.expect(look.extents, look.count, look.seals, &look.sealed)
-
-
-cdef int fetch(ReadPath path, look_t *look, char *data) noexcept nogil:
-    """Reads what a look found; the mutex is not held."""
-    cdef extent_read_t *extent
-    cdef extent_read_t *end = &look.extents[look.count]
-    cdef const uint32_t *expected = look.seals
-    cdef uint64_t begin, length
-    cdef int status = 0
-    extent = look.extents
-    while extent < end and status == 0:
-        length = extent.length
-        if extent.slot == 0:
-            memset(data, 0, length)
-        elif look.sealed:
-            status = path.read_sealed(extent, expected, data, look.offsets[extent - look.extents])
-            expected += path.blocks_in(extent)
-        else:
-            begin = extent.slot * NODE_BYTES + extent.skip
-            while (extent + 1 < end and extent[1].slot != 0
-                   and extent[1].slot * NODE_BYTES + extent[1].skip == begin + length):
-                extent += 1
-                length += extent.length
-            status = path.io.read_at(path.fd, data, length, begin)
-        data += length
-        extent += 1
-    return status
 
 
 cdef int read_many(ReadPath path, Root root, uint64_t size, char *data, cursor_t *cursor) noexcept nogil:
@@ -113,7 +81,7 @@ cdef int read_many(ReadPath path, Root root, uint64_t size, char *data, cursor_t
         path.mutex.release()
         if status != 0:
             return status
-        status = fetch(path, &look, data)
+        status = fetch(path, look.extents, look.count, look.seals if look.sealed else NULL, data, False)
         observed_leave(&path.readers[era & 1])
         if status != 0 or cursor.next == cursor.end:
             return status

@@ -17,6 +17,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 from posix.fcntl cimport F_RDLCK, F_WRLCK, fcntl as c_fcntl, flock
 from posix.stat cimport S_ISREG, fstat as c_fstat, lstat as c_lstat, struct_stat
+from posix.uio cimport iovec
 
 from cowengine.core.mutex cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -35,9 +36,6 @@ cdef extern from "<unistd.h>" nogil:
     int c_fdatasync "fdatasync" (int fd)
 
 cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     ssize_t c_preadv2 "preadv2" (int fd, const iovec *vectors, int count, int64_t offset, int flags)
     int RWF_NOWAIT
 
@@ -187,6 +185,20 @@ cdef class IOTable:
             return 0
         return STATUS_WAIT
 
+    cdef int read_parts_at(self, int fd, iovec *parts, int count, uint64_t offset, bint cached) noexcept nogil:
+        cdef char passed[PASSED_BYTES_MAX]      # for what nobody wants: it stays in the processor's nearest cache
+        cdef size_t length = 0
+        cdef int i
+        if not self.direct:
+            return self.read_parts_python(fd, parts, count, offset)
+        for i in range(count):
+            if parts[i].iov_base == NULL:
+                parts[i].iov_base = passed
+            length += parts[i].iov_len
+        if c_preadv2(fd, parts, count, <int64_t>offset, RWF_NOWAIT if cached else 0) == <ssize_t>length:
+            return 0
+        return STATUS_WAIT
+
     cdef int write_at(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept nogil:
         if not self.direct:
             return self.write_python(fd, buffer, length, offset)
@@ -205,6 +217,22 @@ cdef class IOTable:
         except BaseException:
             return EIO
         return 0 if done == length else STATUS_SHORT
+
+    cdef int read_parts_python(self, int fd, const iovec *parts, int count, uint64_t offset) noexcept with gil:
+        cdef size_t length = 0
+        cdef int i
+        given = []
+        try:
+            for i in range(count):
+                length += parts[i].iov_len
+                if parts[i].iov_base == NULL:
+                    given.append(parts[i].iov_len)
+                else:
+                    given.append(PyMemoryView_FromMemory(
+                        <char *>parts[i].iov_base, <Py_ssize_t>parts[i].iov_len, PyBUF_WRITE))
+            return 0 if self.preadv_into(fd, given, offset) == length else STATUS_SHORT
+        except BaseException:
+            return EIO
 
     cdef int write_python(self, int fd, const void *buffer, size_t length, uint64_t offset) noexcept with gil:
         try:
@@ -266,6 +294,23 @@ cdef class IOTable:
             status = _pread_all(fd, &view[0], length, offset, &done)
         if status != 0:
             raise OSError(status, _os.strerror(status))
+        return done
+
+    def preadv_into(self, int fd, list parts not None, uint64_t offset):
+        """Fills several writable buffers, one behind the other, from `offset` on; a number passes over so many bytes.
+
+        Returns the bytes read and passed over, fewer only at the end of the file. Here each buffer is a read of its
+        own, and so it is seen by a table with a `pread_into` of its own; the kernels ask the system once for all.
+        """
+        cdef uint64_t done = 0
+        for part in parts:
+            if isinstance(part, int):
+                done += <uint64_t>part
+                continue
+            count = self.pread_into(fd, part, offset + done)
+            done += <uint64_t>count
+            if count < len(part):
+                break
         return done
 
     def pread(self, int fd, size_t length, uint64_t offset):

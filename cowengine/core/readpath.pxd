@@ -18,6 +18,8 @@ ctypedef struct extent_read_t:
     uint64_t slot               # 0: zeros
     uint64_t skip               # bytes
     uint64_t length             # bytes
+    uint64_t offset             # of its first byte in the volume
+    bint there                  # its bytes are in the buffer
 
 ctypedef struct look_t:         # where the beginning of a range lies
     extent_read_t extents[EXTENTS_MAX]
@@ -55,15 +57,13 @@ cdef class ReadPath:
     cdef int look(self, Root root, uint64_t length, uint64_t offset, look_t *found) noexcept nogil
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
     cdef int read_cached(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil
-    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
-                          uint64_t offset) noexcept nogil
+    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data) noexcept nogil
     cdef int resolve(self, link_t *link, uint64_t offset, uint64_t length, extent_read_t *extents, int *count,
                      uint64_t *covered) noexcept nogil
     cdef int find_seals(self, uint64_t slot, uint64_t count, uint32_t *seals) noexcept nogil
     cdef int expect(self, const extent_read_t *extents, int count, uint32_t *seals, bint *sealed) noexcept nogil
     cdef uint64_t blocks_in(self, const extent_read_t *extent) noexcept nogil
-    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
-                         uint64_t offset) noexcept nogil
+    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data) noexcept nogil
     cdef int read_part(self, uint64_t slot, uint32_t seal, uint64_t offset, char *data, uint64_t skip,
                        uint64_t length) noexcept nogil
     cdef int read_blocks(self, uint64_t slot, uint64_t count, const uint32_t *seals, uint64_t offset,
@@ -71,3 +71,7 @@ cdef class ReadPath:
     cdef int read_block(self, uint64_t slot, uint32_t seal, uint64_t offset, char *whole) noexcept nogil
     cdef int some_births(self, Root root, uint64_t *first, uint64_t end, birth_t *births, int room, int *count,
                          int *found) noexcept nogil
+
+
+cdef int fetch(ReadPath path, extent_read_t *extents, int count, const uint32_t *seals, char *data,
+               bint cached) noexcept nogil

@@ -18,10 +18,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from posix.uio cimport iovec
 
 from cowengine.core.blockmap cimport WALK_ALLOCATED, WALK_BORN_AFTER, BlockMap, extent_t, walk_t
 from cowengine.core.checksum cimport CE_FASTEST, ce_seal
-from cowengine.core.iotable cimport IOTable, STATUS_WAIT
+from cowengine.core.iotable cimport IOTable, PASSED_BYTES_MAX, STATUS_WAIT
 from cowengine.core.mutex cimport Mutex
 from cowengine.core.observed cimport observed_add, observed_enter, observed_leave
 from cowengine.core.radix cimport (
@@ -33,12 +34,122 @@ from cowengine.core.status cimport check_status, damaged
 
 cdef enum:
     VERIFY_BYTES = 256 << 10        # read, then verified while the cache has them
+    JOINED_MAX = 64                 # extents read by one call
+    JOINED_AHEAD = 4                # how many extents without one that joins end the search
     WALK_NODES = 64                 # visited while the mutex is held
     WALK_EXTENTS = 4096
     BIRTHS_AT_ONCE = 512            # looked up while the mutex is held
     BIRTHS_FOUND = 1 << 16
 
 cdef uint64_t BLOCKS_MAX = <uint64_t>1 << 47
+
+
+cdef inline uint64_t place_of(const extent_read_t *extent) noexcept nogil:
+    """Where an extent lies in the file, in bytes."""
+    return extent.slot * NODE_BYTES + extent.skip
+
+
+cdef bint fetch_near(ReadPath path, extent_read_t *extents, int count, uint64_t room, char *data,
+                     bint cached) noexcept nogil:
+    """Reads the first extent and what lies behind it in the file by one call, if there is anything near.
+
+    A few blocks that moved since they were written in a row would else cost a call for each run between them. Small
+    gaps are passed over: they may be free, or be written at this time. Nothing of them reaches the buffer, and what
+    goes wrong is not told: then it returns False, and each extent is read on its own.
+    """
+    cdef iovec parts[2 * JOINED_MAX]
+    cdef int members[JOINED_MAX]
+    cdef uint64_t begin = place_of(extents), end = begin, place
+    cdef int i, joined = 0, count_of_parts = 0
+    for i in range(count):
+        place = place_of(&extents[i])
+        if (extents[i].slot != 0 and not extents[i].there and extents[i].length <= room
+                and end <= place <= end + PASSED_BYTES_MAX):
+            if place > end:
+                parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = NULL, place - end
+                count_of_parts += 1
+            parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = data, extents[i].length
+            count_of_parts += 1
+            members[joined] = i
+            joined += 1
+            end = place + extents[i].length
+            room -= extents[i].length
+        elif joined == 0 or i - members[joined - 1] == JOINED_AHEAD:
+            break
+        if joined == JOINED_MAX:
+            break
+        data += extents[i].length
+    if joined < 2:
+        return True
+    if path.io.read_parts_at(path.fd, parts, count_of_parts, begin, cached) != 0:
+        return False
+    for i in range(joined):
+        extents[members[i]].there = True
+    return True
+
+
+cdef inline int fetch_one(ReadPath path, const extent_read_t *extent, const uint32_t *seals, char *data,
+                          bint cached) noexcept nogil:
+    """Reads an extent, unless its bytes are there, and verifies what is sealed of it."""
+    cdef int status = 0
+    if extent.slot == 0:
+        memset(data, 0, extent.length)
+        return 0
+    if not extent.there and cached:
+        status = path.io.read_cached_at(path.fd, data, extent.length, place_of(extent))
+    elif not extent.there:
+        if seals != NULL:
+            return path.read_sealed(extent, seals, data)
+        return path.io.read_at(path.fd, data, extent.length, place_of(extent))
+    if status == 0 and seals != NULL:
+        status = path.check_sealed(extent, seals, data)
+        if status == STATUS_WAIT and not cached:
+            status = path.read_sealed(extent, seals, data)
+    return status
+
+
+cdef int fetch(ReadPath path, extent_read_t *extents, int count, const uint32_t *seals, char *data,
+               bint cached) noexcept nogil:
+    """Reads extents to where one lies behind the other, and verifies them; `seals` is NULL if nothing is sealed."""
+    cdef extent_read_t *extent
+    cdef uint64_t room = <uint64_t>VERIFY_BYTES if seals != NULL else <uint64_t>-1
+    cdef bint joining = True
+    cdef int i, status
+    for i in range(count):
+        extent = &extents[i]
+        if joining and extent.slot != 0 and not extent.there:
+            joining = fetch_near(path, extent, count - i, room, data, cached)
+        status = fetch_one(path, extent, seals, data, cached)
+        if status != 0:
+            return status
+        if seals != NULL and extent.slot != 0:
+            seals += path.blocks_in(extent)
+        data += extent.length
+    return 0
+
+
+cdef inline int read_range(ReadPath path, Root root, char *data, uint64_t length, uint64_t offset,
+                           bint cached) noexcept nogil:
+    """`read` and `read_cached`: as far at a time as one look at the map goes."""
+    cdef look_t found
+    cdef const uint32_t *seals
+    cdef int status
+    while length > 0:
+        status = path.look(root, length, offset, &found)
+        if status != 0:
+            return status
+        seals = found.seals if found.sealed else NULL
+        if found.count == 1:
+            status = fetch_one(path, found.extents, seals, data, cached)
+        else:
+            status = fetch(path, found.extents, found.count, seals, data, cached)
+        observed_leave(&path.readers[found.era & 1])
+        if status != 0:
+            return status
+        data += found.covered
+        offset += found.covered
+        length -= found.covered
+    return 0
 
 
 @cython.no_gc_clear
@@ -136,6 +247,7 @@ cdef class ReadPath:
             else:
                 last = &extents[count[0]]
                 last.slot, last.skip, last.length = slot, skip, bytes
+                last.offset, last.there = offset + covered[0], False
                 count[0] += 1
             covered[0] += bytes
         return 0
@@ -184,64 +296,14 @@ cdef class ReadPath:
 
     cdef int read(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
         """Reads a range."""
-        cdef look_t found
-        cdef uint32_t *expected
-        cdef int i, status
-        while length > 0:
-            status = self.look(root, length, offset, &found)
-            if status != 0:
-                return status
-            expected = found.seals
-            for i in range(found.count):
-                if found.extents[i].slot == 0:
-                    memset(data, 0, found.extents[i].length)
-                elif found.sealed:
-                    if status == 0:
-                        status = self.read_sealed(&found.extents[i], expected, data, offset)
-                    expected += self.blocks_in(&found.extents[i])
-                elif status == 0:
-                    status = self.io.read_at(
-                        self.fd, data, found.extents[i].length,
-                        found.extents[i].slot * NODE_BYTES + found.extents[i].skip)
-                data += found.extents[i].length
-                offset += found.extents[i].length
-            observed_leave(&self.readers[found.era & 1])
-            if status != 0:
-                return status
-            length -= found.covered
-        return 0
+        return read_range(self, root, data, length, offset, False)
 
     cdef int read_cached(self, Root root, char *data, uint64_t length, uint64_t offset) noexcept nogil:
         """As `read`, if that need not wait for the disk; else STATUS_WAIT, and anything in the buffer.
 
         So is what is not right: `read` meets it again, and says so. A node of the map may be read from the disk.
         """
-        cdef look_t found
-        cdef uint32_t *expected
-        cdef int i, status
-        while length > 0:
-            status = self.look(root, length, offset, &found)
-            if status != 0:
-                return status
-            expected = found.seals
-            for i in range(found.count):
-                if found.extents[i].slot == 0:
-                    memset(data, 0, found.extents[i].length)
-                elif status == 0:
-                    status = self.io.read_cached_at(
-                        self.fd, data, found.extents[i].length,
-                        found.extents[i].slot * NODE_BYTES + found.extents[i].skip)
-                    if status == 0 and found.sealed:
-                        status = self.check_sealed(&found.extents[i], expected, data, offset)
-                if found.sealed and found.extents[i].slot != 0:
-                    expected += self.blocks_in(&found.extents[i])
-                data += found.extents[i].length
-                offset += found.extents[i].length
-            observed_leave(&self.readers[found.era & 1])
-            if status != 0:
-                return status
-            length -= found.covered
-        return 0
+        return read_range(self, root, data, length, offset, True)
 
     # -- seals ---------------------------------------------------------------------------------------------------------
     cdef uint64_t blocks_in(self, const extent_read_t *extent) noexcept nogil:
@@ -276,9 +338,8 @@ cdef class ReadPath:
                 seals += blocks
         return 0
 
-    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
-                         uint64_t offset) noexcept nogil:
-        """Reads an extent, which begins at byte `offset` of the volume, and verifies what is sealed of it (SE4)."""
+    cdef int read_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data) noexcept nogil:
+        """Reads an extent and verifies what is sealed of it (SE4)."""
         cdef uint64_t done = 0, block, into, bytes, slot
         cdef int status = 0
         while done < extent.length and status == 0:
@@ -287,18 +348,17 @@ cdef class ReadPath:
             slot = extent.slot + block * self.slots_per_block
             if into != 0 or extent.length - done < self.block_bytes:
                 bytes = min(self.block_bytes - into, extent.length - done)
-                status = self.read_part(slot, seals[block], offset + done - into, data + done, into, bytes)
+                status = self.read_part(slot, seals[block], extent.offset + done - into, data + done, into, bytes)
             else:
                 bytes = min(extent.length - done, max(<uint64_t>VERIFY_BYTES, self.block_bytes))
                 bytes &= ~(self.block_bytes - 1)
                 status = self.read_blocks(
-                    slot, bytes >> self.block_shift, seals + block, offset + done, data + done)
+                    slot, bytes >> self.block_shift, seals + block, extent.offset + done, data + done)
             done += bytes
         return status
 
-    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data,
-                          uint64_t offset) noexcept nogil:
-        """Verifies what is sealed of an extent that was just read, and begins at byte `offset` of the volume (SE4).
+    cdef int check_sealed(self, const extent_read_t *extent, const uint32_t *seals, char *data) noexcept nogil:
+        """Verifies what is sealed of an extent that was just read (SE4).
 
         STATUS_WAIT where it does not fit; a part of a block is read again, with the rest.
         """
@@ -310,7 +370,7 @@ cdef class ReadPath:
             slot = extent.slot + block * self.slots_per_block
             bytes = min(self.block_bytes - into, extent.length - done)
             if seals[block] != 0 and bytes < self.block_bytes:
-                status = self.read_part(slot, seals[block], offset + done - into, data + done, into, bytes)
+                status = self.read_part(slot, seals[block], extent.offset + done - into, data + done, into, bytes)
             elif seals[block] != 0 and ce_seal(data + done, bytes, slot, CE_FASTEST) != seals[block]:
                 status = STATUS_WAIT
             done += bytes

@@ -3,6 +3,7 @@
  * that were opened as the table opens them (O_NOFOLLOW), and not what the tests read there by themselves.
  *
  *   pread, pwrite, copy_file_range   a part of the bytes, from 1 on; or EINTR
+ *   preadv2                          some of the parts, from 1 on; or EINTR
  *   ftruncate                        EINTR
  *   close                            EIO or EINTR, and the descriptor is closed all the same
  *   fcntl                            ENOLCK for the unlocking of a whole file
@@ -22,6 +23,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { CUT, INTERRUPTED, FAILED, COUNTS };
@@ -123,6 +125,21 @@ ssize_t pwrite64(int fd, const void *buffer, size_t length, off64_t offset)
         return done < 0 ? done : (ssize_t)length;
     }
     return syscall(SYS_pwrite64, fd, buffer, part(length), offset);
+}
+
+ssize_t preadv64v2(int fd, const struct iovec *parts, int count, off64_t offset, int flags)
+{
+    if (is_ours(fd)) {
+        if (interrupted())
+            return -1;
+        count = part(count);
+    }
+    return syscall(SYS_preadv2, fd, parts, count, offset, 0L, flags);
+}
+
+ssize_t preadv2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
+{
+    return preadv64v2(fd, parts, count, offset, flags);
 }
 
 ssize_t pread(int fd, void *buffer, size_t length, off_t offset)

@@ -39,6 +39,17 @@ class Disk(IOTable):
         buffer[:] = data[skip : skip + len(buffer)]
         return len(buffer)
 
+    def preadv_into(self, fd: int, parts: list[Any], offset: int) -> int:
+        """One read, of what is passed over as well."""
+        lengths = [part if isinstance(part, int) else len(part) for part in parts]
+        whole = memoryview(bytearray(sum(lengths)))
+        self.pread_into(fd, whole, offset)
+        for part, length in zip(parts, lengths, strict=True):
+            if not isinstance(part, int):
+                part[:] = whole[:length]
+            whole = whole[length:]
+        return sum(lengths)
+
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         slot, skip = divmod(offset, BLOCK)
         self.writing(slot)
