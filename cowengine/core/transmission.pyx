@@ -357,10 +357,13 @@ cdef class Transmission:
     cdef int take(self, request_t *request) noexcept nogil:
         """Carries a request out unless it may wait: returns GOES_ON, 0, or why it is the last."""
         cdef int error
+        cdef bint has_payload = request.kind == CMD_WRITE
         if request.kind == CMD_DISC:
             return END_DISCONNECTED
+        if self.replies == EXTENDED:
+            has_payload = request.flags & FLAG_PAYLOAD_LEN != 0
         error = self.refusal(request)
-        if request.kind == CMD_WRITE or self.replies == EXTENDED and request.flags & FLAG_PAYLOAD_LEN:
+        if has_payload:
             return self.take_payload(request, error)
         if error != 0:
             return self.answer(request, error)
@@ -383,6 +386,8 @@ cdef class Transmission:
             flags |= FLAG_REQ_ONE
         if request.kind > CMD_BLOCK_STATUS or request.flags & ~flags:
             return EINVAL
+        if flags & FLAG_PAYLOAD_LEN and not request.flags & FLAG_PAYLOAD_LEN:
+            return EINVAL               # a write that says that nothing follows
         if changes and not self.writable:
             return EPERM
         if request.kind == CMD_FLUSH:

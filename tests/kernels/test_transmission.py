@@ -278,7 +278,8 @@ def test_a_snapshot_is_not_written(volume: Volume, replies: int) -> None:
     volume.snapshot("s")
     with serving(volume, replies, snapshot="s") as (peer, _, _, _):
         for kind in (WRITE, TRIM, ZEROES):
-            peer.ask(kind, kind, 0, 4096, data=b"y" * 4096 if kind == WRITE else b"")
+            flags = PAYLOAD_LEN if kind == WRITE and replies == EXTENDED else 0
+            peer.ask(kind, kind, 0, 4096, flags, b"y" * 4096 if kind == WRITE else b"")
             assert peer.reply() == (kind, errno.EPERM, {})
         assert peer.read(0, 8192) == b"x" * 8192
 
@@ -305,6 +306,13 @@ def test_block_status_has_a_chunk_for_each_context(volume: Volume, replies: int)
         assert peer.reply() == (1, 0, {7: descriptors[0], 8: descriptors[1]})
         peer.ask(STATUS, 2, 4096, 4096)
         assert peer.reply() == (2, errno.EIO, {})
+
+
+def test_a_write_that_says_that_nothing_follows_is_refused(volume: Volume) -> None:
+    with serving(volume, EXTENDED) as (peer, _, _, _):
+        peer.ask(WRITE, 1, 0, 4096)
+        assert peer.reply() == (1, errno.EINVAL, {})
+        assert peer.read(0, 4096) == bytes(4096)
 
 
 def test_a_flush_holds_up_no_read(volume: Volume) -> None:
