@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from cowengine.errors import BusyError, CowEngineError, ExistsError, NotFoundError, OutOfRangeError
@@ -74,11 +74,12 @@ def mount_volume(
 
     address = volume if store is None else f"{store}:{volume}"
     is_read_only = read_only or (name is not None and not writable)
-    with one_at_a_time(folder):
-        remove_unrecorded(folder)
-        _require_alone(folder, address, name, is_read_only, place)
-        record = new_record(folder, address, snapshot=name, directory=place, read_only=is_read_only)
-    with record.held():
+    with ExitStack() as stack:
+        with one_at_a_time(folder):
+            remove_unrecorded(folder)
+            _require_alone(folder, address, name, is_read_only, place)
+            record = new_record(folder, address, snapshot=name, directory=place, read_only=is_read_only)
+            stack.enter_context(record.held())  # before a sweep can take it for one that somebody left
         try:
             with typed(record.folder):
                 _up(Chain(record), volume, store, overlay=overlay, loop=loop, kind=kind, options=options)
@@ -129,7 +130,7 @@ def sweep() -> list[Record]:
         if record.boot == boot_id() and record.namespace != mount_namespace():
             continue  # it cannot be seen from here what is there
         with suppress(CowEngineError):
-            with record.held():
+            with _held(record):
                 if not _is_dead(record):
                     continue
                 _down_and_forget(record, False)
@@ -258,8 +259,17 @@ def _undo(record: Record) -> None:
         _down_and_forget(record, False)
 
 
+@contextmanager
+def _held(record: Record) -> Iterator[None]:
+    """As `Record.held`, of a record that is not just being made: its maker holds it then."""
+    with ExitStack() as stack:
+        with one_at_a_time(os.path.dirname(record.folder)):
+            stack.enter_context(record.held())
+        yield
+
+
 def _take_down(record: Record, force: bool) -> None:
-    with record.held():
+    with _held(record):
         if record.boot == boot_id() and record.namespace != mount_namespace():
             raise BusyError("it was mounted in another mount namespace; unmount it there", record.directory)
         _down_and_forget(record, force)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,21 @@ def test_the_sweep_takes_what_a_dead_command_left(folder):
     with held.held():
         assert [each.id for each in sweep()] == [left.id]
         assert [each.id for each in records(str(folder))] == [held.id]
+
+
+def test_what_is_just_being_made_is_not_taken_for_left(folder):
+    """Its maker has not taken hold of it yet."""
+    swept: list[list[Record]] = []
+    sweeping = threading.Thread(target=lambda: swept.append(sweep()))
+    with ExitStack() as stack:
+        with one_at_a_time(str(folder)):
+            made = new_record(str(folder), "a")
+            sweeping.start()
+            sweeping.join(0.5)  # it waits
+            stack.enter_context(made.held())
+        sweeping.join()
+    assert swept == [[]]
+    assert [each.id for each in records(str(folder))] == [made.id]
 
 
 def test_the_sweep_takes_what_was_before_the_system_started(folder):
