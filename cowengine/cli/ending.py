@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,3 +30,10 @@ def told_to_end() -> Iterator[tuple[Callable[[], object], Callable[[], object]]]
             signal.signal(number, handler)
         os.close(reading)
         os.close(writing)
+
+
+def allow_many_files() -> None:
+    """A server has a file open for each volume and each client: as many as the system allows may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

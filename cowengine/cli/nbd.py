@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
 from cowengine.cli.address import find_snapshot, open_volume, split_store
-from cowengine.cli.ending import told_to_end
+from cowengine.cli.ending import allow_many_files, told_to_end
 from cowengine.cli.image import VOLUME_OR_SNAPSHOT, split_view
 from cowengine.cli.logs import logged_to
 from cowengine.cli.output import Output
@@ -52,6 +52,7 @@ def nbd(options: Options, out: Output) -> None:
     tls = server_context(options.tls) if options.tls else None
     address, snapshot_name = split_view(options.volume)
     with ExitStack() as stack:
+        allow_many_files()
         stack.enter_context(logged_to(out))
         ended, end = stack.enter_context(told_to_end())
         volume = stack.enter_context(open_volume(address, read_only=bool(snapshot_name)))

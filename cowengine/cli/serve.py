@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from cowengine.cli.ending import told_to_end
+from cowengine.cli.ending import allow_many_files, told_to_end
 from cowengine.cli.logs import logged_to
 from cowengine.cli.nbd import DRAIN_SECONDS, TCP, TLS, tcp_addresses
 from cowengine.cli.output import Document, Output, shown
@@ -45,6 +45,7 @@ def serve(options: Options, out: Output) -> None:
         raise OutOfRangeError("--tcp needs --tls DIR: without TLS anybody on the way could read and write")
     tls = server_context(options.tls) if options.tls else None
     with ExitStack() as stack:
+        allow_many_files()
         stack.enter_context(logged_to(out))
         ended, _ = stack.enter_context(told_to_end())
         store = stack.enter_context(_owned(options.store))

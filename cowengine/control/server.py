@@ -97,13 +97,21 @@ class ControlServer(Closing):
                 refusal = _stopping() if self.draining else None
                 if count >= self._clients_max:
                     refusal = protocol.too_many(f"{self._clients_max} connections")
-                if count < self._clients_max + REFUSED_MAX:
-                    client = _Client(self, connection, refusal)
-                    thread = threading.Thread(target=client.serve, name="cowengine-control-client", daemon=True)
-                    self._clients[client] = thread
-                    thread.start()
+                if count < self._clients_max + REFUSED_MAX and self._begin(_Client(self, connection, refusal)):
                     continue
             connection.close()
+
+    def _begin(self, client: _Client) -> bool:
+        """False if the system has no thread for it. The lock is held."""
+        thread = threading.Thread(target=client.serve, name="cowengine-control-client", daemon=True)
+        self._clients[client] = thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            del self._clients[client]
+            logger.error("no client can be served: %s", error)
+            return False
+        return True
 
     def gone(self, client: _Client) -> None:
         """A connection has ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -254,12 +253,34 @@ def _wait(condition: Any) -> None:
         time.sleep(0.01)
 
 
+def test_a_client_for_whom_there_is_no_thread_is_turned_away(
+    server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = threading.Thread.start
+    refused: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "cowengine-control-client" and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        whole(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with raw(server, greet=False) as client:
+        assert client.receive() is None
+    assert refused
+    assert not server._clients
+    with connect(server.store.path) as store:
+        assert store.volumes() == []
+
+
 def test_hundreds_of_clients(server: ControlServer) -> None:
     server.store.create_volume("a", MIB).close()
-    clients = [Raw(server.path) for _ in range(server_module.CLIENTS_MAX)]
+    clients: list[Raw] = []
     try:
-        for client in clients:
-            client.hello()
+        for _ in range(server_module.CLIENTS_MAX):
+            clients.append(Raw(server.path))
+            clients[-1].hello()
         with pytest.raises(cowengine.BusyError, match="256 connections"):
             connect(server.store.path)
         clients.pop().close()
@@ -318,9 +339,9 @@ def test_a_long_call_ends_when_its_client_is_killed(folder: str, serve: Serve) -
         volume.pwrite(os.urandom(16 * MIB), 0)
         volume.snapshot("one")
     serve(folder)
-    program = (
+    program = (  # it would take two minutes
         "import sys, cowengine; store = cowengine.connect(sys.argv[1]);"
-        "store.open_volume('a').verify(lambda report: print('at it', flush=True), rate=1 << 20)"
+        "store.open_volume('a').verify(lambda report: print('at it', flush=True), rate=1 << 17)"
     )
     client = subprocess.Popen([sys.executable, "-P", "-c", program, folder], stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
@@ -330,7 +351,7 @@ def test_a_long_call_ends_when_its_client_is_killed(folder: str, serve: Serve) -
     with connect(folder) as other:
         began = time.monotonic()
         _wait(lambda: not _is_busy(other, "a"))
-        assert time.monotonic() - began < 10, "the verification went on to its end"
+        assert time.monotonic() - began < 60, "the verification went on to its end"
 
 
 @pytest.mark.privileged()
@@ -492,7 +513,6 @@ def test_connections_are_closed_in_the_end(server: ControlServer) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0
     with connect(server.store.path) as store:
         store.create_volume("a", MIB).snapshot("one").pread(1, 0)
     _wait(lambda: not server._clients)
@@ -500,5 +520,4 @@ def test_connections_are_closed_in_the_end(server: ControlServer) -> None:
     for _ in range(20):
         with connect(server.store.path) as store, store.open_volume("a") as volume:
             volume.get_snapshot("one").pread(1, 0)
-    _wait(lambda: not server._clients)
-    assert descriptors() <= before
+    _wait(lambda: not server._clients and descriptors() <= before)

@@ -65,6 +65,7 @@ def test_nothing_acknowledged_is_lost(folder: str, serve: Serve, seed: int) -> N
     server = serve(folder)
     clients = [Client(folder, number) for number in range(3)]
     while min(client.flushed for client in clients) < 5:
+        assert not [client.ended for client in clients if client.ended]
         time.sleep(0.01)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     server.kill()

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cowengine import Store, connect
 from cowengine.cli.main import main
+from cowengine.control.sockets import nbd_path
+from cowengine.nbd.client import Client
 
 COMMAND = [sys.executable, "-P", "-m", "cowengine"]
 
@@ -227,6 +230,26 @@ def test_a_volume_of_a_served_store_is_not_exported_twice(tmp_path: Path, serve:
     refused = run(["nbd", "store:a"], folder)
     assert refused.startswith("exit code 5")
     assert "export 'a' of the NBD socket [D/store/run/nbd.sock]" in refused
+
+
+@pytest.mark.needs("prlimit")
+def test_a_store_of_more_volumes_than_a_process_has_files_open_by_default(
+    tmp_path: Path, serve: list[subprocess.Popen[str]]
+) -> None:
+    with Store.create(tmp_path / "store") as store:
+        for number in range(60):
+            store.create_volume(f"v{number}", 1 << 20).close()
+    command = ["prlimit", "--nofile=40:4096", *COMMAND, "serve", str(tmp_path / "store")]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    serve.append(server)
+    assert server.stdout is not None
+    assert server.stdout.readline()
+    with connect(tmp_path / "store") as remote:
+        assert len(remote.du()) == 60
+    with Client(nbd_path(str(tmp_path / "store")), "v59", timeout=60) as client:
+        client.pwrite(b"there", 0)
+    server.terminate()
+    assert server.communicate(timeout=60)[1] == ""
 
 
 def test_tcp_needs_tls(tmp_path: Path) -> None:
