@@ -13,13 +13,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cowengine.closing import Closing
 from cowengine.engine.holds import exported
 from cowengine.engine.lineage import HEAD_ID
-from cowengine.errors import BusyError, CowEngineError, NotFoundError, OutOfRangeError
+from cowengine.errors import BusyError, ClosedError, CowEngineError, NotFoundError, OutOfRangeError
 from cowengine.format import LINEAGE_DELETED, LINEAGE_SNAPSHOT
 from cowengine.names import shown
 from cowengine.nbd.protocol import TransmissionFlag
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from cowengine.store import Store
 
 logger = logging.getLogger("cowengine.nbd")
+
+OPENINGS_MAX = 100  # of one volume, for a list
 
 #: Names, each with what it stands for, for people.
 Listing = list[tuple[str, str]]
@@ -54,10 +56,7 @@ class Export(Closing):
         self.engine: Engine = volume.engine
         self.path: DataPath = volume.engine.path
         self.id = HEAD_ID if snapshot is None else snapshot.id
-        self.size = self.source.size
-        self.block_size = self.source.block_size
         self.read_only = snapshot is not None or volume.read_only
-        self.description = describe(volume, snapshot)
         self._bitmap = bitmap
         self._epochs: tuple[tuple[int, int], list[int]] | None = None
         with kept as undo, self.engine.lock:
@@ -65,6 +64,9 @@ class Export(Closing):
             if snapshot is not None:
                 self.engine.readable_snapshot(self.id)
             self.root: Root = self.engine.lineage.root(self.id)
+            self.size = self.source.size
+            self.block_size = self.source.block_size
+            self.description = describe(volume, snapshot)
             self._kept = undo.pop_all()
 
     def _keep(self, number: int) -> AbstractContextManager[None]:
@@ -218,16 +220,22 @@ class _OfStore(Exports):
         found: Listing = []
         for name in self._store.volumes():
             try:
-                volume = self._store.open_volume(name, hand_out=False)
-                found.append((name, describe(volume, None)))
-                for snapshot in volume.snapshots(0, max(0, names_max - len(found))):
-                    if not snapshot.is_anchor:
-                        found.append((f"{name}@{snapshot.name}", describe(volume, snapshot)))
+                found += self._of(name, names_max - len(found))
             except (CowEngineError, OSError) as error:
                 logger.error("volume %r is not listed: %s", name, error)
             if len(found) >= names_max:
                 break
-        return found[:names_max]
+        return found
+
+    def _of(self, name: str, names_max: int) -> Listing:
+        """A volume and its snapshots. Who has it open no more may close it meanwhile: then once more."""
+        for _ in range(OPENINGS_MAX):
+            with suppress(ClosedError):
+                volume = self._store.open_volume(name, hand_out=False)
+                snapshots = [each for each in volume.snapshots(0, names_max - 1) if not each.is_anchor]
+                shown_as = [(f"{name}@{each.name}", describe(volume, each)) for each in snapshots]
+                return [(name, describe(volume, None)), *shown_as]
+        raise ClosedError("it is closed again and again")
 
     def _find(self, name: str) -> Iterator[tuple[str, str | None]]:
         yield name, None

@@ -87,6 +87,7 @@ class Negotiation:
         self._exports = exports
         self._start_tls = start_tls
         self._tls_missing = tls_required
+        self._encrypted = False
         self._zeroes = True
         self._replies = Replies.SIMPLE
         self._selected: tuple[str, Export, list[Context]] | None = None
@@ -291,13 +292,15 @@ class Negotiation:
 
     def _starttls(self, data: bytes) -> None:
         self._require_empty(data)
+        if self._encrypted:
+            raise _Refused(Reply.ERR_INVALID, "TLS has begun already")
         if self._start_tls is None:
-            raise _Refused(Reply.ERR_UNSUP, "TLS was not set up here, or has begun already")
+            raise _Refused(Reply.ERR_UNSUP, "TLS was not set up here")
         self._reply(Reply.ACK)
         self._unselect()  # what was agreed on before, somebody on the way may have said
         self._replies = Replies.SIMPLE
         self._stream.sock = self._start_tls(self._stream.sock)
-        self._start_tls, self._tls_missing = None, False
+        self._encrypted, self._tls_missing = True, False
 
     def _structured(self, data: bytes) -> None:
         self._require_empty(data)

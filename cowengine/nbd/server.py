@@ -33,7 +33,7 @@ from cowengine.nbd.tls import PARTING_SECONDS, start_tls
 
 logger = logging.getLogger("cowengine.nbd")
 
-FULL_LOG_SECONDS = 10.0
+LOG_SECONDS = 10.0  # between two lines that say the same
 _TIME = struct.Struct("ll")  # seconds and microseconds, as the kernel has them
 
 
@@ -42,7 +42,7 @@ class Limits:
     """What clients may take. Seconds of None are no limit."""
 
     connections: int = 256
-    """At a time; a further one is closed unheard."""
+    """At a time, of which at most half are TCP ones whose handshake is not over; a further one is closed unheard."""
     handshake_seconds: float = 10.0
     """From the connect to the transmission."""
     idle_seconds: float | None = None
@@ -74,7 +74,8 @@ class Server(Closing):
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         self._draining = False
-        self._turned_away, self._told_full = 0, float("-inf")
+        self._turned_away = 0
+        self._told: dict[str, float] = {}  # when, by what
         self._thread: threading.Thread | None = None
         self._path = None if path is None else os.path.abspath(os.fspath(path))
         with ExitStack() as undo:
@@ -159,7 +160,7 @@ class Server(Closing):
             sock, _ = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                logger.error("no client can be accepted: %s", error.strerror)
+                self._tell(f"no client can be accepted: {error.strerror}")
                 time.sleep(0.1)  # the client still waits, and is found again at once
             return
         sock.setblocking(True)
@@ -167,7 +168,7 @@ class Server(Closing):
             _tune(sock)
         connection = _Connection(self, sock, tls_required=listener.family != socket.AF_UNIX)
         with self._lock:
-            full = len(self._connections) >= self._limits.connections
+            full = self._is_full(stranger=connection.tls_required)
             taken = not full and not self._draining
             if taken:
                 self._connections.add(connection)
@@ -177,18 +178,23 @@ class Server(Closing):
         if not taken:
             sock.close()
         if full:
-            self._tell_full()
+            self._turned_away += 1
+            self._tell(f"clients are turned away: there are {full} already", f", {self._turned_away} by now")
 
-    def _tell_full(self) -> None:
+    def _is_full(self, *, stranger: bool) -> str:
+        """What there is too much of, if there is. Nobody knows yet who comes over TCP: such take half of the places."""
+        places = self._limits.connections
+        if len(self._connections) >= places:
+            return f"{places} connections"
+        strangers = sum(each.tls_required and not each.is_known for each in self._connections) if stranger else 0
+        return f"{strangers} TCP connections in their handshake" if strangers >= max(1, places // 2) else ""
+
+    def _tell(self, what: str, how_often: str = "") -> None:
         """A line in the log, but not one for each of thousands."""
-        self._turned_away += 1
-        if time.monotonic() < self._told_full + FULL_LOG_SECONDS:
-            return
-        self._told_full = time.monotonic()
-        logger.warning(
-            "clients were turned away, %d by now: there are %d connections already",
-            self._turned_away, self._limits.connections,
-        )  # fmt: skip
+        now = time.monotonic()
+        if now >= self._told.get(what, float("-inf")) + LOG_SECONDS:
+            self._told[what] = now
+            logger.warning("%s%s", what, how_often)
 
     def serve(self, connection: _Connection) -> None:
         """One connection from its beginning to its end; in its thread."""
@@ -249,6 +255,8 @@ class _Connection(Closing):
         self.thread = threading.Thread(target=server.serve, args=(self,), name="cowengine-nbd", daemon=True)
         self._lock = threading.Lock()
         self._stopping = False
+        #: Whether the handshake is over.
+        self.is_known = False
         self._transmission: Transmission | None = None
         self._pump: threading.Thread | None = None
 
@@ -270,6 +278,7 @@ class _Connection(Closing):
     def transmits(self, transmission: Transmission) -> None:
         """The handshake is over."""
         with self._lock:
+            self.is_known = True
             self._transmission = transmission
             if self._stopping:
                 transmission.stop()

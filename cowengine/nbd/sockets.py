@@ -19,6 +19,7 @@ from cowengine.oserrors import typed
 
 PATH_BYTES_MAX = 107  # of the address of a Unix socket
 BACKLOG = 128
+ANSWER_SECONDS = 1.0  # for whoever listens where a socket is to be made
 _TIME = struct.Struct("@ll")
 
 
@@ -110,7 +111,7 @@ def _remove_stale(name: str) -> None:
     if not stat.S_ISSOCK(os.lstat(name).st_mode):
         raise ExistsError("something that is no socket is in the way", name)
     try:
-        connect_unix(name).close()
+        connect_unix(name, ANSWER_SECONDS).close()
     except NotFoundError:
         os.unlink(name)
     else:

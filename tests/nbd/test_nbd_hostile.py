@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import resource
+import select
 import socket
 import struct
 import threading
@@ -116,11 +118,11 @@ def test_who_leaves_with_requests_under_way_leaves_nothing_else(volume, serve, s
 
 
 def test_a_client_that_never_reads_holds_up_nobody(volume, serve, sock):
-    server = serve(volume, send_seconds=3)
+    server = serve(volume, send_seconds=5)
     with Wire(sock) as greedy, Client(sock, "disk", timeout=30) as other:
         greedy.go()
         greedy.sock.settimeout(0.5)
-        with pytest.raises(TimeoutError):  # until the server takes no more
+        with pytest.raises(OSError):  # until the server takes no more
             for cookie in range(1_000_000):
                 greedy.request(0, 0, 8 * MIB, cookie=cookie)
         for turn in range(50):
@@ -146,7 +148,10 @@ def resident_bytes():
 
 
 def test_of_a_thousand_connections_only_so_many_are_served(volume, serve, sock):
-    server = serve(volume, connections=200, handshake_seconds=30)
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < 2048:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most), most))
+    server = serve(volume, connections=200, handshake_seconds=300)
     before = resident_bytes()
     wires = []
     try:
@@ -154,7 +159,7 @@ def test_of_a_thousand_connections_only_so_many_are_served(volume, serve, sock):
             wire = socket.socket(socket.AF_UNIX)
             wires.append(wire)
             wire.connect(str(sock))
-            wire.settimeout(20)
+            wire.settimeout(60)
         greeted = [wire for wire in wires if wire.recv(18, socket.MSG_WAITALL)]
         assert len(greeted) == 200 == server.connections
         for wire in greeted:  # all of them to the transmission
@@ -178,8 +183,9 @@ def test_random_requests_never_end_the_server_nor_break_the_volume(volume, serve
     serve(volume)
     chance = random.Random(8)
     for _ in range(60):
-        with Wire(sock, patience=1) as wire:  # it does not read: the server waits, then it does
+        with Wire(sock, patience=60) as wire:
             wire.go(structured=chance.random() < 0.5)
+            wire.sock.settimeout(1)  # it does not read: the server waits, then it does
             try:
                 for _ in range(chance.randrange(1, 30)):
                     kind = chance.choice([0, 1, 3, 4, 5, 6, 7, 9])
@@ -227,6 +233,6 @@ def test_the_end_cuts_off_who_never_reads(volume, serve, sock):
     with Wire(sock) as greedy:
         greedy.go()
         greedy.requests(0, 100, 8 * MIB)
-        time.sleep(0.2)
+        assert select.select([greedy.sock], [], [], 60)[0]  # an answer has begun, which is more than a socket takes
         assert server.drain(0.5) is False
         assert server.connections == 0

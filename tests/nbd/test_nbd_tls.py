@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from certificates import make_authority, make_certificate, revoke
@@ -125,7 +126,7 @@ def encrypted(port, context):
 def test_a_handshake_goes_on_behind_tls(volume, port, pki):
     with encrypted(port, client_context(pki)) as wire:
         assert wire.sock.version() in ("TLSv1.2", "TLSv1.3")
-        assert wire.ask(Option.STARTTLS)[0][0] == Reply.ERR_UNSUP
+        assert wire.ask(Option.STARTTLS) == [(Reply.ERR_INVALID, b"TLS has begun already")]
         wire.go("disk")
         for cookie in range(200):  # more than the pump holds
             wire.request(0, 0, 65536, cookie=cookie)
@@ -148,6 +149,22 @@ def test_a_tcp_connection_notices_that_its_client_is_gone(volume, port, pki, mon
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         waits = [sock.getsockopt(socket.IPPROTO_TCP, each) for each in (socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)]
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + waits[0] * waits[1] == 120
+
+
+def test_strangers_who_say_nothing_leave_places_for_others(volume, serve, sock, pki):
+    (listener,) = listen_tcp("127.0.0.1:0")
+    address = listener.getsockname()
+    server = serve(volume, sockets=[listener], tls=server_context(pki / "server"), connections=4, handshake_seconds=300)
+    with encrypted(address[1], client_context(pki)) as known, ExitStack() as stack:
+        known.go("disk")  # it counts no more as a stranger
+        for _ in range(2):
+            stranger = stack.enter_context(socket.create_connection(address, timeout=60))
+            assert stranger.recv(8) == b"NBDMAGIC"
+        third = stack.enter_context(socket.create_connection(address, timeout=60))
+        assert third.recv(8) == b""
+        with Client(sock, "disk", timeout=60) as client:
+            assert client.pread(4, 30 * MIB) == b"dddd"
+            assert server.connections == 4
 
 
 def test_versions_before_1_2_are_refused(volume, port, pki):
@@ -178,12 +195,12 @@ def test_who_breaks_off_or_lies_under_tls_leaves_nothing(volume, port, pki):
 
 def test_a_client_that_never_reads_under_tls_holds_up_nobody(volume, port, pki):
     with encrypted(port, client_context(pki)) as greedy, encrypted(port, client_context(pki)) as other:
-        greedy.go("disk")
+        for wire in (greedy, other):  # both, as a handshake has its time
+            wire.go("disk")
         greedy.sock.settimeout(0.5)
         with pytest.raises(TimeoutError):
             for cookie in range(1_000_000):
                 greedy.request(0, 0, 8 * MIB, cookie=cookie)
-        other.go("disk")
         for _ in range(20):
             other.request(0, 0, 4096)
             assert other.answer() == (0, 7)
