@@ -78,7 +78,7 @@ def test_a_program_dies(place, program, way):
     dead = getattr(Chain(record), program)
     number = dead.number()
     os.kill(number, signal.SIGKILL)
-    assert dead.wait(10)
+    assert dead.wait(60)
     if way == "umount":
         unmount(point)
         assert leftovers(place.folder) == []

@@ -59,7 +59,7 @@ def kill(record: Record, name: str) -> None:
     """One of its programs, at once, and waits until it is gone."""
     program = getattr(Chain(record), name)
     os.kill(number_of(record, name), signal.SIGKILL)
-    assert program.wait(10)
+    assert program.wait(60)
 
 
 def snapshot_bytes(volume: Path, name: str) -> str:

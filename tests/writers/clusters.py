@@ -100,7 +100,7 @@ class PostgreSQL:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while any(_runs(pid) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -128,7 +128,7 @@ class PostgreSQL:
 
     @contextmanager
     def load(self, *, clients: int = 4, seconds: int = 600) -> Iterator[subprocess.Popen[bytes]]:
-        """pgbench beside the block."""
+        """pgbench beside the block, which begins when it has done something."""
         command = [
             program("pgbench"),
             "-h",
@@ -148,6 +148,10 @@ class PostgreSQL:
             [str(part) for part in command], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
+            deadline = time.monotonic() + 60
+            while not self.invariant():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             yield process
         finally:
             process.kill()

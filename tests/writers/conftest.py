@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def job() -> Callable[..., JobView]:
-    def make(seconds: float = 20.0, name: str = "job-1", volumes: tuple[str, ...] = ("data",)) -> JobView:
+    def make(seconds: float = 120.0, name: str = "job-1", volumes: tuple[str, ...] = ("data",)) -> JobView:
         return JobView(name, "snapshot", volumes, deadline=time.monotonic() + seconds, set_name="monday")
 
     return make

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PATIENCE_SECONDS = 60.0
 MAKE = {
     "ext4": (["mkfs.ext4", "-q", "-F"], 32 << 20),
     "xfs": (["mkfs.xfs", "-q", "-f"], 320 << 20),
@@ -47,7 +48,7 @@ def mounted(file: Path, point: Path, kind: str = "ext4", *, make: bool = True) -
 
 def _unmount(point: Path) -> None:
     """A process that was killed just now may hold it for a moment longer."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while subprocess.run(["umount", str(point)], capture_output=True).returncode != 0:
         assert time.monotonic() < deadline, f"{point} stays in use"
         time.sleep(0.05)
@@ -69,3 +70,8 @@ class Scribe:
 def stands_still(point: Path) -> bool:
     """Whether a write waits. It goes on waiting, and comes through at the thaw."""
     return not Scribe(point).done(0.5)
+
+
+def goes_on(point: Path) -> bool:
+    """Whether a write comes through, on however slow a machine; the time limit of a job is longer than that."""
+    return Scribe(point).done(PATIENCE_SECONDS)

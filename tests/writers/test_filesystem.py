@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_mounts import Scribe, mounted, run, stands_still
+from loop_mounts import PATIENCE_SECONDS, Scribe, goes_on, mounted, run, stands_still
 
 from cowengine.errors import BusyError, NotFoundError, OutOfRangeError, WriterError, WriterTimeout, WriterVeto
 from cowengine.mounts import MountTable
@@ -46,7 +46,7 @@ def watchdog_of(writer: FileSystemWriter) -> int:
     return guard.pid
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> float:
     """How long it took."""
     began = time.monotonic()
     while not condition():
@@ -59,12 +59,12 @@ def test_it_stands_still_from_freeze_to_thaw(any_point: Path, job: MakeJob) -> N
     writer = FileSystemWriter(any_point, ("data",))
     (any_point / "dirty").write_bytes(os.urandom(1 << 20))
     assert writer.prepare_snapshot(job()) == {"filesystem": MountTable().of_path(str(any_point)).type}
-    assert not stands_still(any_point)
+    assert goes_on(any_point)
     writer.freeze(job())
     scribe = Scribe(any_point)
     assert not scribe.done(0.5)
     writer.thaw(job())
-    assert scribe.done(10)
+    assert scribe.done(PATIENCE_SECONDS)
     writer.backup_shutdown(job())
     assert not writer._guards
 
@@ -94,7 +94,7 @@ def test_abort_thaws_any_number_of_times_and_ends_the_watchdog(point: Path, job:
     writer.freeze(job())
     writer.abort(job())
     writer.abort(job())
-    assert not stands_still(point)
+    assert goes_on(point)
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(WriterError, match="not prepared"):
         writer.freeze(job())
@@ -103,13 +103,13 @@ def test_abort_thaws_any_number_of_times_and_ends_the_watchdog(point: Path, job:
 
 def test_the_watchdog_thaws_when_the_time_has_passed(point: Path, job: MakeJob) -> None:
     writer = FileSystemWriter(point)
-    short = job(seconds=2.0)
     writer.prepare_snapshot(job())
+    short = job(seconds=4.0)
     writer.freeze(short)
     scribe = Scribe(point)
     assert not scribe.done(0.5)
-    assert scribe.done(10)
-    assert 1.9 < time.monotonic() - short.deadline + 2.0 < 6
+    assert scribe.done(PATIENCE_SECONDS)
+    assert time.monotonic() > short.deadline - 0.1
     with pytest.raises(WriterError, match="thawed by its watchdog, as the freeze limit had passed"):
         writer.thaw(job())
 
@@ -151,7 +151,7 @@ def test_a_watchdog_that_is_stopped_goes_on_to_thaw(point: Path, job: MakeJob) -
     os.kill(watchdog_of(writer), signal.SIGSTOP)
     with pytest.raises(WriterTimeout, match="hangs"):
         writer.thaw(job(seconds=1.0))
-    assert not stands_still(point)
+    assert goes_on(point)
     writer.abort(job())
 
 
@@ -285,11 +285,11 @@ def test_in_a_job_it_freezes_around_the_set(point: Path, store: Any) -> None:
     writer = FileSystemWriter(point, ("data",), store=store)
     taken = Requestor(store, [writer], Watching(store)).snapshot(["data"])
     assert seen == [True]
-    assert not stands_still(point)
+    assert goes_on(point)
     assert taken.ledger["writer_notes"] == {"filesystem:data": {"filesystem": "ext4"}}
     ledger = Requestor(store, [writer]).rehearse(["data"])
     assert ledger["predicted_freeze_seconds"] > 0
-    assert not stands_still(point)
+    assert goes_on(point)
     fd = os.open(point, os.O_RDONLY)
     fcntl.ioctl(fd, FIFREEZE, 0)  # nobody has left it frozen
     fcntl.ioctl(fd, FITHAW, 0)
@@ -315,12 +315,12 @@ Requestor(store, [writer], Stuck(store), hold_limit=90).snapshot()
 
 
 @pytest.mark.parametrize(
-    ("number", "limit", "thawed_within"),
-    [(signal.SIGKILL, 80.0, 10.0), (signal.SIGSTOP, 3.0, 13.0), (signal.SIGTERM, 80.0, 10.0)],
+    ("number", "limit"),
+    [(signal.SIGKILL, 80.0), (signal.SIGSTOP, 6.0), (signal.SIGTERM, 80.0)],
     ids=["killed", "stopped", "ended"],
 )
 def test_whatever_happens_to_the_coordinator_it_is_thawed(
-    point: Path, tmp_path: Path, number: int, limit: float, thawed_within: float
+    point: Path, tmp_path: Path, number: int, limit: float
 ) -> None:
     command = [sys.executable, "-P", "-c", STUCK, str(tmp_path / "stuck"), str(point), str(limit)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -329,10 +329,10 @@ def test_whatever_happens_to_the_coordinator_it_is_thawed(
         scribe = Scribe(point)
         assert not scribe.done(0.3)
         process.send_signal(number)
-        assert scribe.done(thawed_within)
+        assert scribe.done(PATIENCE_SECONDS)
         process.kill()
     # Nor does it come back: what was stopped finds its freeze gone.
-    assert not stands_still(point)
+    assert goes_on(point)
 
 
 # ---- a device that hangs -------------------------------------------------------------------------------------------
@@ -382,13 +382,13 @@ def test_a_freeze_that_hangs_is_given_up_in_time_and_thawed_when_it_returns(
     began = time.monotonic()
     with pytest.raises(WriterError, match=r"freeze.* hangs"):
         requestor.snapshot()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE_SECONDS
     assert store.snapshot_sets() == []
     os.kill(server, signal.SIGCONT)
     wait_until(lambda: not stands_still(point))
     requestor = Requestor(store, [writer])
     wait_until(lambda: _snapshots(requestor))
-    assert not stands_still(point)
+    assert goes_on(point)
 
 
 def _snapshots(requestor: Requestor) -> bool:

@@ -98,14 +98,14 @@ def test_a_refusal_is_a_veto_and_what_was_begun_is_thawed(folder: Folder, job: M
 def test_a_program_that_hangs_is_killed_with_its_children(folder: Folder, job: MakeJob, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     folder.add("10-stuck", f'[ "$1" = thaw ] && exit\ntrap "" TERM\nsleep 100 & echo $$ $! >"{pids}"\nsleep 100')
-    writer = HookWriter(folder.path, script_limit=2.0)
+    writer = HookWriter(folder.path, script_limit=4.0)
     begin(writer, job())
     began = time.monotonic()
-    with pytest.raises(WriterError, match=r"10-stuck took longer than 2 s and was killed"):
+    with pytest.raises(WriterError, match=r"10-stuck took longer than 4 s and was killed"):
         writer.freeze(job())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert folder.calls() == ["10-stuck freeze", "10-stuck thaw"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(runs(pid) for pid in pids.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -118,9 +118,11 @@ def test_all_together_get_half_of_the_freeze_limit(folder: Folder, job: MakeJob)
     begin(writer, job())
     with pytest.raises(WriterError, match=r"raise freeze_limit|took longer"):
         writer.freeze(job(seconds=7.0))
-    begun = [call for call in folder.calls() if call.endswith("freeze")]
-    assert 1 <= len(begun) < 5
-    assert folder.calls()[len(begun) :] == [call.replace("freeze", "thaw") for call in reversed(begun)]
+    begun = [call.removesuffix(" freeze") for call in folder.calls() if call.endswith(" freeze")]
+    thawed = [call.removesuffix(" thaw") for call in folder.calls()[len(begun) :]][::-1]
+    assert 1 <= len(begun) <= len(thawed) < 5
+    assert thawed[: len(begun)] == begun
+    assert len(thawed) <= len(begun) + 1  # the last may have been killed before it wrote anything
 
 
 def test_a_failed_thaw_is_reported_and_the_others_are_thawed(folder: Folder, job: MakeJob) -> None:
@@ -152,7 +154,7 @@ def test_what_goes_on_in_the_background_is_not_waited_for(folder: Folder, job: M
     begin(writer, job())
     began = time.monotonic()
     writer.freeze(job())
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 90
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, signal.SIGKILL)
     writer.thaw(job())
