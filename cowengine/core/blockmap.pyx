@@ -14,7 +14,7 @@ Invariants (docs/invariants.md has them in full)
 Threads   The caller holds the volume's mutex.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 
 from cowengine.core.radix cimport (
@@ -23,8 +23,57 @@ from cowengine.core.radix cimport (
     slot_of,
 )
 
+cdef extern from * nogil:
+    void prefetch "__builtin_prefetch" (const void *address)
+    int trailing_zeros "__builtin_ctz" (unsigned int bits)
+
 cdef enum:
     RUNS_OF_A_POINTER = 2       # a run pointer is freed as one run, or as two if the reclaim cursor lies in it
+    ENTRY_WORDS = 2             # the second is the birth
+    POINTER_WORDS = 4           # this one's, too
+
+
+cdef inline uint64_t next_young(const uint64_t *births, int stride, uint64_t index, uint64_t end,
+                                uint64_t epoch) noexcept nogil:
+    """The first of some births, `stride` words apart, from `index` on that is after an epoch, or `end`.
+
+    Most are old where little changed: eight are compared without a branch between them.
+    """
+    cdef const uint64_t *eight
+    cdef unsigned int young
+    while index + 8 <= end:
+        eight = births + index * stride
+        young = ((eight[0] > epoch) | (eight[stride] > epoch) << 1
+                 | (eight[2 * stride] > epoch) << 2 | (eight[3 * stride] > epoch) << 3
+                 | (eight[4 * stride] > epoch) << 4 | (eight[5 * stride] > epoch) << 5
+                 | (eight[6 * stride] > epoch) << 6 | (eight[7 * stride] > epoch) << 7)
+        if young != 0:
+            return index + trailing_zeros(young)
+        index += 8
+    while index < end and births[index * stride] <= epoch:
+        index += 1
+    return index
+
+
+cdef int young_children(const node_t *node, uint64_t index, uint64_t end, const walk_t *walk,
+                        uint8_t *young) noexcept nogil:
+    """Which children of a node, from `index` on, a walk must look at; how many.
+
+    All of them before the first is looked at: so this node comes from memory in one go, and their beginnings meanwhile.
+    """
+    cdef bint born = walk.mode == WALK_BORN_AFTER
+    cdef int count = 0
+    while True:
+        if born:
+            index = next_young(&node.words[1], POINTER_WORDS, index, end, walk.epoch)
+        if index >= end:
+            return count
+        if node.children[index] != NULL:
+            prefetch(node.children[index])
+            prefetch(&node.children[index].words[3])    # the next line of 64 bytes
+        young[count] = <uint8_t>index
+        count += 1
+        index += 1
 
 
 cdef inline bint is_looked_for(const entry_t *entry, bint born, uint64_t epoch) noexcept nogil:
@@ -236,7 +285,8 @@ cdef class BlockMap(Tree):
         cdef int status = 0, kind = kind_of(link.pointer.target), level = level_of(link.pointer.target)
         cdef uint64_t index, step, span = <uint64_t>1 << self.span_shift(level)
         cdef uint64_t end = min(base + span, walk.end)
-        cdef pointer_t *pointers
+        cdef uint8_t young[FANOUT]
+        cdef int i, count
         cdef link_t below
         if end <= walk.position:
             return 0
@@ -258,16 +308,16 @@ cdef class BlockMap(Tree):
             return self.walk_leaf(link, base, walk)
         step = span >> FANOUT_SHIFT
         index = (walk.position - base) // step
-        pointers = <pointer_t *>link.node.words
-        while status == 0 and index < FANOUT and base + index * step < walk.end:
-            if walk.mode == WALK_BORN_AFTER and pointers[index].birth <= walk.epoch:    # most are, where little changed
-                walk.position = base + (index + 1) * step
-            else:
-                below = self.child(link, index)
-                status = self.walk(&below, base + index * step, walk)
-                link.node.children[index] = below.node
-            index += 1
-        return status
+        count = young_children(link.node, index, (end - base + step - 1) // step, walk, young)
+        for i in range(count):
+            walk.position = max(walk.position, base + young[i] * step)
+            below = self.child(link, young[i])
+            status = self.walk(&below, base + young[i] * step, walk)
+            link.node.children[young[i]] = below.node
+            if status != 0:
+                return status
+        walk.position = end
+        return 0
 
     cdef int walk_leaf(self, link_t *link, uint64_t base, walk_t *walk) noexcept nogil:
         cdef entry_t *entries = <entry_t *>link.node.words
@@ -275,6 +325,8 @@ cdef class BlockMap(Tree):
         cdef bint born = walk.mode == WALK_BORN_AFTER
         cdef int status
         while block < end:
+            if born:
+                block = base + next_young(&entries[0].birth, ENTRY_WORDS, block - base, end - base, walk.epoch)
             while block < end and not is_looked_for(&entries[block - base], born, walk.epoch):
                 block += 1
             walk.position = first = block

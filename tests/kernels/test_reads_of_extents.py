@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from kernel_path import BLOCK, RUNWAY, Path, pairs
 from scarce_memory import ScarceMemory
@@ -121,6 +123,42 @@ def test_more_extents_than_are_collected_at_once(most: int) -> None:
 def test_a_map_without_anything_young_is_not_walked() -> None:
     made = many()
     assert pairs(made.path.extents(None, 0, 10_000, 9, born_after=1 << 40)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_born_after_an_epoch_is_what_was_changed_since(seed: int) -> None:
+    """Runs and single blocks, written and discarded in several epochs, against a list of all blocks."""
+    blocks, chance = 100_000, random.Random(seed)
+    made = Path(blocks, runway=((1_000, 90_000),))
+    changed, epochs = [0] * blocks, [made.path.map.epoch - 1]
+    for _ in range(4):
+        for _ in range(chance.choice((3, 40, 400))):
+            first = min(chance.randrange(blocks), chance.randrange(blocks))
+            end = min(first + chance.choice((1, 1, 1, 2, 7, 8, 9, 300)), blocks)
+            if chance.random() < 0.3:
+                made.path.discard(first, end)
+            else:
+                made.write(first, end - first)
+            changed[first:end] = [made.path.map.epoch] * (end - first)
+        epochs.append(made.path.map.epoch)
+        snapshot = made.snapshot()
+    for epoch in epochs:
+        for _ in range(20):
+            first, end = sorted(chance.randrange(blocks + 1) for _ in range(2))
+            most = chance.choice((1, 5, blocks))
+            expected = runs([block for block in range(first, end) if changed[block] > epoch])
+            assert pairs(made.path.extents(snapshot, first, end, most, born_after=epoch)) == expected[:most]
+
+
+def runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as (first, count)."""
+    found: list[tuple[int, int]] = []
+    for block in blocks:
+        if found and sum(found[-1]) == block:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((block, 1))
+    return found
 
 
 MADE: list[Path] = []
