@@ -23,7 +23,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cowengine.core.batch cimport BYTES_A_PIECE, Batch, delta_t
-from cowengine.core.blockmap cimport change_t, unshared_t
+from cowengine.core.blockmap cimport change_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.nodewriter cimport NodeWriter
 from cowengine.core.observed cimport observed_add
@@ -33,7 +33,7 @@ from cowengine.core.radix cimport (
 )
 from cowengine.core.readpath cimport ReadPath
 from cowengine.core.roots cimport FLIGHTS_MAX, Head, Root
-from cowengine.core.slotmap cimport SlotMap
+from cowengine.core.slotmap cimport RUNS_AT_ONCE, SlotMap
 from cowengine.core.status cimport check_status
 from cowengine.core.unconfirmed cimport Unconfirmed
 
@@ -664,7 +664,7 @@ cdef class DataPath(ReadPath):
     def account(self, bytes deltas not None, bytes freed not None):
         """Takes a committed record into the free map: what it placed is used, what it freed no longer (SM2).
 
-        The seals of both end (SE3).
+        The seals of both end (SE3). The mutex is given up now and then.
         """
         cdef const char *raw = deltas
         cdef const char *raw_freed = freed
@@ -679,6 +679,9 @@ cdef class DataPath(ReadPath):
                 status = self.use(slot_of(delta.target), delta.count * self.slots_per_block)
         for i in range(len(freed) // sizeof(run_t)):
             run = <const run_t *>raw_freed + i
+            if i > 0 and i % RUNS_AT_ONCE == 0:
+                self.mutex.release()
+                self.mutex.acquire()
             if status == 0:
                 status = self.slots.set_used(run.slot, run.count, False)
             if status == 0:
@@ -731,54 +734,6 @@ cdef class DataPath(ReadPath):
         runs = taken_runs(&self.map.stillborn)
         self.mutex.release()
         return runs
-
-    def reclaim(self, Root dead not None, Root kept, uint64_t before_epoch, uint64_t cursor, uint64_t budget):
-        """One step of giving back what only `dead` holds; `kept` is what stands on it, a snapshot or a head, if any.
-
-        What it frees and the move of the cursor are of one moment with the batch that is taken then (I13). Returns
-        (cursor, whether it is at the end, the batch as `take_batch` gives it, without roots).
-        """
-        cdef unshared_t found
-        cdef int status
-        self.mutex.acquire()
-        status = self.state
-        if status == 0:
-            found.before_epoch, found.position, found.budget = before_epoch, cursor, budget
-            found.end = ~<uint64_t>0
-            found.freed, found.freed_nodes = &self.batch.freed, &self.batch.freed_nodes
-            found.freed_max = self.batch.runs_max(32 * sizeof(run_t))
-            with nogil:
-                status = self.map.unshared(&dead.link, NULL if kept is None else &kept.link, 0, &found)
-            cursor = found.position
-            if isinstance(kept, Head):
-                (<Head>kept).holder.cursor = cursor
-        if status != 0 and status != STATUS_STOPPED:
-            self.mutex.release()
-            check_status(status, self.map)
-        batch = self.take([])
-        self.mutex.release()
-        return cursor, status == 0, batch
-
-    def replay_reclaim(self, Root dead not None, Root kept, uint64_t before_epoch, uint64_t cursor, uint64_t end):
-        """A step of `reclaim` that moved the cursor to `end`, as a record says: its nodes that have no slot yet are
-        noted (RT5). What it freed, the record says.
-        """
-        cdef unshared_t found
-        cdef runs_t freed, freed_nodes
-        cdef int status
-        freed.items, freed.count, freed.room = NULL, 0, 0
-        freed_nodes.items, freed_nodes.count, freed_nodes.room = NULL, 0, 0
-        found.before_epoch, found.position, found.end = before_epoch, cursor, end
-        found.budget = found.freed_max = ~<size_t>0
-        found.freed, found.freed_nodes = &freed, &freed_nodes
-        self.mutex.acquire()
-        with nogil:
-            status = self.map.unshared(&dead.link, NULL if kept is None else &kept.link, 0, &found)
-        self.mutex.release()
-        runs_clear(&freed)
-        runs_clear(&freed_nodes)
-        if status != STATUS_STOPPED:
-            check_status(status, self.map)
 
 
 cdef inline uint64_t numbered(uint64_t birth, Head head) noexcept nogil:

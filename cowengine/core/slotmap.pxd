@@ -6,6 +6,9 @@ from cowengine.core.mutex cimport Mutex
 from cowengine.core.observed cimport observed_t
 from cowengine.core.radix cimport Tree
 
+cdef enum:
+    RUNS_AT_ONCE = 2048     # freed or released while the mutex is held
+
 
 cdef class SlotMap:
     cdef readonly Tree used

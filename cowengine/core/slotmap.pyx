@@ -14,11 +14,12 @@ Threads   Methods for Python take the volume's mutex; the `cdef` ones need it he
 """
 
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from cowengine.core.mutex cimport Mutex
-from cowengine.core.radix cimport STATUS_CORRUPT, STATUS_MEMORY, TREE_FREE_MAP, Tree, node_t
+from cowengine.core.radix cimport STATUS_CORRUPT, STATUS_MEMORY, TREE_FREE_MAP, Tree, node_t, run_t
 from cowengine.core.iotable cimport IOTable
 from cowengine.core.status cimport check_status
 
@@ -89,6 +90,39 @@ cdef bint is_same(const uint64_t *words, node_t *leaf) noexcept nogil:
     if leaf != NULL:
         return memcmp(words, leaf.words, LEAF_WORDS * sizeof(uint64_t)) == 0
     return not any_bit(words, 0, LEAF_SLOTS)
+
+
+cdef int by_slot(const void *one, const void *other) noexcept nogil:
+    cdef uint64_t mine = (<const run_t *>one).slot, its = (<const run_t *>other).slot
+    return (mine > its) - (mine < its)
+
+
+cdef size_t merge(run_t *runs, size_t count) noexcept nogil:
+    """Sorts and merges some runs where they are; how many are left."""
+    cdef size_t i, last = 0
+    if count == 0:
+        return 0
+    for i in range(1, count):
+        if runs[i].slot < runs[i - 1].slot:
+            qsort(runs, count, sizeof(run_t), &by_slot)
+            break
+    for i in range(1, count):
+        if runs[last].slot + runs[last].count == runs[i].slot:
+            runs[last].count += runs[i].count
+        else:
+            last += 1
+            runs[last] = runs[i]
+    return last + 1
+
+
+def merged(bytes packed not None):
+    """The same slots in as few runs as possible, ascending; both as in a record."""
+    cdef bytes result = PyBytes_FromStringAndSize(PyBytes_AS_STRING(packed), len(packed))
+    cdef run_t *runs = <run_t *>PyBytes_AS_STRING(result)
+    cdef size_t count = len(packed) // sizeof(run_t)
+    with nogil:
+        count = merge(runs, count)
+    return result[:count * sizeof(run_t)]
 
 
 cdef class SlotMap:
@@ -304,6 +338,20 @@ cdef class SlotMap:
     def release(self, list runs not None):
         """Gives runs of (slot, count) back to circulation; none of them may be used."""
         self.set_runs(runs, False, False)
+
+    def release_packed(self, bytes packed not None):
+        """`release`, of runs as in a record. The mutex is given up now and then."""
+        cdef const run_t *runs = <const run_t *>PyBytes_AS_STRING(packed)
+        cdef size_t i = 0, stop, count = len(packed) // sizeof(run_t)
+        cdef int status = 0
+        while i < count and status == 0:
+            stop = min(i + RUNS_AT_ONCE, count)
+            self.mutex.acquire()
+            while i < stop and status == 0:
+                status = self.set_busy(runs[i].slot, runs[i].count, False)
+                i += 1
+            self.mutex.release()
+        check_status(status, self.used)
 
     def mark_used(self, list runs not None, bint value=True):
         """Marks runs of (slot, count) as used, or no longer used (they stay busy)."""

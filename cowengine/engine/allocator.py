@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
+from cowengine.core import slotmap
 from cowengine.core.datapath import DataPath
 from cowengine.errors import CorruptionError, NoSpaceError, StorageError
 from cowengine.format import SLOT_BYTES, Region
@@ -34,14 +35,19 @@ PREWRITE_SLOTS = 256
 REFUSED_MAX = 64  # runs without space that are tried before a full file system is believed
 RUNWAY_SLOTS_MAX = 4096  # where many blocks are placed between two commits
 FREQUENT_BLOCKS = 64  # placed since the last commit but one: fewer, and a runway is written with zeros first
-_PAIR = struct.Struct("<QQ")
+PAIR = struct.Struct("<QQ")
 
 Run = tuple[int, int]
 
 
 def runs_of(packed: bytes) -> list[Run]:
     """The (slot, count) pairs of a record's array."""
-    return list(_PAIR.iter_unpack(packed))
+    return list(PAIR.iter_unpack(packed))
+
+
+def packed(runs: Iterable[Run]) -> bytes:
+    """Runs as a record's array."""
+    return b"".join(PAIR.pack(*run) for run in runs)
 
 
 class Allocator:
@@ -63,8 +69,8 @@ class Allocator:
         self._scraps: list[Run] = []  # busy, in front of runways
         self._reserve: list[Run] = []  # busy, written with zeros: for the nodes of a checkpoint on a full file system
         self._reserve_slots = reserve_slots
-        self._unpunched: list[Run] = []  # free, and still take space
-        self.waiting: deque[tuple[int, list[Run], int]] = deque()  # (era, runs, punch from this many slots on)
+        self._unpunched: list[bytes] = []  # runs, packed: free, and still take space
+        self.waiting: deque[tuple[int, bytes, int]] = deque()  # (era, runs, packed; punch from this many slots on)
 
     # -- giving out ---------------------------------------------------------------------------------------------------
     def _pick(self, wanted: int, multiple: int) -> Run:
@@ -282,14 +288,14 @@ class Allocator:
         self._path.slots.release(runs)
 
     # -- coming back --------------------------------------------------------------------------------------------------
-    def retire(self, runs: list[Run], *, punch_all: bool) -> None:
-        """Slots freed by a commit that was acknowledged (I7): they come back when no read can need them.
+    def retire(self, runs: bytes, *, punch_all: bool) -> None:
+        """Slots freed by a commit that was acknowledged (I7), packed: they come back when no read can need them.
 
         With `punch_all` they come back first, and `take_unpunched` tells who punches them then.
         """
         if runs:
             punch_from = 1 if punch_all else PUNCH_SLOTS_MIN
-            self.waiting.append((self._path.turn_era(), merged(runs), punch_from))
+            self.waiting.append((self._path.turn_era(), slotmap.merged(runs), punch_from))
         self.settle(punch_later=punch_all)
 
     def settle(self, *, punch_later: bool = False) -> None:
@@ -298,11 +304,12 @@ class Allocator:
             return
         era = max(self._path.turn_era(), self._path.turn_era())
         while self.waiting and self.waiting[0][0] + 2 <= era:
-            _, runs, punch_from = self.waiting.popleft()
+            _, retired, punch_from = self.waiting.popleft()
             if punch_later:
-                self.give_back(runs)
-                self._unpunched += runs
+                self._path.slots.release_packed(retired)
+                self._unpunched.append(retired)
                 continue
+            runs = runs_of(retired)
             punch_from = 1 if self._tight else punch_from
             for slot, count in runs:
                 if count >= punch_from:
@@ -322,11 +329,11 @@ class Allocator:
                 self._punch(*run)
             self._return(taken)
 
-    def take_unpunched(self, least: int = 1) -> list[Run]:
-        """What came back and still takes space, for `punch_free`, if that are at least so many runs."""
-        if len(self._unpunched) < least:
-            return []
-        runs, self._unpunched = merged(self._unpunched), []
+    def take_unpunched(self, least: int = 1) -> bytes:
+        """What came back and still takes space, packed, if that are at least so many runs: for `punch_free`."""
+        if sum(map(len, self._unpunched)) < least * PAIR.size:
+            return b""
+        runs, self._unpunched = slotmap.merged(b"".join(self._unpunched)), []
         return runs
 
     def _punch_free(self) -> None:

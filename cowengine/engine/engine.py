@@ -406,7 +406,7 @@ class Engine:
             self.path.account(deltas, freed)
             self.superseded += runs_of(freed_nodes)
         allocator.committed()
-        free = self.vouching.acknowledged(runs_of(freed) if freed else [], vouches=vouches)
+        free = self.vouching.acknowledged(freed, vouches=vouches)
         if free or allocator.waiting:
             allocator.retire(free, punch_all=punch_all)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cowengine.core.reclaiming import reclaim, replay_reclaim
+from cowengine.engine.allocator import PAIR
 from cowengine.engine.checkpoint import checkpoint
 from cowengine.errors import CorruptionError, NoSpaceError
 from cowengine.format import LINEAGE_EMPTY, NO_CURSOR, ReclaimedEvent, ReclaimEvent
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
     from cowengine.core.roots import Root
     from cowengine.engine.engine import Engine
 
-LEAVES_A_STEP = 64
-UNPUNCHED_MAX = 1 << 16  # runs of slots, about 100 bytes of memory each
+LEAVES_A_STEP = 64  # under one hold of the mutex, and read from the disk by a step
+PARTS_A_STEP = 8  # times as many leaves, where few have to be read
+RUNS_A_STEP = 1 << 13  # that it frees: 128 KiB of its record
+UNPUNCHED_MAX = 1 << 16  # runs of slots, 16 bytes each
 
 
 def reclaim_step(engine: Engine) -> bool:
@@ -33,12 +37,13 @@ def reclaim_step(engine: Engine) -> bool:
         engine.make_room(for_delete=True)
         lineage = engine.lineage
         if number in lineage.fresh:
+            lineage.root(number).used = True  # what is in memory of it stays there
             _write_first(engine)
             engine.make_room(for_delete=True)
         sides = _sides(engine, number)
         with engine.undivided():
             engine.begin_take()
-            cursor, at_end, batch = engine.path.reclaim(*sides, LEAVES_A_STEP)
+            cursor, at_end, batch = reclaim(engine.path, *sides, LEAVES_A_STEP, PARTS_A_STEP, RUNS_A_STEP)
             event = ReclaimedEvent(number) if at_end else ReclaimEvent(number, cursor)
             engine.commit([event], batch=batch, room_made=True)
             if at_end:
@@ -59,7 +64,7 @@ def punch(engine: Engine, least: int = 1) -> None:
     """
     with engine.lock:
         runs = engine.allocator.take_unpunched(least)
-    for run in runs:
+    for run in PAIR.iter_unpack(runs):
         with engine.lock:
             engine.require_writable()
             engine.allocator.punch_free(*run)
@@ -87,7 +92,7 @@ def replay_step(engine: Engine, number: int, cursor: int) -> None:
     """
     if number in engine.lineage.fresh and not engine.read_only:
         with suppress(CorruptionError):  # damage is told by who needs the node; opening does not
-            engine.path.replay_reclaim(*_sides(engine, number), cursor)
+            replay_reclaim(engine.path, *_sides(engine, number), cursor)
     engine.lineage.move_cursor(number, cursor)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cowengine.core.iotable import IOTable
+from cowengine.engine.allocator import packed
 from cowengine.engine.check import Check, examine
 from cowengine.engine.check_trees import FREE_MAP, NAMES, SEALS
 from cowengine.engine.engine import Engine
@@ -147,5 +148,5 @@ def _round(engine: Engine, check: Check, *, names: bool) -> None:
     freed = set(leaked)
     engine.retired = [run for run in engine.retired if run not in freed]
     engine.checkpoint()  # neither superblock calls them used any more
-    engine.allocator.retire(leaked, punch_all=True)
+    engine.allocator.retire(packed(leaked), punch_all=True)
     punch(engine)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cowengine.core.datapath import DataPath
-from cowengine.engine.allocator import Allocator, Run, runs_of
+from cowengine.engine.allocator import Allocator, runs_of
 from cowengine.format import PAIR_BYTES, SLOT_BYTES, Event, SnapshotEvent
 
 # A record vouches for no more data, and frees no more: to sum up more would cost what the second barrier does, even
@@ -40,7 +40,7 @@ class Vouching:
         self._blocks_max = blocks_max
         self._synced_in_place = 0  # writes in place, counted before the last barrier began
         self._placed_again = 0
-        self._held_back: list[Run] = []  # what the last record freed, if it vouches
+        self._held_back = b""  # what the last record freed, if it vouches: runs as in the record
 
     def blocks_for(self, events: Sequence[Event]) -> int:
         """How many blocks the next record may place and vouch for; 0: its commit takes two barriers."""
@@ -70,11 +70,14 @@ class Vouching:
         """A barrier has returned that began when so many writes in place had ended, at least."""
         self._synced_in_place = in_place
 
-    def acknowledged(self, freed: list[Run], *, vouches: bool) -> list[Run]:
-        """A record is durable. Returns what is free now: what the one before held back, and its own if it does not."""
+    def acknowledged(self, freed: bytes, *, vouches: bool) -> bytes:
+        """A record is durable. Returns what is free now: what the one before held back, and its own if it does not.
+
+        Runs are as in a record.
+        """
         self._path.unconfirmed.acknowledge(vouches)
-        confirmed, self._held_back = self._held_back, freed if vouches else []
-        return confirmed if vouches else [*confirmed, *freed]
+        confirmed, self._held_back = self._held_back, freed if vouches else b""
+        return confirmed if vouches else confirmed + freed
 
     @property
     def must_confirm(self) -> bool:

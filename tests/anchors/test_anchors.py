@@ -356,6 +356,7 @@ def test_what_lies_under_an_anchor_is_reclaimed_against_what_stands_on_it(pair: 
 
 def test_an_anchor_under_reclaim_can_be_deleted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reclaim, "LEAVES_A_STEP", 1)
+    monkeypatch.setattr(reclaim, "PARTS_A_STEP", 1)
     pair.write(0, BLOCKS)
     pair.snapshot("below")
     pair.write(0, 200)

@@ -41,7 +41,7 @@ from cowengine.errors import BusyError, PoisonedError
 PATH = "/disk/volume"
 
 # So that freed slots are reused within a few steps, where normally the file first grows by some megabytes and a reserve
-# takes the first ones; that a reclaim commits behind each leaf; that a few snapshots have an index of many
+# takes the first ones; that a reclaim commits behind two leaves; that a few snapshots have an index of many
 # buckets; and that the table of home regions gets full.
 SMALL = (
     (allocator, "RUNWAY_SLOTS", 2),
@@ -50,6 +50,7 @@ SMALL = (
     (names, "KEPT_FROM", 1),
     (hashindex, "LOAD", 2),
     (reclaim, "LEAVES_A_STEP", 1),
+    (reclaim, "PARTS_A_STEP", 2),
     (homes, "AHEAD", 0),
 )
 

@@ -87,7 +87,7 @@ def half_reclaimed(path: Path, rng: random.Random) -> bytes:
     volume.engine.checkpoint()
     for name in ("s1", "s2"):
         volume.engine.delete(volume.get_snapshot(name).id)
-    with mock.patch.object(reclaim, "LEAVES_A_STEP", 1):
+    with mock.patch.multiple(reclaim, LEAVES_A_STEP=1, PARTS_A_STEP=1):
         reclaim.reclaim_step(volume.engine)
         reclaim.reclaim_step(volume.engine)
     volume.engine.checkpoint()

@@ -7,6 +7,7 @@ from kernel_path import BLOCK, NODES, RUNWAY, Path, pairs
 from scarce_memory import ScarceMemory
 
 from cowengine import format as f
+from cowengine.core.reclaiming import reclaim, replay_reclaim
 from cowengine.errors import CorruptionError, OutOfRangeError, StorageError
 
 LEAF = 256  # blocks of a leaf
@@ -122,11 +123,11 @@ def test_a_reclaim_goes_on_within_a_leaf_and_ends_once() -> None:
     dead = made.snapshot()
     made.write(0, 400, b"y")
     made.commit()
-    cursor, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 1)
+    cursor, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, 0, 1)
     assert (cursor, at_end, pairs(freed)) == (256, False, [(FIRST, 256)])
-    cursor, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, cursor, 64)
+    cursor, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, cursor, 64)
     assert at_end and pairs(freed) == [(FIRST + 256, 144)]
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, cursor, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, cursor, 64)
     assert at_end and not freed
 
 
@@ -137,9 +138,9 @@ def test_a_reclaim_beside_a_full_batch_goes_on_behind_it() -> None:
     made.write(0, 40, b"y")
     for block in range(100, 110, 2):
         made.write(block)
-    cursor, at_end, (deltas, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+    cursor, at_end, (deltas, freed, *_) = reclaim(made.path, dead, made.live, 0, 0, 64)
     assert (cursor, at_end, freed) == (0, False, b"") and deltas
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, cursor, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, cursor, 64)
     assert at_end and pairs(freed) == [(FIRST, 40)]
 
 
@@ -154,17 +155,17 @@ def test_what_nobody_has_below_or_above_goes_whole(blocks: int) -> None:
     mapped = sum(count for _, count in pairs(made.path.extents(first, 0, blocks, 99)))
     cursor, at_end, freed = 0, False, []
     while not at_end:
-        cursor, at_end, (_, runs, *_) = made.path.reclaim(first, None, 0, cursor, 3)
+        cursor, at_end, (_, runs, *_) = reclaim(made.path, first, None, 0, cursor, 3)
         freed += pairs(runs)
     assert sum(count for _, count in freed) == mapped
-    assert made.path.reclaim(first, None, 1, 0, 99)[1:] == (True, made.path.take_batch([]))  # older: somebody has it
+    assert reclaim(made.path, first, None, 1, 0, 99)[1:] == (True, made.path.take_batch([]))  # older: somebody has it
 
 
 def test_beside_a_map_of_holes_all_is_unshared() -> None:
     made = Path()
     made.write(0, 8)
     dead = made.snapshot()
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.path.root_at(f.hole(1).encode()), 0, 0, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.path.root_at(f.hole(1).encode()), 0, 0, 64)
     assert at_end and pairs(freed) == [(FIRST, 8)]
 
 
@@ -180,9 +181,9 @@ def test_what_the_one_that_stands_on_it_shares_stays() -> None:
     made.forget(dead, kept)
     again = made.path.root_at(dead.pointer)  # the same nodes, read twice
     assert made.path.pread(BLOCK, 300 * BLOCK, again) == b"x" * BLOCK
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, again, 0, 0, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, again, 0, 0, 64)
     assert at_end and not freed
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, kept, 0, 0, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, kept, 0, 0, 64)
     assert at_end and pairs(freed) == [(FIRST + 11, 1), (FIRST + 13, 1)]
 
 
@@ -192,7 +193,7 @@ def test_a_replayed_reclaim_stops_where_the_record_says() -> None:
     dead = made.snapshot()
     made.write(0, 400, b"y")
     for before, end in ((0, 100), (100, 256), (256, 300), (300, 1 << 30)):
-        made.path.replay_reclaim(dead, made.live, 0, before, end)
+        replay_reclaim(made.path, dead, made.live, 0, before, end)
     assert made.freed() == []
     assert made.path.place(0, dead) == (FIRST, 256)
 
@@ -216,9 +217,9 @@ def test_a_reclaim_beside_a_head_that_has_grown_by_a_level(how: str) -> None:
     if how == "node":
         made.disk.broken = {top}
         with pytest.raises(StorageError):
-            made.path.reclaim(dead, made.live, 0, 0, 64)
+            reclaim(made.path, dead, made.live, 0, 0, 64)
         made.disk.broken.clear()
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, 0, 64)
     assert at_end and pairs(freed) == expected
 
 
@@ -232,10 +233,10 @@ def test_what_cannot_be_read_is_told_by_a_reclaim_and_read_again() -> None:
         made.forget(dead)
         made.disk.broken = {broken}
         with pytest.raises(StorageError):
-            made.path.reclaim(dead, made.live, 0, 0, 64)
+            reclaim(made.path, dead, made.live, 0, 0, 64)
         assert made.freed() in ([], [(FIRST, 256)])  # of the leaf before
     made.disk.broken.clear()
-    _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+    _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, 0, 64)
     assert at_end and pairs(freed) == [(FIRST, 400)]
 
 
@@ -245,7 +246,7 @@ def test_a_head_that_is_lower_than_what_it_stands_on_is_damage() -> None:
     dead = made.snapshot()
     lower = made.path.root_at(f.hole(0).encode())
     with pytest.raises(CorruptionError):
-        made.path.reclaim(dead, lower, 0, 0, 64)
+        reclaim(made.path, dead, lower, 0, 0, 64)
 
 
 def test_nothing_is_reclaimed_for_want_of_memory_but_what_is_told() -> None:
@@ -262,7 +263,7 @@ def test_nothing_is_reclaimed_for_want_of_memory_but_what_is_told() -> None:
         made.write_nodes(dead)
         with ScarceMemory(("radix",), failures + 1):
             try:
-                _, at_end, (_, freed, *_) = made.path.reclaim(dead, made.live, 0, 0, 64)
+                _, at_end, (_, freed, *_) = reclaim(made.path, dead, made.live, 0, 0, 64)
                 break
             except MemoryError:
                 failures += 1

@@ -12,6 +12,7 @@ from scarce_memory import ScarceMemory
 from cowengine import format as f
 from cowengine.core.compact import move_home
 from cowengine.core.pagedtable import PagedTable
+from cowengine.core.reclaiming import reclaim
 from cowengine.errors import ClosedError, PoisonedError, StorageError
 
 HOME = 50_000
@@ -26,7 +27,7 @@ def displaced(blocks: int = 1024, *, pieces: int = 1) -> Path:
     for piece in range(pieces):
         made.write(8 - 8 // pieces * (piece + 1), 8 // pieces, b"y")
     made.commit()
-    _, at_end, (_, freed, *_) = made.path.reclaim(snapshot, made.live, 0, 0, 99)
+    _, at_end, (_, freed, *_) = reclaim(made.path, snapshot, made.live, 0, 0, 99)
     assert at_end
     made.path.account(b"", freed)
     made.path.slots.release(pairs(freed))

@@ -14,6 +14,7 @@ from scarce_memory import ScarceMemory
 from cowengine import format as f
 from cowengine.core.datapath import DataPath
 from cowengine.core.pagedtable import PagedTable
+from cowengine.core.reclaiming import reclaim
 from cowengine.errors import ClosedError, PoisonedError, StorageError
 
 LEAF = 1 << 15  # slots of a leaf of the free map
@@ -224,7 +225,7 @@ def test_a_poisoned_volume_takes_no_batch_and_publishes_nothing() -> None:
     with pytest.raises(PoisonedError):
         made.path.take_batch([])
     with pytest.raises(PoisonedError):
-        made.path.reclaim(made.live, None, 0, 0, 9)
+        reclaim(made.path, made.live, None, 0, 0, 9)
     made.path.poison()
     made.path.shut()
     made.path.poison()

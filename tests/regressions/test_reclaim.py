@@ -78,11 +78,14 @@ def test_a_flush_that_begins_during_a_step_of_reclaim_is_not_taken_for_done(
         assert crashed.pread(BLOCK, 5 * BLOCK) == b"c" * BLOCK, "flush returned, and the write is lost"
 
 
-def test_nodes_of_a_snapshot_whose_reclaim_began_before_it_was_ever_written_do_not_leak(tmp_path: Path) -> None:
+def test_nodes_of_a_snapshot_whose_reclaim_began_before_it_was_ever_written_do_not_leak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The steps passed nodes that had no slot yet; the checkpoint of the close then gave them slots.
 
     Only the handle knew that nobody needed them, and the next one found them marked as used for ever.
     """
+    monkeypatch.setattr(reclaim, "PARTS_A_STEP", 1)
     path = tmp_path / "v"
     size = 256 * 130 * BLOCK
     with Volume.create(path, size, log_size=1 << 20, background=False) as volume:
@@ -132,6 +135,7 @@ def test_a_crash_within_the_reclaim_of_a_snapshot_that_was_never_written_leaks_n
     wrote them, and nothing gave them back.
     """
     monkeypatch.setattr(reclaim, "LEAVES_A_STEP", 8)
+    monkeypatch.setattr(reclaim, "PARTS_A_STEP", 1)
     table, path = NoNewPages(), tmp_path / "v"
     volume = Volume.create(path, 256 * 130 * BLOCK, log_size=1 << 20, background=False, io=table)
     if child == "none":

@@ -147,6 +147,7 @@ def test_a_delete_frees_all_blocks_and_punches_then(tmp_path: Path, monkeypatch:
     """A punch costs as much as a barrier, and there may be one for each block. They are noted up to a number only."""
     monkeypatch.setattr(reclaim, "UNPUNCHED_MAX", most)
     monkeypatch.setattr(reclaim, "LEAVES_A_STEP", 1)
+    monkeypatch.setattr(reclaim, "PARTS_A_STEP", 1)
     table, left = Punches(), list[int]()
     volume, held = scattered(tmp_path / "v", table)
     table.before = lambda: left.append(reclaim.pending(volume.engine))

@@ -431,7 +431,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.planted:
         PLANTED[arguments.planted]()
-    reclaim.LEAVES_A_STEP = 1  # so that there are deletes in progress, of which so little is done
+    reclaim.LEAVES_A_STEP = reclaim.PARTS_A_STEP = 1  # so that there are deletes in progress, so little done
     tally = work(histories(arguments.seed, arguments.history), arguments.seconds)
     return tell(tally, arguments, "pairs compared")
 

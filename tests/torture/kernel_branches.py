@@ -42,8 +42,8 @@ SITE = ROOT / "build" / "gcov-site"
 OBJECTS = ROOT / "build" / "gcov"
 C_FILES = ROOT / "build" / "release" / "cython" / "cowengine" / "core"
 KERNELS = (
-    "batch", "blockmap", "compact", "datapath", "exclusive", "gather", "radix", "readpath", "roots", "slotmap",
-    "survey", "unconfirmed",
+    "batch", "blockmap", "compact", "datapath", "exclusive", "gather", "radix", "readpath", "reclaiming", "roots",
+    "slotmap", "survey", "unconfirmed",
 )  # fmt: skip
 TESTS = (
     "tests/compaction/test_compaction.py",

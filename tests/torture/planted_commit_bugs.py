@@ -143,8 +143,8 @@ def reuse_before_confirmed(plant: Plant) -> None:
     @plant.method(Vouching, "acknowledged")
     def acknowledged(original: Any, self: Vouching, freed: Any, *, vouches: bool) -> Any:
         back = original(self, freed, vouches=vouches)
-        self._held_back = []
-        return [*back, *freed] if vouches else back
+        self._held_back = b""
+        return back + freed if vouches else back
 
 
 @bug("I50", CONFIRMED, "a snapshot takes one barrier although a block was written in place that it freezes")
@@ -172,7 +172,7 @@ def one_check_left_out(plant: Plant) -> None:
 def checkpoint_confirms(plant: Plant) -> None:
     @plant.function(checkpoint, "_recycle")
     def recycle(original: Any, engine: Engine) -> None:
-        engine.allocator.retire(engine.vouching.acknowledged([], vouches=False), punch_all=False)
+        engine.allocator.retire(engine.vouching.acknowledged(b"", vouches=False), punch_all=False)
         original(engine)
 
 

@@ -15,7 +15,7 @@ from planting import Plant, bug
 from cowengine.core.checksum import xxh64
 from cowengine.core.datapath import DataPath
 from cowengine.engine import checkpoint, flatten, intent, setcommit
-from cowengine.engine.allocator import Allocator
+from cowengine.engine.allocator import Allocator, runs_of
 from cowengine.engine.engine import Engine
 from cowengine.engine.locks import FileLocks
 from cowengine.engine.setcommit import Prepared
@@ -167,9 +167,9 @@ def slot_comes_back_under_a_read(plant: Plant) -> None:
     def settle(original: Any, self: Allocator, *, punch_later: bool = False) -> None:
         while self.waiting:
             _, runs, _ = self.waiting.popleft()
-            for run in runs:
+            for run in runs_of(runs):
                 self._punch(*run)
-            self.give_back(runs)
+            self.give_back(runs_of(runs))
 
 
 @bug("I4", Beside("flush_beside_flush"), "a flush counts on a commit that began before it was asked for")
