@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -191,6 +192,7 @@ class _Client:
         self._server = server
         self._socket = connection
         self._lines = Lines(connection, server.long_lines)
+        self._later: deque[bytes] = deque()  # requests that came while one ran
         self._cancelled = False
 
     def finish(self) -> None:
@@ -307,6 +309,8 @@ class _Client:
 
     def _next_line(self, seconds: float | None) -> bytes | None:
         """A line, waited for: so many seconds for it to begin, or for ever."""
+        if self._later:
+            return self._later.popleft()
         return self._lines.next(begin_seconds=seconds, end_seconds=LINE_SECONDS)
 
     def _tell(self, number: object, report: Message) -> None:
@@ -316,15 +320,17 @@ class _Client:
         """Whether the call that runs shall end early: the client says so or is gone, or the server stops."""
         self._socket.settimeout(0.0)
         try:
-            while not self._cancelled:
+            while not self._cancelled and sum(map(len, self._later)) < protocol.READ_BYTES:
                 line = self._lines.take()
                 if line is None:
                     if self._lines.full:
                         break
                     if not self._lines.receive():
                         return True
-                elif protocol.decode(line).get("method") == "cancel":
+                elif _is_cancel(line):
                     self._cancelled = True
+                else:
+                    self._later.append(line)
         except BlockingIOError:
             pass
         except (OSError, CowEngineError):
@@ -347,6 +353,13 @@ HELLO: Final = methods.Method(
     False,
     _Client._welcome,
 )
+
+
+def _is_cancel(line: bytes) -> bool:
+    try:
+        return protocol.decode(line).get("method") == "cancel"
+    except ProtocolError:
+        return False  # said in its turn
 
 
 def _stopping() -> BusyError:

@@ -253,6 +253,30 @@ def _wait(condition: Any) -> None:
         time.sleep(0.01)
 
 
+def test_requests_that_come_while_one_runs_are_answered_in_their_turn(server: ControlServer) -> None:
+    volume = server.store.create_volume("a", 4 * MIB)
+    volume.pwrite(os.urandom(4 * MIB), 0)
+    volume.snapshot("one")
+    volume.close()
+    with raw(server) as client:
+        about = {"volume": {"name": "a"}, "rate": MIB, "progress": True}
+        lines = [
+            json.dumps({"jsonrpc": "2.0", "id": 1, "method": "volume.verify", "params": about}).encode(),
+            b'{"jsonrpc":"2.0","id":2,"method":"store.volumes"}',
+            b'{"jsonrpc":"2.0","id":3}',
+            b'{"jsonrpc":"2.0","id":4,"method":"store.volumes"}',
+        ]
+        client.send(b"\n".join(lines))
+        answers = []
+        while len(answers) < 4:
+            message = client.receive()
+            if message.get("method") != "progress":
+                answers.append(message)
+        assert answers[0]["result"]["counts"]["blocks"] == 1024  # to its end
+        assert [answer["id"] for answer in answers] == [1, 2, None, 4]
+        assert answers[1]["result"] == answers[3]["result"] == ["a"]
+
+
 def test_a_client_for_whom_there_is_no_thread_is_turned_away(
     server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
