@@ -1,7 +1,8 @@
 """The bytes of a live volume that another process serves: over its NBD socket, or in messages where that cannot be.
 
 A read or write that the NBD server refuses, or cannot answer any more, is done once more in messages, which name what
-is wrong as the volume itself does. To do it twice does no harm.
+is wrong as the volume itself does. It is waited for as long as it takes, as with a disk: one that was given up and done
+once more could still be carried out later, over what was written since.
 
 Threads   Any.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ANSWER_SECONDS: Final = 60.0
+HANDSHAKE_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 1.0
 OFFSET_MAX: Final = 1 << 48
 
@@ -73,7 +74,7 @@ class LiveBytes:
             if self._client is None and time.monotonic() >= self._not_before and self._path is not None:
                 from cowengine.nbd.client import Client as NbdClient
 
-                self._client = NbdClient(self._path, self._export, timeout=ANSWER_SECONDS)
+                self._client = NbdClient(self._path, self._export, handshake_seconds=HANDSHAKE_SECONDS)
             return self._client
 
     def close(self) -> None:

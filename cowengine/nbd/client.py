@@ -62,11 +62,14 @@ class Client(Closing):
     def __init__(
         self, where: str | os.PathLike[str] | socket.socket, export: str = "", contexts: Sequence[str] = (), *,
         replies: Replies = Replies.STRUCTURED, timeout: float | None = None,
+        handshake_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """`where`: the path of a Unix socket, or a connected socket, which is the client's from now on.
 
-        `timeout`: seconds to wait for the server each time, unless told for ever. Raises NotFoundError (no server, or
-        no such export), BusyError (no client is taken now), FormatError (no NBD server), StorageError.
+        `timeout`: seconds to wait for the server each time, unless told for ever; `handshake_seconds` the same before
+        the first request, unless told as `timeout`. A request that was not waited for may still be carried out later.
+        Raises NotFoundError (no server, or no such export), BusyError (no client is taken now), FormatError (no NBD
+        server), StorageError.
         """
         self._lock = threading.Lock()
         self._cookie = 0
@@ -81,8 +84,9 @@ class Client(Closing):
         self.closed = False
         self._sock = where if isinstance(where, socket.socket) else connect_unix(where)
         try:
-            self._sock.settimeout(timeout)
+            self._sock.settimeout(timeout if handshake_seconds is None else handshake_seconds)
             self._negotiate(contexts)
+            self._sock.settimeout(timeout)
         except BaseException:
             self._shut()
             raise

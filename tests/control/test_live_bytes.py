@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import cowengine
 from cowengine import connect
+from cowengine.control import live
+from cowengine.control.live import LiveBytes
+from cowengine.control.sockets import nbd_path
 from cowengine.nbd.exports import Exports
+from cowengine.nbd.sockets import connect_unix, listen_unix
 
 MIB = 1 << 20
 
@@ -93,3 +101,55 @@ def test_block_devices_of_a_served_store(folder: str, tmp_path: Path, exports: E
         ).stdout
         assert 'export="a"' in listed
         assert 'export="a@one"' in listed
+
+
+@contextmanager
+def relay(path: str, to: str) -> Iterator[threading.Event]:
+    """A socket whose one client reaches the server at another one; the server's answers wait for the event."""
+    flows = threading.Event()
+    flows.set()
+    with listen_unix(path) as listener:
+
+        def pass_on(source: socket.socket, target: socket.socket, gate: threading.Event | None) -> None:
+            while data := source.recv(65536):
+                if gate is not None:
+                    gate.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+        def carry() -> None:
+            client, _ = listener.accept()
+            with client, connect_unix(to) as server:
+                back = threading.Thread(target=pass_on, args=(server, client, flows))
+                back.start()
+                pass_on(client, server, None)
+                back.join()
+
+        carrying = threading.Thread(target=carry)
+        carrying.start()
+        yield flows
+        carrying.join()
+
+
+def test_a_slow_answer_is_waited_for_and_nothing_is_done_twice(
+    exports: Exports, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given up could be carried out later, over what was written since."""
+    monkeypatch.setattr(live, "HANDSHAKE_SECONDS", 0.5)
+    calls: list[str] = []
+    with (
+        connect(folder) as store, store.create_volume("a", MIB) as volume,
+        relay(str(tmp_path / "relay"), nbd_path(folder)) as flows,
+    ):  # fmt: skip
+        slow = LiveBytes(lambda method, **_: calls.append(method), str(tmp_path / "relay"), "a", read_only=False)
+        slow.write(memoryview(b"first"), 0)
+        flows.clear()
+        writing = threading.Thread(target=slow.write, args=(memoryview(b"second"), 0))
+        writing.start()
+        time.sleep(1.5)
+        assert writing.is_alive()
+        flows.set()
+        writing.join()
+        assert volume.pread(6, 0) == b"second"
+        slow.close()
+    assert calls == []
