@@ -287,7 +287,7 @@ def test_after_close_every_call_says_closed(tmp_path: Path) -> None:
 def public(tmp_path: Path) -> Iterator[Path]:
     """A directory that any user may enter."""
     for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and path.name.startswith(("pytest-", "test_")):
+        if path.owner() == "root" and path.name.startswith(("pytest", "test_")):
             path.chmod(0o755)
     folder = tmp_path / "public"
     folder.mkdir(mode=0o755)

@@ -124,7 +124,9 @@ VARYING = [
     (re.compile(r"@#\d+"), "@#ID"),
     # A head or snapshot that is salvaged from an open volume is known by its id.
     (re.compile(r"(head|snapshot) ('\w+'|\d+) as of"), r"\1 NAME as of"),
-    (re.compile(r"(stream_bytes) +\d+"), r"\1"),  # compressed, with names and ids that differ
+    # Compressed, with names and ids that differ.
+    (re.compile(r"(stream_bytes) +\d+"), r"\1"),
+    (re.compile(r"[\d.]+ [KM]?i?B written"), "SIZE written"),
 ]
 # What is counted for each opening of a volume, and so differs where it stays open: its statistics, epochs, log.
 COUNTED = re.compile(
