@@ -30,7 +30,7 @@ from cowengine.mounts import all_mounts
 
 SOCKET_PATH_MAX: Final = 107
 LET_GO_SECONDS: Final = 10.0  # for the kernel to close what nobody uses any more
-PASSING_SECONDS: Final = 1.0  # for programs that look at every device there is
+PASSING_SECONDS: Final = 3.0  # for programs that look at every device there is
 
 
 class Chain:

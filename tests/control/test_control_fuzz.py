@@ -107,4 +107,4 @@ def test_bytes_of_any_kind(served: ControlServer, made: tuple[str, dict[str, Any
     assert all("error" in answer or "result" in answer for answer in answers)
     assert not any(answer.get("error", {}).get("code") == -32603 for answer in answers), answers
     with connect(served.store.path) as store:
-        assert set(store.volumes()) >= set()
+        store.volumes()  # it is there for others

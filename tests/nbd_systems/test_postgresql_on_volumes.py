@@ -63,7 +63,7 @@ class Site:
             mounts = {volume: str(point) for volume, point in self.points.items()}
             writers = [PostgreSQLWriter(self.server.conninfo, mounts)]
             freezing = [FileSystemWriter(point, (volume,), store=store) for volume, point in mounts.items()]
-            taken = Requestor(store, [*writers, *freezing], freeze_limit=30.0).snapshot(list(VOLUMES), name)
+            taken = Requestor(store, [*writers, *freezing], freeze_limit=120.0).snapshot(list(VOLUMES), name)
             ledger = taken.ledger
             notes = ledger["writer_notes"]["postgresql"]
             assert (notes["mode"], notes["verified_volumes"]) == ("atomic", list(VOLUMES))
@@ -132,7 +132,7 @@ class Clients:
     def wait_for_more(self) -> None:
         """Until each of them has committed some more."""
         wanted = [number + 5 for number in self.acknowledged]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while any(number < least for number, least in zip(self.acknowledged, wanted, strict=True)):
             assert time.monotonic() < deadline, f"{self.acknowledged} of {wanted}"
             time.sleep(0.02)
