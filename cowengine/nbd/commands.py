@@ -74,7 +74,9 @@ class ExportCommands:
 
     def block_status(self, flags: int, offset: int, length: int) -> list[bytes] | int:
         """The payload of each selected context, or an Errno."""
-        states_max = 1 if flags & CommandFlag.REQ_ONE else protocol.DESCRIPTORS_MAX
+        states_max = min(protocol.DESCRIPTORS_MAX, protocol.REPLY_DESCRIPTORS_MAX // max(1, len(self._contexts)))
+        if flags & CommandFlag.REQ_ONE:
+            states_max = 1
         payloads: list[bytes] = []
 
         def ask() -> None:

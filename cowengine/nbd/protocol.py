@@ -184,3 +184,4 @@ QUERIES_MAX = 64  # of one option
 CONTEXTS_MAX = 32  # selected by one connection
 LISTED_MAX = 10_000  # exports or contexts that a list has
 DESCRIPTORS_MAX = 8192  # of one context in one reply
+REPLY_DESCRIPTORS_MAX = 32768  # of all contexts in one reply

@@ -121,6 +121,20 @@ def test_an_answer_ends_where_it_would_be_too_long(tmp_path, serve, sock):
             assert rows == [(block * 4096, 0) for block in range(0, 20_000, 2)]
 
 
+def test_many_contexts_share_a_reply(tmp_path, serve, sock):
+    """So that a client which asks and does not read takes no more memory."""
+    with Volume.create(tmp_path / "many.cow", 64 * MIB) as volume:
+        names = [volume.snapshot(f"s{number}").name for number in range(32)]
+        for block in range(0, 8192, 2):
+            volume.pwrite(b"x", block * 4096)
+        serve(volume)
+        with Client(sock, "", [f"qemu:dirty-bitmap:{name}" for name in names]) as client:
+            told = client.block_status(0, volume.size)
+            assert len(told) == 32
+            for states in told.values():
+                assert states == [(4096, (at + 1) % 2) for at in range(1024)]
+
+
 def test_status_of_more_than_four_gigabytes_at_once(tmp_path, serve, sock):
     with Volume.create(tmp_path / "wide.cow", 1 << 40) as volume:
         volume.pwrite(b"x", 1 << 39)
