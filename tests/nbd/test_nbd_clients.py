@@ -284,6 +284,46 @@ def test_a_volume_of_a_store_is_served_by_its_name(store, tmp_path):
         assert json.loads(run("nbdinfo", "--json", uris[0]))["exports"][0]["export-name"] == "disk@one"
 
 
+REFUSED = """
+import errno, sys, nbd
+handle = nbd.NBD()
+handle.set_strict_mode(0)  # what is wrong is sent nevertheless
+try:
+    handle.connect_uri(sys.argv[1] % "none")
+except nbd.Error as error:
+    print("unknown:", "has no export named 'none'" in error.string)
+def refused(handle, call, *arguments):
+    try:
+        getattr(handle, call)(*arguments)
+        print(call, "was done")
+    except nbd.Error as error:
+        print(call, error.errno)
+for name in ("disk", "disk%40one"):
+    handle = nbd.NBD()
+    handle.set_strict_mode(0)
+    handle.connect_uri(sys.argv[1] % name)
+    size = handle.get_size()
+    refused(handle, "pwrite", b"x" * 512, size - 511 if name == "disk" else 0)
+    refused(handle, "trim", 1024, size - 512)
+    refused(handle, "zero", 1024, size - 512)
+    refused(handle, "pread", 1024, size - 512)
+    print(len(handle.pread(511, 1)))  # misaligned, and as good as any
+    handle.shutdown()
+"""
+
+
+@pytest.mark.needs("/usr/bin/python3", "nbdsh")
+def test_libnbd_is_told_what_may_not_be(store, serve, uri):
+    serve(store)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    said = run("/usr/bin/python3", "-c", REFUSED, uri("%s"), env=environment)
+    assert said.splitlines() == [
+        "unknown: True",
+        "pwrite ENOSPC", "trim EINVAL", "zero ENOSPC", "pread EINVAL", "511",
+        "pwrite EPERM", "trim EPERM", "zero EPERM", "pread EINVAL", "511",
+    ]  # fmt: skip
+
+
 @pytest.mark.needs("/usr/bin/python3", "nbdsh")  # which comes with the binding
 def test_the_python_binding_of_libnbd(volume, serve, uri):
     serve(volume)
