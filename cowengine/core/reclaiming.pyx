@@ -27,7 +27,6 @@ def reclaim(
     cdef Head head = kept if isinstance(kept, Head) else None
     cdef bint is_kept = kept is not None, is_head = head is not None
     cdef size_t nodes
-    cdef uint64_t before
     cdef int status
     found.before_epoch, found.position, found.end = before_epoch, cursor, ~<uint64_t>0
     found.freed, found.freed_nodes = &path.batch.freed, &path.batch.freed_nodes
@@ -36,13 +35,13 @@ def reclaim(
         nodes, runs = path.map.node_count, runs + path.batch.freed.count
         status = path.state
         while status == 0:
-            before, found.budget = found.position, budget
+            found.budget = budget
             found.freed_max = min(runs, path.batch.runs_max(32 * sizeof(run_t)))
             status = path.map.unshared(&dead.link, &kept.link if is_kept else NULL, 0, &found)
             if is_head:
                 head.holder.cursor = found.position
             parts -= 1
-            if status != STATUS_STOPPED or parts == 0 or found.position == before or (
+            if status != STATUS_STOPPED or parts == 0 or (
                     path.batch.freed.count >= found.freed_max or path.map.node_count > nodes + 2 * budget):
                 break
             path.mutex.release()    # what is written meanwhile goes into the same batch

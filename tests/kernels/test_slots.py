@@ -112,7 +112,7 @@ CALLS: dict[str, Callable[[SlotMap], object]] = {
     "count_busy": lambda slots: slots.count_busy(0, 2 * LEAF),
     "mark_busy": lambda slots: slots.mark_busy(*ACROSS),
     "release": lambda slots: slots.release([(LEAF, 1)]),
-    "release_packed": lambda slots: slots.release_packed(struct.pack("<2Q", LEAF, 1)),
+    "release_packed": lambda slots: slots.release_packed(struct.pack("<4Q", LEAF, 1, LEAF, 1)),
     "mark_used": lambda slots: slots.mark_used([(9, 1), ACROSS]),
     "mark_unused": lambda slots: slots.mark_used([(LEAF, 1), (3, 1)], False),
     "used_slots": lambda slots: slots.used_slots([(0, 9), ACROSS]),
