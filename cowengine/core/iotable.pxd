@@ -7,7 +7,7 @@ from posix.uio cimport iovec
 cdef enum:
     STATUS_SHORT = -9       # the file ends before what was to be read
     STATUS_WAIT = -13       # it could not be had without waiting for the disk
-    PASSED_BYTES_MAX = 8192
+    PASSED_BYTES_MAX = 4096
 
 
 cdef class IOTable:

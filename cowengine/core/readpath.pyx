@@ -49,9 +49,19 @@ cdef inline uint64_t place_of(const extent_read_t *extent) noexcept nogil:
     return extent.slot * NODE_BYTES + extent.skip
 
 
+cdef inline int next_near(const extent_read_t *extents, int count, int at, uint64_t end, uint64_t room) noexcept nogil:
+    """The next extent behind `at` that lies near the byte `end` of the file, or `count`."""
+    cdef int i
+    for i in range(at + 1, min(count, at + 1 + JOINED_AHEAD)):
+        if (place_of(&extents[i]) - end <= PASSED_BYTES_MAX     # unsigned: not what lies before, either
+                and extents[i].slot != 0 and not extents[i].there and extents[i].length <= room):
+            return i
+    return count
+
+
 cdef bint fetch_near(ReadPath path, extent_read_t *extents, int count, uint64_t room, char *data,
                      bint cached) noexcept nogil:
-    """Reads the first extent and what lies behind it in the file by one call, if there is anything near.
+    """Reads the first extent and what lies behind it in the file by one call; something is near.
 
     A few blocks that moved since they were written in a row would else cost a call for each run between them. Small
     gaps are passed over: they may be free, or be written at this time. Nothing of them reaches the buffer, and what
@@ -60,31 +70,26 @@ cdef bint fetch_near(ReadPath path, extent_read_t *extents, int count, uint64_t 
     cdef iovec parts[2 * JOINED_MAX]
     cdef int members[JOINED_MAX]
     cdef uint64_t begin = place_of(extents), end = begin, place
-    cdef int i, joined = 0, count_of_parts = 0
-    for i in range(count):
-        place = place_of(&extents[i])
-        if (extents[i].slot != 0 and not extents[i].there and extents[i].length <= room
-                and end <= place <= end + PASSED_BYTES_MAX):
-            if place > end:
-                parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = NULL, place - end
-                count_of_parts += 1
-            parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = data, extents[i].length
+    cdef int at = 0, near = 0, joined = 0, count_of_parts = 0
+    while near < count and joined < JOINED_MAX:
+        while at < near:
+            data += extents[at].length
+            at += 1
+        place = place_of(&extents[at])
+        if place > end:
+            parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = NULL, place - end
             count_of_parts += 1
-            members[joined] = i
-            joined += 1
-            end = place + extents[i].length
-            room -= extents[i].length
-        elif joined == 0 or i - members[joined - 1] == JOINED_AHEAD:
-            break
-        if joined == JOINED_MAX:
-            break
-        data += extents[i].length
-    if joined < 2:
-        return True
+        parts[count_of_parts].iov_base, parts[count_of_parts].iov_len = data, extents[at].length
+        count_of_parts += 1
+        members[joined] = at
+        joined += 1
+        end = place + extents[at].length
+        room -= extents[at].length
+        near = next_near(extents, count, at, end, room)
     if path.io.read_parts_at(path.fd, parts, count_of_parts, begin, cached) != 0:
         return False
-    for i in range(joined):
-        extents[members[i]].there = True
+    for at in range(joined):
+        extents[members[at]].there = True
     return True
 
 
@@ -117,7 +122,8 @@ cdef int fetch(ReadPath path, extent_read_t *extents, int count, const uint32_t 
     cdef int i, status
     for i in range(count):
         extent = &extents[i]
-        if joining and extent.slot != 0 and not extent.there:
+        if (joining and extent.slot != 0 and not extent.there and extent.length <= room and count - i > next_near(
+                extent, count - i, 0, place_of(extent) + extent.length, room - extent.length)):
             joining = fetch_near(path, extent, count - i, room, data, cached)
         status = fetch_one(path, extent, seals, data, cached)
         if status != 0:
