@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from cowengine.errors import NotFoundError, StorageError
@@ -31,6 +31,7 @@ PACKAGES: Final = {
 PATIENCE_SECONDS: Final = 60.0
 SAID_MAX: Final = 2000
 POLL_SECONDS: Final = 0.01
+_BEGIN: Final = 'read -r _; echo $$ >"$0" && exec "$@" </dev/null'
 NUMBER_SECONDS: Final = 10.0  # within which a file that was made has its number in it
 
 
@@ -67,11 +68,16 @@ class Program:
     def start(self, words: Sequence[str]) -> None:
         """In a session of its own, so that no Ctrl-C reaches it; one of the words must have the record's folder."""
         assert any(self.record.folder in word for word in words)
-        with typed(self.record.folder), open(self._output, "ab") as output:
-            # noclobber: the shell makes the file itself or becomes nothing (`forbid`)
+        with typed(self.record.folder), ExitStack() as stack:
+            output = stack.enter_context(open(self._output, "ab"))
+            reading, writing = os.pipe()
+            stack.callback(os.close, writing)
+            stack.callback(os.close, reading)
+            # noclobber: the shell makes the file itself or becomes nothing (`forbid`). It waits for the end of its
+            # input, when whoever forked it is gone: nbdkit's plugins may ask for SIGTERM at the death of a parent.
             done = subprocess.run(
-                ["setsid", "--fork", "sh", "-C", "-c", 'echo $$ >"$0" && exec "$@"', self._number_file, *words],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, cwd="/",
+                ["setsid", "--fork", "sh", "-C", "-c", _BEGIN, self._number_file, *words],
+                stdin=reading, stdout=output, stderr=output, check=False, cwd="/",
             )  # fmt: skip
         if done.returncode:
             raise StorageError(f"{words[0]} could not be started: {self.said()}")
