@@ -74,7 +74,7 @@ class Program:
             stack.callback(os.close, writing)
             stack.callback(os.close, reading)
             # noclobber: the shell makes the file itself or becomes nothing (`forbid`). It waits for the end of its
-            # input, when whoever forked it is gone: nbdkit's plugins may ask for SIGTERM at the death of a parent.
+            # input, when whoever forked it is gone: nbdkit asks for SIGTERM at the death of its parent.
             done = subprocess.run(
                 ["setsid", "--fork", "sh", "-C", "-c", _BEGIN, self._number_file, *words],
                 stdin=reading, stdout=output, stderr=output, check=False, cwd="/",

@@ -22,7 +22,7 @@ sleep 0.5
 
 @pytest.mark.needs("setpriv")
 def test_the_end_of_whoever_began_it_ends_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin of nbdkit asks for SIGTERM at the death of its parent; here setpriv does."""
+    """nbdkit asks for SIGTERM at the death of its parent; here setpriv does."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "setsid").write_text(SLOW)
